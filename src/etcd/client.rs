@@ -1,0 +1,356 @@
+//! Calls to a cluster: one endpoint at a time, the next when it fails, a deadline on everything.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::config::Config;
+use super::connection::{ConnectError, Connection};
+use super::convert;
+use super::endpoint::Endpoint;
+use super::error::{EtcdError, Refusal, Verdict, classify, describe};
+use super::kv::{Range, RangeReply, Txn, TxnReply};
+use super::watch::{WatchHub, WatchReceiver, WatchSpec};
+
+/// How long one attempt may take before the next endpoint is asked; doubled for each attempt that
+/// timed out, so that a slow cluster is not asked for ever. etcd's own limit is 5 s and two elections.
+const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// What may be done when the answer to a request was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Send it again: the request takes effect once however often it is applied.
+    Safely,
+    /// Report [`EtcdError::Ambiguous`]: the caller finds out.
+    Never,
+}
+
+/// A connection to a cluster. Clones share it.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    watches: WatchHub,
+}
+
+struct Shared {
+    config: Config,
+    state: Mutex<State>,
+    /// Held while connecting, so that calls that need a connection share one.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    current: Option<Arc<Connection>>,
+    next_endpoint: usize,
+    closed: bool,
+}
+
+impl Client {
+    /// Does no I/O: the first call connects.
+    pub fn new(config: Config) -> Self {
+        // Clients of one cluster spread over its members.
+        let next_endpoint = rand::random_range(0..config.endpoints.len().max(1));
+        let state = State { current: None, next_endpoint, closed: false };
+        let shared = Arc::new(Shared {
+            config,
+            state: Mutex::new(state),
+            connecting: tokio::sync::Mutex::new(()),
+        });
+        Self { watches: WatchHub::default(), shared }
+    }
+
+    /// The same connection without a part in its watches: for the task that serves them, which ends
+    /// when the last client that can watch is gone.
+    pub(super) fn without_watches(&self) -> Self {
+        Self { watches: WatchHub::default(), shared: self.shared.clone() }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    pub fn deadline_after(&self, timeout: Option<Duration>) -> Instant {
+        Instant::now() + timeout.unwrap_or(self.shared.config.request_timeout)
+    }
+
+    pub async fn txn(
+        &self,
+        txn: &Txn,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<TxnReply, EtcdError> {
+        let repeat = if txn.is_read_only() { Repeat::Safely } else { repeat };
+        self.call(repeat, deadline, |connection| async move {
+            let response = connection.kv().txn(convert::txn(txn)).await?;
+            Ok(convert::txn_reply(&response))
+        })
+        .await
+    }
+
+    /// Answers with the revision the range was read at.
+    pub async fn range(
+        &self,
+        range: &Range,
+        deadline: Instant,
+    ) -> Result<(i64, RangeReply), EtcdError> {
+        self.call(Repeat::Safely, deadline, |connection| async move {
+            let options = convert::range_options(range);
+            let response = connection.kv().get(range.key.clone(), Some(options)).await?;
+            let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            Ok((revision, convert::range_reply(response)))
+        })
+        .await
+    }
+
+    /// Grants a lease under an id of the caller's choice, so that a repeated request is recognised.
+    /// A lease that is there already under this id is taken as granted.
+    pub async fn grant(&self, id: i64, ttl: Duration, deadline: Instant) -> Result<(), EtcdError> {
+        let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+        let granted = self
+            .call(Repeat::Safely, deadline, |connection| async move {
+                let options = etcd_client::LeaseGrantOptions::new().with_id(id);
+                connection.lease().grant(ttl_s, Some(options)).await.map(drop)
+            })
+            .await;
+        match granted {
+            Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A lease that is not there counts as revoked.
+    pub async fn revoke(&self, id: i64, deadline: Instant) -> Result<(), EtcdError> {
+        let revoked = self
+            .call(Repeat::Safely, deadline, |connection| async move {
+                connection.lease().revoke(id).await.map(drop)
+            })
+            .await;
+        match revoked {
+            Err(EtcdError::Refused { kind: Refusal::LeaseNotFound, .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The remaining and the granted time of a lease; `None` when etcd does not have it.
+    pub async fn time_to_live(
+        &self,
+        id: i64,
+        deadline: Instant,
+    ) -> Result<Option<(Duration, Duration)>, EtcdError> {
+        let (ttl, granted) = self
+            .call(Repeat::Safely, deadline, |connection| async move {
+                let response = connection.lease().time_to_live(id, None).await?;
+                Ok((response.ttl(), response.granted_ttl()))
+            })
+            .await?;
+        let Ok(ttl_s) = u64::try_from(ttl) else { return Ok(None) };
+        let granted = Duration::from_secs(u64::try_from(granted).unwrap_or(0));
+        Ok(Some((Duration::from_secs(ttl_s), granted)))
+    }
+
+    /// Renews a lease once; `false` when it is gone.
+    pub async fn renew_once(&self, id: i64, deadline: Instant) -> Result<bool, EtcdError> {
+        self.call(Repeat::Safely, deadline, |connection| async move {
+            match connection.lease().keep_alive(id).await {
+                // etcd-client reports a lease that is gone by this text only.
+                Err(etcd_client::Error::LeaseKeepAliveError(text)) if text == "lease not found" => {
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+                Ok(_) => Ok(true),
+            }
+        })
+        .await
+    }
+
+    pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
+        self.call(Repeat::Safely, deadline, |connection| async move {
+            Ok(connection.client().status().await?.version().to_string())
+        })
+        .await
+    }
+
+    pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
+        self.call(Repeat::Safely, deadline, |connection| async move {
+            let response = connection.client().member_list().await?;
+            let urls = response.members().iter().flat_map(|member| member.client_urls().to_vec());
+            Ok(urls.collect())
+        })
+        .await
+    }
+
+    /// Opens a watch that outlives its connection; dropping the receiver ends it.
+    pub fn watch(&self, spec: WatchSpec) -> WatchReceiver {
+        self.watches.add(self, spec)
+    }
+
+    /// Ends the connection. Calls under way and later ones fail with [`EtcdError::Closed`].
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.current = None;
+    }
+
+    /// Runs one request until it is answered for good or the deadline has come.
+    async fn call<T, F, Fut>(
+        &self,
+        repeat: Repeat,
+        deadline: Instant,
+        request: F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let started = Instant::now();
+        let mut causes = Causes::default();
+        let mut backoff = Backoff::default();
+        let mut limit = ATTEMPT;
+        let mut renewed_token = false;
+        let mut maybe_applied = false;
+        loop {
+            if Instant::now() >= deadline {
+                return Err(causes.into_error(started, maybe_applied));
+            }
+            match tokio::time::timeout_at(deadline, self.connection(&mut causes)).await {
+                Err(_) => return Err(causes.into_error(started, maybe_applied)),
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(connection))) => {
+                    let epoch = connection.token_epoch();
+                    let attempt_ends = deadline.min(Instant::now() + limit);
+                    let answer = tokio::time::timeout_at(attempt_ends, request(connection.clone()));
+                    let error = match answer.await {
+                        Ok(Ok(answer)) => return Ok(answer),
+                        Ok(Err(error)) => Some(error),
+                        Err(_) => None,
+                    };
+                    let verdict = error.as_ref().map_or(Verdict::MaybeApplied, classify);
+                    let text = error.as_ref().map_or_else(|| "no answer".to_string(), describe);
+                    let refused = |kind| EtcdError::Refused {
+                        endpoint: connection.endpoint.to_string(),
+                        kind,
+                        message: text.clone(),
+                    };
+                    match verdict {
+                        Verdict::Final(kind) => return Err(refused(kind)),
+                        Verdict::Compacted => {
+                            return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
+                        }
+                        Verdict::StaleToken => {
+                            if renewed_token || self.shared.config.credentials.is_none() {
+                                return Err(refused(Refusal::AuthenticationFailed));
+                            }
+                            renewed_token = true;
+                            if connection.renew_token(epoch).await.is_ok() {
+                                continue;
+                            }
+                            self.discard(&connection);
+                        }
+                        Verdict::NotApplied => self.discard(&connection),
+                        Verdict::MaybeApplied => {
+                            maybe_applied = true;
+                            self.discard(&connection);
+                            if error.is_none() {
+                                limit *= 2;
+                            }
+                        }
+                    }
+                    causes.add(&connection.endpoint, text);
+                    if maybe_applied && repeat == Repeat::Never {
+                        return Err(causes.into_error(started, true));
+                    }
+                }
+            }
+            tokio::time::sleep_until(deadline.min(Instant::now() + backoff.pause())).await;
+        }
+    }
+
+    /// The present connection, or a new one to the first endpoint that answers; `None` when none did.
+    pub(super) async fn connection(
+        &self,
+        causes: &mut Causes,
+    ) -> Result<Option<Arc<Connection>>, EtcdError> {
+        if let Some(connection) = self.current()? {
+            return Ok(Some(connection));
+        }
+        let _connecting = self.shared.connecting.lock().await;
+        if let Some(connection) = self.current()? {
+            return Ok(Some(connection));
+        }
+        let endpoints = &self.shared.config.endpoints;
+        for _ in 0..endpoints.len() {
+            let endpoint = {
+                let mut state = self.state();
+                let endpoint = &endpoints[state.next_endpoint % endpoints.len()];
+                state.next_endpoint = (state.next_endpoint + 1) % endpoints.len();
+                endpoint
+            };
+            match Connection::open(&self.shared.config, endpoint).await {
+                Ok(connection) => {
+                    let connection = Arc::new(connection);
+                    let mut state = self.state();
+                    if state.closed {
+                        return Err(EtcdError::Closed);
+                    }
+                    state.current = Some(connection.clone());
+                    return Ok(Some(connection));
+                }
+                Err(ConnectError::Unreachable(cause)) => causes.add(endpoint, cause),
+                Err(ConnectError::Final(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    fn current(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
+        let state = self.state();
+        if state.closed { Err(EtcdError::Closed) } else { Ok(state.current.clone()) }
+    }
+
+    /// Leaves a connection that failed; the next call goes to the next endpoint.
+    pub(super) fn discard(&self, connection: &Arc<Connection>) {
+        let mut state = self.state();
+        if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            state.current = None;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What went wrong last at each endpoint.
+#[derive(Default)]
+pub(super) struct Causes(Vec<(Endpoint, String)>);
+
+impl Causes {
+    pub(super) fn add(&mut self, endpoint: &Endpoint, cause: String) {
+        match self.0.iter_mut().find(|(known, _)| known == endpoint) {
+            Some((_, last)) => *last = cause,
+            None => self.0.push((endpoint.clone(), cause)),
+        }
+    }
+
+    fn into_error(self, started: Instant, maybe_applied: bool) -> EtcdError {
+        let mut causes = String::new();
+        for (endpoint, cause) in &self.0 {
+            let separator = if causes.is_empty() { "" } else { "; " };
+            // Writing to a String cannot fail.
+            let _ = write!(causes, "{separator}{endpoint}: {cause}");
+        }
+        if causes.is_empty() {
+            causes.push_str("no attempt ended before the deadline");
+        }
+        if maybe_applied {
+            EtcdError::Ambiguous { causes }
+        } else {
+            EtcdError::Unreachable { waited: started.elapsed(), causes }
+        }
+    }
+}

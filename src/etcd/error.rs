@@ -1,0 +1,222 @@
+//! What can go wrong between us and etcd, and what may be done about it.
+
+use std::time::Duration;
+
+use etcd_client::Error as ClientError;
+use tonic::{Code, Status};
+
+/// A failure of a call to etcd.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EtcdError {
+    /// The request never took effect and etcd could not be reached until the deadline.
+    #[error("etcd did not answer within {}: {causes}", seconds(*.waited))]
+    Unreachable { waited: Duration, causes: String },
+    /// The request was sent and its answer lost: it may or may not have taken effect.
+    #[error("the answer of etcd was lost, the request may have taken effect: {causes}")]
+    Ambiguous { causes: String },
+    /// etcd refused, and would refuse again.
+    #[error("etcd at {endpoint} refused the request: {message}")]
+    Refused { endpoint: String, kind: Refusal, message: String },
+    /// The revision asked for is compacted away.
+    #[error("revision {requested} is compacted away (the oldest that etcd still has is {oldest})")]
+    Compacted { requested: i64, oldest: i64 },
+    /// This client was closed.
+    #[error("the etcd client is closed")]
+    Closed,
+    /// Options that cannot work (a missing file, a certificate that is none).
+    #[error("{0}")]
+    Configuration(String),
+}
+
+/// Why etcd refused for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    LeaseNotFound,
+    LeaseExists,
+    PermissionDenied,
+    /// Wrong user or password, or authentication is not enabled.
+    AuthenticationFailed,
+    TooLarge,
+    NoSpace,
+    Other,
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// What a failed attempt means for the next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It took no effect: try again, elsewhere.
+    NotApplied,
+    /// It may have taken effect.
+    MaybeApplied,
+    /// The token is not accepted any more: authenticate again, then try once more.
+    StaleToken,
+    Compacted,
+    Final(Refusal),
+}
+
+/// Sorts an answer of etcd. The messages are those of etcd's
+/// `api/v3rpc/rpctypes/error.go`; codes alone do not tell: a stale token is `InvalidArgument` after a
+/// change of the auth store, and an overloaded server answers `Unknown` or `ResourceExhausted`.
+pub(super) fn classify(error: &ClientError) -> Verdict {
+    match error {
+        ClientError::GRpcStatus(status) => classify_status(status),
+        ClientError::InvalidArgs(_)
+        | ClientError::InvalidUri(_)
+        | ClientError::InvalidMetadataValue(_)
+        | ClientError::Utf8Error(_) => Verdict::Final(Refusal::Other),
+        _ => Verdict::MaybeApplied,
+    }
+}
+
+pub(super) fn classify_message(message: &str) -> Option<Verdict> {
+    let has = |text: &str| message.contains(text);
+    let verdict = if has("invalid auth token")
+        || has("revision of auth store is old")
+        || has("user name is empty")
+    {
+        Verdict::StaleToken
+    } else if has("required revision has been compacted") {
+        Verdict::Compacted
+    } else if has("requested lease not found") {
+        Verdict::Final(Refusal::LeaseNotFound)
+    } else if has("lease already exists") {
+        Verdict::Final(Refusal::LeaseExists)
+    } else if has("permission denied") {
+        Verdict::Final(Refusal::PermissionDenied)
+    } else if has("authentication failed") || has("authentication is not enabled") {
+        Verdict::Final(Refusal::AuthenticationFailed)
+    } else if has("request is too large") || has("message larger than max") {
+        Verdict::Final(Refusal::TooLarge)
+    } else if has("database space exceeded") {
+        Verdict::Final(Refusal::NoSpace)
+    } else if has("too many requests") || has("no leader") || has("not capable") {
+        // Refused before it reached the log.
+        Verdict::NotApplied
+    } else {
+        return None;
+    };
+    Some(verdict)
+}
+
+fn classify_status(status: &Status) -> Verdict {
+    if let Some(verdict) = classify_message(status.message()) {
+        return verdict;
+    }
+    match status.code() {
+        Code::Unauthenticated => Verdict::StaleToken,
+        Code::Unavailable if connect_failed(status) => Verdict::NotApplied,
+        // "leader changed", "request timed out", "server stopped", a connection that broke: a write
+        // may be in the log already.
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::Aborted
+        | Code::ResourceExhausted
+        | Code::DataLoss => Verdict::MaybeApplied,
+        Code::PermissionDenied => Verdict::Final(Refusal::PermissionDenied),
+        _ => Verdict::Final(Refusal::Other),
+    }
+}
+
+/// Whether the connection itself was refused, so that no request was sent.
+fn connect_failed(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// One line for people: tonic's outer text says only "transport error", the cause is inside.
+pub(super) fn describe(error: &ClientError) -> String {
+    match error {
+        ClientError::GRpcStatus(status) => {
+            let mut text = if status.message().is_empty() {
+                format!("{:?}", status.code())
+            } else {
+                status.message().to_string()
+            };
+            append_sources(&mut text, std::error::Error::source(status));
+            text
+        }
+        ClientError::TransportError(error) => describe_error(error),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn describe_error(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    append_sources(&mut text, error.source());
+    text
+}
+
+fn append_sources(text: &mut String, mut source: Option<&(dyn std::error::Error + 'static)>) {
+    while let Some(error) = source {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        source = error.source();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(code: Code, message: &str) -> Verdict {
+        classify(&ClientError::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn a_stale_token_comes_under_three_codes() {
+        for (code, message) in [
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+            (Code::InvalidArgument, "etcdserver: user name is empty"),
+        ] {
+            assert_eq!(verdict(code, message), Verdict::StaleToken, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_write_may_be_in_the_log_when_the_leader_changed() {
+        for message in ["etcdserver: leader changed", "etcdserver: request timed out"] {
+            assert_eq!(verdict(Code::Unavailable, message), Verdict::MaybeApplied);
+        }
+    }
+
+    #[test]
+    fn overload_is_retried_and_a_full_disk_is_not() {
+        for code in [Code::Unknown, Code::ResourceExhausted] {
+            assert_eq!(verdict(code, "etcdserver: too many requests"), Verdict::NotApplied);
+        }
+        assert_eq!(
+            verdict(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            Verdict::Final(Refusal::NoSpace)
+        );
+    }
+
+    #[test]
+    fn final_refusals() {
+        for (code, message, refusal) in [
+            (Code::NotFound, "etcdserver: requested lease not found", Refusal::LeaseNotFound),
+            (Code::FailedPrecondition, "etcdserver: lease already exists", Refusal::LeaseExists),
+            (Code::PermissionDenied, "etcdserver: permission denied", Refusal::PermissionDenied),
+            (Code::InvalidArgument, "etcdserver: request is too large", Refusal::TooLarge),
+            (Code::InvalidArgument, "etcdserver: duplicate key", Refusal::Other),
+        ] {
+            assert_eq!(verdict(code, message), Verdict::Final(refusal), "{message}");
+        }
+    }
+}

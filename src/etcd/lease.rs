@@ -1,0 +1,151 @@
+//! Keeping a lease alive for as long as etcd has it.
+
+use std::time::Duration;
+
+use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::client::{Causes, Client};
+use super::error::{Verdict, classify};
+
+/// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
+const STREAM_UP_TO: Duration = Duration::from_secs(120);
+const ANSWER: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseState {
+    Alive,
+    /// etcd said that it does not have the lease. Silence of etcd never means that: an outage longer
+    /// than the TTL must not cost a membership that etcd still knows (it extends leases on recovery).
+    Lost,
+}
+
+/// Renews a lease at a third of its TTL until it is lost or this is dropped.
+pub struct KeepAlive {
+    state: watch::Receiver<LeaseState>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl KeepAlive {
+    /// Must be called within the runtime.
+    pub fn start(client: Client, id: i64, ttl: Duration) -> Self {
+        let (sender, state) = watch::channel(LeaseState::Alive);
+        let task = tokio::spawn(async move {
+            renew_until_lost(&client, id, ttl).await;
+            sender.send_replace(LeaseState::Lost);
+        });
+        Self { state, task }
+    }
+
+    pub fn state(&self) -> LeaseState {
+        *self.state.borrow()
+    }
+
+    /// Returns when the lease is lost; pending otherwise.
+    pub async fn lost(&mut self) {
+        if self.state.wait_for(|state| *state == LeaseState::Lost).await.is_err() {
+            // The task was aborted: nobody renews and nobody reports.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for KeepAlive {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn renew_until_lost(client: &Client, id: i64, ttl: Duration) {
+    let period = ttl / 3;
+    let mut renewed = Instant::now();
+    let mut backoff = Backoff::default();
+    let mut stream = None;
+    loop {
+        tokio::time::sleep_until(renewed + period).await;
+        // Measured from the request: the answer's travel must not stretch the period.
+        let asked = Instant::now();
+        let outcome = if ttl > STREAM_UP_TO {
+            renew_by_call(client, id).await
+        } else {
+            renew_by_stream(client, id, &mut stream).await
+        };
+        match outcome {
+            Renewal::Renewed => {
+                renewed = asked;
+                backoff.reset();
+            }
+            Renewal::Gone => return,
+            Renewal::Failed => {
+                stream = None;
+                // At once at first: a short TTL leaves little time.
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        }
+    }
+}
+
+enum Renewal {
+    Renewed,
+    Gone,
+    Failed,
+}
+
+async fn renew_by_call(client: &Client, id: i64) -> Renewal {
+    match client.renew_once(id, Instant::now() + Duration::from_secs(30)).await {
+        Ok(true) => Renewal::Renewed,
+        Ok(false) => Renewal::Gone,
+        Err(_) => Renewal::Failed,
+    }
+}
+
+type Stream = Option<(LeaseKeeper, LeaseKeepAliveStream)>;
+
+async fn renew_by_stream(client: &Client, id: i64, stream: &mut Stream) -> Renewal {
+    match stream {
+        Some((keeper, answers)) => {
+            if keeper.keep_alive().await.is_err() {
+                return Renewal::Failed;
+            }
+            match tokio::time::timeout(ANSWER, answers.message()).await {
+                Ok(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
+                Ok(Ok(Some(_))) => Renewal::Gone,
+                // A token that expired ends the stream as well: the next one is opened with a new token.
+                _ => Renewal::Failed,
+            }
+        }
+        None => open_stream(client, id, stream).await,
+    }
+}
+
+/// Opening a stream renews the lease: etcd-client sends the first request with it.
+async fn open_stream(client: &Client, id: i64, stream: &mut Stream) -> Renewal {
+    let Ok(Some(connection)) = client.connection(&mut Causes::default()).await else {
+        return Renewal::Failed;
+    };
+    let epoch = connection.token_epoch();
+    match tokio::time::timeout(ANSWER, connection.lease().keep_alive(id)).await {
+        Ok(Ok(opened)) => {
+            *stream = Some(opened);
+            Renewal::Renewed
+        }
+        Ok(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
+            Renewal::Gone
+        }
+        Ok(Err(error)) => {
+            // A token that cannot be renewed now is tried again with the next stream.
+            let fresh = classify(&error) == Verdict::StaleToken
+                && connection.renew_token(epoch).await.is_ok();
+            if !fresh {
+                client.discard(&connection);
+            }
+            Renewal::Failed
+        }
+        Err(_) => {
+            client.discard(&connection);
+            Renewal::Failed
+        }
+    }
+}

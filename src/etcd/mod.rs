@@ -1,0 +1,26 @@
+//! A client of the etcd v3 API: endpoints, TLS, authentication, deadlines, retries, leases, watches
+//! and transactions that take effect exactly once.
+//!
+//! The wire protocol is `etcd-client`'s. What this layer adds is what Go's clientv3 has and that crate
+//! leaves to its users: the choice of the endpoint, the meaning of every error, watches that resume, and
+//! leases that are renewed for as long as etcd has them.
+
+mod backoff;
+mod client;
+mod config;
+mod connection;
+mod convert;
+mod endpoint;
+mod error;
+pub mod kv;
+mod lease;
+mod once;
+mod watch;
+
+pub use client::{Client, Repeat};
+pub use config::{Config, Credentials, TlsFiles};
+pub use endpoint::{Endpoint, InvalidEndpoint, parse_endpoints};
+pub use error::{EtcdError, Refusal};
+pub use lease::{KeepAlive, LeaseState};
+pub use once::{OnceOutcome, OnceTxns};
+pub use watch::{WatchMessage, WatchReceiver, WatchSpec};

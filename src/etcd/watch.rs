@@ -1,0 +1,292 @@
+//! Watches that resume: all watches of a client share one stream, which is opened anew where the
+//! last event left off when its connection breaks, its token expires or its member loses the leader.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::backoff::Backoff;
+use super::client::{Causes, Client};
+use super::connection::Connection;
+use super::convert;
+use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
+use super::kv::Event;
+
+const OPEN: Duration = Duration::from_secs(5);
+
+/// What to watch. `range_end` of `None` watches one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchSpec {
+    pub key: Vec<u8>,
+    pub range_end: Option<Vec<u8>>,
+    /// The first revision of interest; 0 means from now on.
+    pub start_revision: i64,
+    pub deletes_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchMessage {
+    /// Events in the order of their revisions, none twice and none left out.
+    Events(Vec<Event>),
+    /// Events are missing: read the range, then watch anew. The watch has ended.
+    Compacted { oldest: i64 },
+    /// The watch has ended and would end again.
+    Failed(EtcdError),
+}
+
+/// The receiving end of one watch.
+pub struct WatchReceiver {
+    id: i64,
+    messages: UnboundedReceiver<WatchMessage>,
+    commands: UnboundedSender<Command>,
+}
+
+impl WatchReceiver {
+    pub async fn next(&mut self) -> WatchMessage {
+        self.messages.recv().await.unwrap_or(WatchMessage::Failed(EtcdError::Closed))
+    }
+}
+
+impl Drop for WatchReceiver {
+    fn drop(&mut self) {
+        // Where the task has ended there is nothing left to cancel.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
+}
+
+enum Command {
+    Add(i64, Watching),
+    Cancel(i64),
+}
+
+struct Watching {
+    spec: WatchSpec,
+    /// The revision to resume from; 0 until etcd said what "now" is.
+    next: i64,
+    sender: UnboundedSender<WatchMessage>,
+}
+
+/// The way to the task that serves a client's watches; it starts with the first one.
+#[derive(Clone, Default)]
+pub(super) struct WatchHub {
+    commands: Arc<Mutex<Option<UnboundedSender<Command>>>>,
+    ids: Arc<AtomicI64>,
+}
+
+impl WatchHub {
+    pub(super) fn add(&self, client: &Client, spec: WatchSpec) -> WatchReceiver {
+        // etcd takes 0 for "choose an id yourself".
+        let id = self.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, messages) = unbounded_channel();
+        let commands = self
+            .commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_with(|| {
+                let (commands, receiver) = unbounded_channel();
+                tokio::spawn(serve(client.without_watches(), receiver));
+                commands
+            })
+            .clone();
+        let watching = Watching { next: spec.start_revision, spec, sender };
+        // A closed channel shows as `Closed` at the receiver.
+        let _ = commands.send(Command::Add(id, watching));
+        WatchReceiver { id, messages, commands }
+    }
+}
+
+async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
+    let mut watches = BTreeMap::new();
+    let mut backoff = Backoff::default();
+    loop {
+        while watches.is_empty() {
+            match commands.recv().await {
+                None => return,
+                Some(Command::Add(id, watching)) => drop(watches.insert(id, watching)),
+                Some(Command::Cancel(_)) => {}
+            }
+        }
+        match client.connection(&mut Causes::default()).await {
+            Err(error) => {
+                for watching in std::mem::take(&mut watches).into_values() {
+                    let _ = watching.sender.send(WatchMessage::Failed(error.clone()));
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Ok(Some(connection)) => {
+                let epoch = connection.token_epoch();
+                let mut session = Session { watches: &mut watches, pending: VecDeque::new() };
+                match session.run(&connection, &mut commands, &mut backoff).await {
+                    End::HubGone => return,
+                    End::StaleToken => {
+                        if connection.renew_token(epoch).await.is_err() {
+                            client.discard(&connection);
+                        }
+                    }
+                    End::Broken => client.discard(&connection),
+                }
+            }
+        }
+        tokio::time::sleep(backoff.pause()).await;
+    }
+}
+
+enum End {
+    Broken,
+    StaleToken,
+    HubGone,
+}
+
+/// One stream, from its opening to its end.
+struct Session<'a> {
+    watches: &'a mut BTreeMap<i64, Watching>,
+    /// Watches that etcd has not confirmed: it answers in this order, and a refusal names none.
+    pending: VecDeque<i64>,
+}
+
+impl Session<'_> {
+    async fn run(
+        &mut self,
+        connection: &Arc<Connection>,
+        commands: &mut UnboundedReceiver<Command>,
+        backoff: &mut Backoff,
+    ) -> End {
+        let mut wanted =
+            self.watches.iter().map(|(id, w)| (*id, options(*id, w))).collect::<VecDeque<_>>();
+        let Some((first, (key, opened))) = wanted.pop_front() else { return End::Broken };
+        self.pending.push_back(first);
+        let stream = tokio::time::timeout(OPEN, connection.watch().watch(key, Some(opened))).await;
+        let (mut requests, mut responses) = match stream {
+            Ok(Ok(stream)) => stream.split(),
+            Ok(Err(error)) => return end_of(&error),
+            Err(_) => return End::Broken,
+        };
+        for (id, (key, options)) in wanted {
+            self.pending.push_back(id);
+            if send(&mut requests, key, options).await.is_err() {
+                return End::Broken;
+            }
+        }
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None => return End::HubGone,
+                    Some(Command::Add(id, watching)) => {
+                        let (key, options) = options(id, &watching);
+                        self.watches.insert(id, watching);
+                        self.pending.push_back(id);
+                        if send(&mut requests, key, options).await.is_err() {
+                            return End::Broken;
+                        }
+                    }
+                    Some(Command::Cancel(id)) => {
+                        let known = self.watches.remove(&id).is_some();
+                        if known && requests.cancel(id).await.is_err() {
+                            return End::Broken;
+                        }
+                    }
+                },
+                response = responses.message() => match response {
+                    Err(error) => return end_of(&error),
+                    Ok(None) => return End::Broken,
+                    Ok(Some(response)) => {
+                        backoff.reset();
+                        if let Some(end) = self.take(&response) {
+                            return end;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, response: &WatchResponse) -> Option<End> {
+        let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let mut id = response.watch_id();
+        if response.created() {
+            let asked = self.pending.pop_front();
+            if id < 0 {
+                id = asked?;
+            }
+        }
+        if response.canceled() {
+            return self.canceled(id, response);
+        }
+        let watching = self.watches.get_mut(&id)?;
+        if response.created() {
+            if watching.next == 0 {
+                watching.next = revision + 1;
+            }
+            return None;
+        }
+        let events = response.events().iter().filter_map(convert::event);
+        let fresh: Vec<_> =
+            events.filter(|event| event.kv().mod_revision >= watching.next).collect();
+        if let Some(last) = fresh.last() {
+            watching.next = last.kv().mod_revision + 1;
+            if watching.sender.send(WatchMessage::Events(fresh)).is_err() {
+                // The receiver is gone and its cancellation on the way.
+                return None;
+            }
+        }
+        None
+    }
+
+    fn canceled(&mut self, id: i64, response: &WatchResponse) -> Option<End> {
+        let fatal = if response.compact_revision() > 0 {
+            // The header's revision is 0 here: never store it (etcd issue 8668).
+            WatchMessage::Compacted { oldest: response.compact_revision() }
+        } else {
+            match classify_message(response.cancel_reason()) {
+                Some(Verdict::Final(kind)) => WatchMessage::Failed(EtcdError::Refused {
+                    endpoint: "the watched member".into(),
+                    kind,
+                    message: response.cancel_reason().into(),
+                }),
+                Some(Verdict::StaleToken) => return Some(End::StaleToken),
+                // Our own cancellation, confirmed.
+                _ if !self.watches.contains_key(&id) => return None,
+                _ => return Some(End::Broken),
+            }
+        };
+        if let Some(watching) = self.watches.remove(&id) {
+            let _ = watching.sender.send(fatal);
+        }
+        None
+    }
+}
+
+fn end_of(error: &etcd_client::Error) -> End {
+    match classify(error) {
+        Verdict::StaleToken => End::StaleToken,
+        Verdict::Final(Refusal::AuthenticationFailed) => End::StaleToken,
+        _ => End::Broken,
+    }
+}
+
+async fn send(
+    requests: &mut WatchRequestSender,
+    key: Vec<u8>,
+    options: WatchOptions,
+) -> Result<(), ()> {
+    match tokio::time::timeout(OPEN, requests.watch(key, Some(options))).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(()),
+    }
+}
+
+fn options(id: i64, watching: &Watching) -> (Vec<u8>, WatchOptions) {
+    let mut options = WatchOptions::new().with_watch_id(id).with_start_revision(watching.next);
+    if let Some(end) = &watching.spec.range_end {
+        options = options.with_range(end.clone());
+    }
+    if watching.spec.deletes_only {
+        options = options.with_filters([WatchFilterType::NoPut]);
+    }
+    (watching.spec.key.clone(), options)
+}

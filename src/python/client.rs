@@ -1,0 +1,201 @@
+//! `Client`: etcd's own operations, for the python-etcd shaped client and as the address of stores
+//! and handlers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+
+use super::convert;
+use super::errors::{etcd_error, invalid_endpoint};
+use super::fork::PerProcess;
+use super::wait::{wait, wait_until};
+use crate::etcd::{
+    self, Client, Config, Credentials, EtcdError, Repeat, TlsFiles, WatchMessage, WatchSpec,
+};
+
+/// A connection to an etcd cluster that is made at the first call, and anew in a forked child.
+#[pyclass(name = "Client", module = "torchetcd._torchetcd", frozen)]
+pub struct PyClient {
+    config: Config,
+    client: PerProcess<Client>,
+}
+
+impl PyClient {
+    pub fn client(&self) -> Client {
+        self.client.get_or_make(|| Client::new(self.config.clone())).clone()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+#[pymethods]
+impl PyClient {
+    #[new]
+    #[pyo3(signature = (
+        endpoints, *, tls=false, ca_cert=None, cert=None, key=None, user=None, password=None,
+        connect_timeout_s=5.0, request_timeout_s=60.0
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
+    fn new(
+        endpoints: &str,
+        tls: bool,
+        ca_cert: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        user: Option<String>,
+        password: Option<String>,
+        connect_timeout_s: f64,
+        request_timeout_s: f64,
+    ) -> PyResult<Self> {
+        let endpoints =
+            etcd::parse_endpoints(endpoints, tls).map_err(|error| invalid_endpoint(&error))?;
+        let credentials = match (user, password) {
+            (Some(user), password) => {
+                Some(Credentials { user, password: password.unwrap_or_default() })
+            }
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(PyValueError::new_err("A password was given without a user."));
+            }
+        };
+        let config = Config {
+            endpoints,
+            tls: TlsFiles { ca_cert, cert, key },
+            credentials,
+            connect_timeout: convert::duration("connect_timeout_s", connect_timeout_s)?,
+            request_timeout: convert::duration("request_timeout_s", request_timeout_s)?,
+        };
+        Ok(Self { config, client: PerProcess::new() })
+    }
+
+    #[getter]
+    fn endpoints(&self) -> Vec<String> {
+        self.config.endpoints.iter().map(ToString::to_string).collect()
+    }
+
+    #[pyo3(signature = (compares, success, failure, timeout_s=None))]
+    fn txn<'py>(
+        &self,
+        py: Python<'py>,
+        compares: &Bound<'py, PyList>,
+        success: &Bound<'py, PyList>,
+        failure: &Bound<'py, PyList>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<(bool, i64, Bound<'py, PyList>)> {
+        let txn = convert::txn(compares, success, failure)?;
+        let reply = self.run(py, timeout_s, move |client, deadline| async move {
+            client.txn(&txn, Repeat::Never, deadline).await
+        })?;
+        Ok((reply.succeeded, reply.revision, convert::replies(py, &reply.replies)?))
+    }
+
+    /// Blocks until an event at or after `start_revision`, then the revision of the last one and
+    /// all of them; `None` when `timeout_s` passed first.
+    fn watch<'py>(
+        &self,
+        py: Python<'py>,
+        key: Vec<u8>,
+        range_end: Option<Vec<u8>>,
+        start_revision: i64,
+        timeout_s: f64,
+    ) -> PyResult<Option<(i64, Vec<Bound<'py, PyTuple>>)>> {
+        let limit = convert::duration("timeout_s", timeout_s)?;
+        let client = self.client();
+        let message = wait_until(py, Some(limit), async move {
+            let spec = WatchSpec { key, range_end, start_revision, deletes_only: false };
+            client.watch(spec).next().await
+        })?;
+        match message {
+            None => Ok(None),
+            Some(WatchMessage::Events(events)) => {
+                let revision = events.last().map_or(0, |event| event.kv().mod_revision);
+                let events = events.iter().map(|event| convert::event(py, event));
+                Ok(Some((revision, events.collect::<PyResult<_>>()?)))
+            }
+            Some(WatchMessage::Compacted { oldest }) => {
+                Err(etcd_error(py, &EtcdError::Compacted { requested: start_revision, oldest }))
+            }
+            Some(WatchMessage::Failed(error)) => Err(etcd_error(py, &error)),
+        }
+    }
+
+    #[pyo3(signature = (ttl_s, lease_id=0))]
+    fn lease_grant(&self, py: Python<'_>, ttl_s: u64, lease_id: i64) -> PyResult<i64> {
+        let id = if lease_id == 0 { random_lease_id() } else { lease_id };
+        self.run(py, None, move |client, deadline| async move {
+            client.grant(id, Duration::from_secs(ttl_s), deadline).await
+        })?;
+        Ok(id)
+    }
+
+    fn lease_revoke(&self, py: Python<'_>, lease_id: i64) -> PyResult<()> {
+        self.run(py, None, move |client, deadline| async move {
+            client.revoke(lease_id, deadline).await
+        })
+    }
+
+    /// Whether etcd still has the lease, which has its whole TTL again then.
+    fn lease_keep_alive_once(&self, py: Python<'_>, lease_id: i64) -> PyResult<bool> {
+        self.run(py, None, move |client, deadline| async move {
+            client.renew_once(lease_id, deadline).await
+        })
+    }
+
+    /// Remaining and granted seconds; the first is -1 when etcd does not have the lease.
+    fn lease_time_to_live(&self, py: Python<'_>, lease_id: i64) -> PyResult<(i64, i64)> {
+        let found = self.run(py, None, move |client, deadline| async move {
+            client.time_to_live(lease_id, deadline).await
+        })?;
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        Ok(found.map_or((-1, 0), |(left, granted)| (seconds(left), seconds(granted))))
+    }
+
+    #[pyo3(signature = (timeout_s=None))]
+    fn version(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<String> {
+        self.run(py, timeout_s, |client, deadline| async move { client.version(deadline).await })
+    }
+
+    #[pyo3(signature = (timeout_s=None))]
+    fn members(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Vec<String>> {
+        self.run(
+            py,
+            timeout_s,
+            |client, deadline| async move { client.member_urls(deadline).await },
+        )
+    }
+
+    fn close(&self) {
+        if let Some(client) = self.client.get() {
+            client.close();
+        }
+    }
+}
+
+impl PyClient {
+    fn run<T, F, Fut>(&self, py: Python<'_>, timeout_s: Option<f64>, request: F) -> PyResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(Client, tokio::time::Instant) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>> + Send + 'static,
+    {
+        let timeout = timeout_s.map(|value| convert::duration("timeout_s", value)).transpose()?;
+        let client = self.client();
+        let deadline = client.deadline_after(timeout);
+        wait(py, request(client, deadline))?.map_err(|error| etcd_error(py, &error))
+    }
+}
+
+/// Positive, as etcd's own are.
+pub fn random_lease_id() -> i64 {
+    rand::random_range(1..=i64::MAX)
+}
+
+#[pyfunction]
+pub fn prefix_end<'py>(py: Python<'py>, prefix: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &etcd::kv::prefix_end(prefix))
+}

@@ -1,0 +1,123 @@
+//! Between Python's tuples and the core's plain values, for the python-etcd shaped client.
+
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+
+use crate::etcd::kv::{
+    Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn,
+};
+
+/// A number of seconds from Python.
+pub fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        PyValueError::new_err(format!(
+            "{name} must be a finite number of seconds that is not negative, not {seconds}."
+        ))
+    })
+}
+
+pub fn txn(
+    compares: &Bound<'_, PyList>,
+    success: &Bound<'_, PyList>,
+    failure: &Bound<'_, PyList>,
+) -> PyResult<Txn> {
+    Ok(Txn {
+        compares: compares.iter().map(|item| compare(&item)).collect::<PyResult<_>>()?,
+        success: success.iter().map(|item| op(&item)).collect::<PyResult<_>>()?,
+        failure: failure.iter().map(|item| op(&item)).collect::<PyResult<_>>()?,
+    })
+}
+
+fn compare(item: &Bound<'_, PyAny>) -> PyResult<Compare> {
+    let parts = item.cast::<PyTuple>()?;
+    let operand = parts.get_item(3)?;
+    let target = match parts.get_item(0)?.extract::<String>()?.as_str() {
+        "value" => Target::Value(operand.extract::<Vec<u8>>()?),
+        "version" => Target::Version(operand.extract()?),
+        "create" => Target::CreateRevision(operand.extract()?),
+        "mod" => Target::ModRevision(operand.extract()?),
+        "lease" => Target::Lease(operand.extract()?),
+        other => return Err(PyValueError::new_err(format!("unknown comparison target '{other}'"))),
+    };
+    let ordering = match parts.get_item(2)?.extract::<String>()?.as_str() {
+        "=" => Ordering::Equal,
+        "!=" => Ordering::NotEqual,
+        "<" => Ordering::Less,
+        ">" => Ordering::Greater,
+        other => return Err(PyValueError::new_err(format!("unknown comparison '{other}'"))),
+    };
+    let range_end = if parts.len() > 4 { parts.get_item(4)?.extract()? } else { None };
+    Ok(Compare { key: parts.get_item(1)?.extract()?, range_end, ordering, target })
+}
+
+fn op(item: &Bound<'_, PyAny>) -> PyResult<Op> {
+    let parts = item.cast::<PyTuple>()?;
+    Ok(match parts.get_item(0)?.extract::<String>()?.as_str() {
+        "put" => Op::Put {
+            key: parts.get_item(1)?.extract()?,
+            value: parts.get_item(2)?.extract()?,
+            lease: parts.get_item(3)?.extract()?,
+        },
+        "get" => Op::Get(Range {
+            key: parts.get_item(1)?.extract()?,
+            range_end: parts.get_item(2)?.extract()?,
+            limit: parts.get_item(3)?.extract()?,
+            keys_only: parts.get_item(4)?.extract()?,
+            revision: parts.get_item(5)?.extract()?,
+            ..Range::default()
+        }),
+        "delete" => Op::Delete {
+            key: parts.get_item(1)?.extract()?,
+            range_end: parts.get_item(2)?.extract()?,
+        },
+        "txn" => Op::Txn(txn(
+            parts.get_item(1)?.cast()?,
+            parts.get_item(2)?.cast()?,
+            parts.get_item(3)?.cast()?,
+        )?),
+        other => return Err(PyValueError::new_err(format!("unknown operation '{other}'"))),
+    })
+}
+
+pub fn replies<'py>(py: Python<'py>, replies: &[OpReply]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for reply in replies {
+        match reply {
+            OpReply::Put => list.append(py.None())?,
+            OpReply::Delete(deleted) => list.append(*deleted)?,
+            OpReply::Get(range) => list.append(range_reply(py, range)?)?,
+            OpReply::Txn { succeeded, replies: inner } => {
+                list.append((*succeeded, self::replies(py, inner)?))?;
+            }
+        }
+    }
+    Ok(list)
+}
+
+fn range_reply<'py>(py: Python<'py>, range: &RangeReply) -> PyResult<Bound<'py, PyTuple>> {
+    let kvs = range.kvs.iter().map(|kv| key_value(py, kv)).collect::<PyResult<Vec<_>>>()?;
+    (kvs, range.count, range.more).into_pyobject(py)
+}
+
+fn key_value<'py>(py: Python<'py>, kv: &KeyValue) -> PyResult<Bound<'py, PyTuple>> {
+    (
+        PyBytes::new(py, &kv.key),
+        PyBytes::new(py, &kv.value),
+        kv.create_revision,
+        kv.mod_revision,
+        kv.version,
+        kv.lease,
+    )
+        .into_pyobject(py)
+}
+
+pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> {
+    let kind = match event {
+        Event::Put(_) => "put",
+        Event::Delete(_) => "delete",
+    };
+    (kind, key_value(py, event.kv())?, py.None()).into_pyobject(py)
+}

@@ -1,0 +1,42 @@
+//! The one place where the core's errors become Python exceptions. Those are defined in Python, on
+//! torch's bases, and looked up by name when the first one is raised: `import torchetcd` must not
+//! import torch, and a look-up that fails (an interpreter that is shutting down) must not panic as
+//! pyo3's `import_exception!` does.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::etcd::{EtcdError, InvalidEndpoint, Refusal};
+
+const CLIENT: &str = "torchetcd.etcd";
+
+fn raise(py: Python<'_>, module: &str, class: &str, text: String) -> PyErr {
+    let made = py.import(module).and_then(|module| module.getattr(class)?.call1((text,)));
+    match made {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+/// As the python-etcd shaped client raises it; also the cause chained to other exceptions.
+pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
+    let text = error.to_string();
+    let class = match error {
+        EtcdError::Unreachable { .. } => "EtcdConnectionFailed",
+        EtcdError::Ambiguous { .. } => "EtcdAmbiguous",
+        EtcdError::Compacted { .. } => "EtcdEventIndexCleared",
+        EtcdError::Refused { kind, .. } => match kind {
+            Refusal::PermissionDenied | Refusal::AuthenticationFailed => {
+                "EtcdInsufficientPermissions"
+            }
+            _ => "EtcdException",
+        },
+        EtcdError::Closed => return PyRuntimeError::new_err(text),
+        EtcdError::Configuration(_) => return PyValueError::new_err(text),
+    };
+    raise(py, CLIENT, class, text)
+}
+
+pub fn invalid_endpoint(error: &InvalidEndpoint) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}

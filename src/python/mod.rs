@@ -1,0 +1,18 @@
+//! Everything that Python sees. No other module names pyo3.
+
+mod client;
+mod convert;
+mod errors;
+mod fork;
+mod runtime;
+mod wait;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = true)]
+mod _torchetcd {
+    #[pymodule_export]
+    use super::client::{PyClient, prefix_end};
+    #[pymodule_export]
+    use super::runtime::shutdown;
+}
