@@ -2,3 +2,4 @@
 
 pub mod etcd;
 mod python;
+pub mod rendezvous;

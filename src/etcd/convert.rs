@@ -111,9 +111,14 @@ fn key_value(kv: wire::KeyValue) -> KeyValue {
 
 /// `None` for an event without a key, which etcd does not send.
 pub(super) fn event(event: &wire::Event) -> Option<Event> {
-    let kv = key_value(event.kv()?.clone());
+    let mut kv = key_value(event.kv()?.clone());
     Some(match event.event_type() {
         wire::EventType::Put => Event::Put(kv),
-        wire::EventType::Delete => Event::Delete(kv),
+        wire::EventType::Delete => {
+            if let Some(previous) = event.prev_kv() {
+                kv.value = previous.value().to_vec();
+            }
+            Event::Delete(kv)
+        }
     })
 }

@@ -200,7 +200,8 @@ pub fn range_of(replies: &[OpReply], index: usize) -> RangeReply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Put(KeyValue),
-    /// Holds the key and, as `mod_revision`, the revision of its deletion.
+    /// Holds the key, as `mod_revision` the revision of its deletion, and as `value` the deleted one
+    /// where the watch asked for it.
     Delete(KeyValue),
 }
 

@@ -25,6 +25,7 @@ pub struct WatchSpec {
     pub range_end: Option<Vec<u8>>,
     /// The first revision of interest; 0 means from now on.
     pub start_revision: i64,
+    /// Only deletions, each with the value that was deleted.
     pub deletes_only: bool,
 }
 
@@ -286,7 +287,7 @@ fn options(id: i64, watching: &Watching) -> (Vec<u8>, WatchOptions) {
         options = options.with_range(end.clone());
     }
     if watching.spec.deletes_only {
-        options = options.with_filters([WatchFilterType::NoPut]);
+        options = options.with_filters([WatchFilterType::NoPut]).with_prev_key();
     }
     (watching.spec.key.clone(), options)
 }

@@ -1,0 +1,522 @@
+//! Completing a round: what the one coordinator does for all. Its work is O(N), everybody else's O(1).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::keys::{NodeId, node_of};
+use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
+use super::ranks::{Candidate, assign};
+use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, State};
+use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
+use crate::etcd::{WatchMessage, WatchSpec};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+
+/// etcd takes 128 operations in a transaction.
+const MEMBERS_PER_TXN: usize = 120;
+const PAGE: i64 = 2000;
+/// How often the coordinator tells how many have joined: growing pauses, since everybody is told.
+const FIRST_REPORT: Duration = Duration::from_secs(1);
+const LAST_REPORT: Duration = Duration::from_secs(60);
+
+/// What the coordinator's call is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LeadStep {
+    Load,
+    AskLastCall,
+    GrantLastCall(i64),
+    PutLastCall,
+    ClearLastCall,
+    Report { joined: usize, last_call: bool },
+    WriteMembers { to: usize },
+    Complete,
+}
+
+pub(super) struct Lead {
+    /// The last completed round; 0 when there was none.
+    previous: u64,
+    load: Load,
+    joined: BTreeMap<NodeId, (i64, Join)>,
+    /// Live members of the last world, with their ranks.
+    survivors: BTreeMap<NodeId, u32>,
+    watches: Option<(WatchId, Option<WatchId>)>,
+    last_call: Clock,
+    report_at: Option<Time>,
+    report_pause: Duration,
+    reported: (usize, bool),
+    writing: Option<Attempt>,
+    /// The next attempt must first change the coordinator's key, which voids what is left of this one.
+    void_first: bool,
+}
+
+/// Reading what is there, page by page at one revision.
+#[derive(Default)]
+struct Load {
+    done: bool,
+    revision: i64,
+    from: Option<Vec<u8>>,
+}
+
+/// The last call: from the moment that enough nodes are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Stopped,
+    /// A former coordinator started it: its lease knows how much is left.
+    Inherited(i64),
+    Running {
+        deadline: Time,
+        saved: Saved,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saved {
+    No,
+    Granted(i64),
+    Yes,
+}
+
+/// One attempt to complete the round.
+struct Attempt {
+    id: String,
+    members: Vec<NodeId>,
+    written: usize,
+    since: i64,
+}
+
+impl Lead {
+    pub fn new(previous: u64) -> Self {
+        Self {
+            previous,
+            load: Load::default(),
+            joined: BTreeMap::new(),
+            survivors: BTreeMap::new(),
+            watches: None,
+            last_call: Clock::Stopped,
+            report_at: None,
+            report_pause: FIRST_REPORT,
+            reported: (1, false),
+            writing: None,
+            void_first: false,
+        }
+    }
+
+    pub fn watches(&self, watch: WatchId) -> bool {
+        self.watches.is_some_and(|(joins, survivors)| joins == watch || survivors == Some(watch))
+    }
+
+    pub fn next_deadline(&self) -> Option<Time> {
+        let last_call = match self.last_call {
+            Clock::Running { deadline, .. } => Some(deadline),
+            _ => None,
+        };
+        last_call.into_iter().chain(self.report_at).min()
+    }
+
+    pub fn abort_attempt(&mut self) {
+        self.void_first |= self.writing.take().is_some();
+    }
+
+    pub fn reload(&mut self) {
+        self.load = Load::default();
+        self.joined.clear();
+        self.survivors.clear();
+    }
+
+    fn survivors_missing(&self) -> bool {
+        self.survivors.keys().any(|node| !self.joined.contains_key(node))
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let candidate = |(node, (arrival, _)): (&NodeId, &(i64, Join))| Candidate {
+            node: *node,
+            arrival: *arrival,
+            previous: self.survivors.get(node).copied(),
+        };
+        self.joined.iter().map(candidate).collect()
+    }
+
+    fn take_join(&mut self, event: &Event) {
+        let kv = event.kv();
+        let Some(node) = node_of(&kv.key) else { return };
+        match event {
+            // The lease has to be the node's own, or the member key could outlive it.
+            Event::Put(_) if kv.lease == node => {
+                if let Ok(join) = records::decode("", &kv.value) {
+                    self.joined.entry(node).or_insert((kv.create_revision, join));
+                }
+            }
+            Event::Put(_) => {}
+            Event::Delete(_) => {
+                self.joined.remove(&node);
+                let chosen = |attempt: &Attempt| attempt.members.contains(&node);
+                if self.writing.as_ref().is_some_and(chosen) {
+                    self.abort_attempt();
+                }
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Called while this node is the coordinator of the open round and no call is under way.
+    pub(super) fn step_lead(&mut self, now: Time, deadline: Time) {
+        let (min, max) = (self.settings.min, self.settings.max);
+        let Some(lead) = &mut self.lead else { return };
+        if !lead.load.done {
+            return self.load(deadline);
+        }
+        if let Clock::Inherited(lease) = lead.last_call {
+            let id = self.new_id();
+            self.call = Some((id, Step::Lead(LeadStep::AskLastCall)));
+            return self.act(super::machine::Action::TimeToLive(id, lease, deadline));
+        }
+        if lead.writing.is_some() {
+            return self.write_on(deadline);
+        }
+        let joined = lead.joined.len();
+        if joined >= max && !lead.survivors_missing() {
+            return self.begin_attempt(deadline);
+        }
+        if joined < min {
+            if lead.last_call != Clock::Stopped {
+                lead.last_call = Clock::Stopped;
+                return self.clear_last_call(deadline);
+            }
+        } else {
+            let last_call = self.settings.last_call;
+            if lead.last_call == Clock::Stopped {
+                lead.last_call = Clock::Running { deadline: now + last_call, saved: Saved::No };
+            }
+            if let Clock::Running { deadline: ends, saved } = lead.last_call {
+                if now >= ends {
+                    return self.begin_attempt(deadline);
+                }
+                match saved {
+                    Saved::No => {
+                        let lease = self.random_lease();
+                        let step = Step::Lead(LeadStep::GrantLastCall(lease));
+                        return self.grant(step, lease, last_call, deadline);
+                    }
+                    Saved::Granted(lease) => return self.put_last_call(lease, deadline),
+                    Saved::Yes => {}
+                }
+            }
+        }
+        self.report_when_due(now, joined, joined >= min, deadline);
+    }
+
+    fn report_when_due(&mut self, now: Time, joined: usize, last_call: bool, deadline: Time) {
+        let Some(lead) = &mut self.lead else { return };
+        let news = (joined, last_call) != lead.reported;
+        if !news {
+            lead.report_at = None;
+            return;
+        }
+        let pause = lead.report_pause;
+        let due = now >= *lead.report_at.get_or_insert(now + pause);
+        if due || (last_call && !lead.reported.1) {
+            lead.report_pause = (pause * 2).min(LAST_REPORT);
+            lead.report_at = None;
+            self.report(joined, last_call, deadline);
+        }
+    }
+
+    fn report(&mut self, joined: usize, last_call: bool, deadline: Time) {
+        let Some(lease) = self.lease else { return };
+        let txn = Txn::when(self.still_coordinator())
+            .then([self.put_coordinator(joined, last_call, lease)])
+            .or_else(self.get_head());
+        self.txn(Step::Lead(LeadStep::Report { joined, last_call }), txn, deadline);
+    }
+
+    /// The guards of everything a coordinator writes: nothing has changed that it would have to know.
+    fn still_coordinator(&self) -> [Compare; 2] {
+        let coordinator = self.settings.keys.coordinator();
+        [self.control_unchanged(), Compare::mod_revision(coordinator, self.coordinator.modified)]
+    }
+
+    fn load(&mut self, deadline: Time) {
+        let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return };
+        let keys = &self.settings.keys;
+        let joins = keys.joins(round);
+        let first = lead.load.from.is_none();
+        let page = Range {
+            key: lead.load.from.clone().unwrap_or_else(|| joins.clone().into()),
+            range_end: Some(prefix_end(joins.as_bytes())),
+            limit: PAGE,
+            revision: lead.load.revision,
+            ..Range::default()
+        };
+        let mut reads = vec![Op::Get(page)];
+        if first {
+            reads.push(Op::get(keys.last_call(round)));
+            if lead.previous > 0 {
+                reads.push(Op::Get(Range::prefix(keys.members(lead.previous))));
+            }
+        }
+        self.txn(Step::Lead(LeadStep::Load), Txn::when([]).then(reads), deadline);
+    }
+
+    fn loaded(&mut self, reply: &TxnReply) {
+        let Place::Joined(round) = self.place else { return };
+        let keys = self.settings.keys.clone();
+        let Some(lead) = &mut self.lead else { return };
+        if lead.load.from.is_none() {
+            lead.load.revision = reply.revision;
+            if let Some(kv) = reply.range(1).kvs.first()
+                && let Ok(LastCall { lease }) = records::decode("", &kv.value)
+            {
+                lead.last_call = Clock::Inherited(lease);
+            }
+            for kv in reply.range(2).kvs {
+                if let (Some(node), Ok(Member { rank, .. })) =
+                    (node_of(&kv.key), records::decode("", &kv.value))
+                {
+                    lead.survivors.insert(node, rank);
+                }
+            }
+        }
+        let page = reply.range(0);
+        let next = page.kvs.last().map(|kv| [&kv.key[..], &[0]].concat());
+        for kv in page.kvs {
+            lead.take_join(&Event::Put(kv));
+        }
+        if page.more {
+            lead.load.from = next;
+            return;
+        }
+        lead.load.done = true;
+        lead.load.from = None;
+        let (previous, start_revision) = (lead.previous, lead.load.revision + 1);
+        let watches = lead.watches.take();
+        self.unwatch_lead(watches);
+        let joins = keys.joins(round);
+        let joins = self.watch(WatchSpec {
+            range_end: Some(prefix_end(joins.as_bytes())),
+            key: joins.into(),
+            start_revision,
+            deletes_only: false,
+        });
+        let survivors = (previous > 0).then(|| {
+            let members = keys.members(previous);
+            self.watch(WatchSpec {
+                range_end: Some(prefix_end(members.as_bytes())),
+                key: members.into(),
+                start_revision,
+                deletes_only: true,
+            })
+        });
+        if let Some(lead) = &mut self.lead {
+            lead.watches = Some((joins, survivors));
+        }
+    }
+
+    pub(super) fn lead_watched(&mut self, watch: WatchId, message: WatchMessage) {
+        let Some(lead) = &mut self.lead else { return };
+        let of_joins = lead.watches.is_some_and(|(joins, _)| joins == watch);
+        match message {
+            WatchMessage::Events(events) if of_joins => {
+                events.iter().for_each(|event| lead.take_join(event));
+            }
+            WatchMessage::Events(events) => {
+                for node in events.iter().filter_map(|event| node_of(&event.kv().key)) {
+                    lead.survivors.remove(&node);
+                }
+            }
+            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => {
+                lead.abort_attempt();
+                lead.reload();
+            }
+        }
+    }
+
+    fn put_last_call(&mut self, lease: i64, deadline: Time) {
+        let Place::Joined(round) = self.place else { return };
+        let keys = &self.settings.keys;
+        let record = records::encode(&LastCall { lease });
+        let txn = Txn::when(self.still_coordinator())
+            .then([Op::put(keys.last_call(round), record, keys.run_lease())])
+            .or_else(self.get_head());
+        self.txn(Step::Lead(LeadStep::PutLastCall), txn, deadline);
+    }
+
+    fn clear_last_call(&mut self, deadline: Time) {
+        let Place::Joined(round) = self.place else { return };
+        let txn = Txn::when(self.still_coordinator())
+            .then([Op::delete(self.settings.keys.last_call(round))])
+            .or_else(self.get_head());
+        self.txn(Step::Lead(LeadStep::ClearLastCall), txn, deadline);
+    }
+
+    fn begin_attempt(&mut self, deadline: Time) {
+        let Some(lead) = &mut self.lead else { return };
+        if lead.void_first {
+            // A late copy of the last attempt's writes must find a coordinator's key it does not expect.
+            let joined = lead.joined.len();
+            return self.report(joined, true, deadline);
+        }
+        let members = assign(&lead.candidates(), self.settings.max);
+        self.attempts += 1;
+        let id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
+        lead.writing = Some(Attempt { id, members, written: 0, since: 0 });
+        self.write_on(deadline);
+    }
+
+    fn write_on(&mut self, deadline: Time) {
+        let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return };
+        let Some(attempt) = &lead.writing else { return };
+        if attempt.written == attempt.members.len() {
+            return self.complete(deadline);
+        }
+        let to = attempt.members.len().min(attempt.written + MEMBERS_PER_TXN);
+        let mut writes = Vec::with_capacity(to - attempt.written);
+        for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
+            let Some((_, join)) = lead.joined.get(node) else { continue };
+            let member = Member {
+                rank: u32::try_from(rank).unwrap_or(u32::MAX),
+                attempt: attempt.id.clone(),
+                node: join.node.clone(),
+            };
+            let key = self.settings.keys.member(round, *node);
+            writes.push(Op::put(key, records::encode(&member), *node));
+        }
+        let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
+        self.txn(Step::Lead(LeadStep::WriteMembers { to }), txn, deadline);
+    }
+
+    fn complete(&mut self, deadline: Time) {
+        let Some((control, previous)) = self.completion() else { return };
+        let State::Final(complete) = &control.state else { return };
+        let keys = &self.settings.keys;
+        let round = control.round;
+        let store = |key: &str, value: &str| {
+            let key = format!("{}{}", keys.round_store(round), BASE64_STANDARD.encode(key));
+            Op::put(key, BASE64_STANDARD.encode(value), keys.run_lease())
+        };
+        let mut writes = vec![
+            self.put_control(&control),
+            Op::delete(keys.coordinator()),
+            Op::delete(keys.last_call(round)),
+            // The names of torch's RendezvousStoreInfo (torch api.py), for who looks there.
+            store("MASTER_ADDR", &complete.master_addr),
+            store("MASTER_PORT", &complete.master_port.to_string()),
+        ];
+        if previous > 0 {
+            writes.push(Op::delete_prefix(keys.round(previous)));
+            writes.push(Op::delete_prefix(keys.round_data(previous)));
+        }
+        let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
+        self.txn(Step::Lead(LeadStep::Complete), txn, deadline);
+    }
+
+    /// The control record of the round as the present attempt completes it.
+    fn completion(&self) -> Option<(Control, u64)> {
+        let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
+        let attempt = lead.writing.as_ref()?;
+        let (_, first) = lead.joined.get(attempt.members.first()?)?;
+        let complete = Final {
+            world: u32::try_from(attempt.members.len()).unwrap_or(u32::MAX),
+            attempt: attempt.id.clone(),
+            since: attempt.since,
+            master_addr: first.master_addr.clone(),
+            master_port: first.master_port,
+        };
+        Some((Control::new(round, State::Final(complete)), lead.previous))
+    }
+
+    pub(super) fn lead_answered(&mut self, now: Time, step: LeadStep, answer: Answer) {
+        match (step, answer) {
+            (LeadStep::Load, Answer::Txn(reply)) => self.loaded(&reply),
+            (LeadStep::AskLastCall, Answer::TimeToLive(left)) => {
+                if let Some(lead) = &mut self.lead {
+                    let deadline = now + left.unwrap_or(Duration::ZERO);
+                    lead.last_call = Clock::Running { deadline, saved: Saved::Yes };
+                }
+            }
+            (LeadStep::GrantLastCall(lease), Answer::Granted) => {
+                if let Some(Clock::Running { saved, .. }) = self.last_call() {
+                    *saved = Saved::Granted(lease);
+                }
+            }
+            (step, Answer::Txn(reply)) if reply.succeeded => self.lead_wrote(step, &reply),
+            (_, Answer::Txn(reply)) => {
+                // No longer coordinator, or the record changed: the attempt is void.
+                if let Some(lead) = &mut self.lead {
+                    lead.abort_attempt();
+                }
+                self.observe_head(&reply, 0);
+            }
+            _ => {}
+        }
+    }
+
+    fn lead_wrote(&mut self, step: LeadStep, reply: &TxnReply) {
+        match step {
+            LeadStep::PutLastCall => {
+                if let Some(Clock::Running { saved, .. }) = self.last_call() {
+                    *saved = Saved::Yes;
+                }
+            }
+            LeadStep::Report { joined, last_call } => {
+                if let Some(lease) = self.lease {
+                    self.coordinator_written(joined, last_call, lease, reply.revision);
+                }
+                if let Some(lead) = &mut self.lead {
+                    lead.reported = (joined, last_call);
+                    lead.void_first = false;
+                }
+            }
+            LeadStep::WriteMembers { to } => {
+                if let Some(attempt) = self.lead.as_mut().and_then(|lead| lead.writing.as_mut()) {
+                    if attempt.written == 0 {
+                        attempt.since = reply.revision;
+                    }
+                    attempt.written = to;
+                }
+            }
+            LeadStep::Complete => {
+                if let Some((control, _)) = self.completion() {
+                    self.control_written(control, reply.revision);
+                }
+                self.stop_leading();
+            }
+            _ => {}
+        }
+    }
+
+    fn last_call(&mut self) -> Option<&mut Clock> {
+        self.lead.as_mut().map(|lead| &mut lead.last_call)
+    }
+
+    pub(super) fn stop_leading(&mut self) {
+        if let Some(lead) = self.lead.take() {
+            self.unwatch_lead(lead.watches);
+        }
+    }
+
+    fn unwatch_lead(&mut self, watches: Option<(WatchId, Option<WatchId>)>) {
+        if let Some((joins, survivors)) = watches {
+            self.unwatch(Some(joins));
+            self.unwatch(survivors);
+        }
+    }
+
+    pub(super) fn coordinator_written(
+        &mut self,
+        joined: usize,
+        last_call: bool,
+        lease: i64,
+        revision: i64,
+    ) {
+        let record = Coordinator {
+            node: self.settings.node.clone(),
+            joined: u32::try_from(joined).unwrap_or(u32::MAX),
+            last_call,
+        };
+        self.coordinator.set(Some((record, lease)), revision, revision);
+    }
+
+    pub(super) fn control_written(&mut self, control: Control, revision: i64) {
+        self.control.set(Some(control), revision, revision);
+    }
+}

@@ -1,0 +1,576 @@
+//! The protocol core of one node: what it knows of etcd, what it is doing, and the door to both.
+//!
+//! The rules themselves are in `steps.rs` (joining), `lead.rs` (completing a round) and `member.rs`
+//! (between rounds). They are level-triggered: after each input [`Machine::advance`] looks at what is
+//! known and takes the one next step. One call to etcd is under way at a time, and every transaction is
+//! guarded by the control record's revision, so repeating one whose answer was lost is harmless.
+
+use std::time::Duration;
+
+use super::keys::{Keys, NodeId};
+use super::lead::Lead;
+use super::member::Membership;
+use super::records::{self, Closed, Control, Coordinator, CorruptRecord, Master, NodeInfo, State};
+use crate::etcd::kv::{Event, KeyValue, Txn, TxnReply};
+use crate::etcd::{EtcdError, Refusal, WatchMessage, WatchSpec};
+
+/// Time since an origin of the driver's choice.
+pub type Time = Duration;
+pub type CallId = u64;
+pub type WatchId = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMemberLoss {
+    /// A lost member makes the others' `num_nodes_waiting` positive: their agents rejoin.
+    Restart,
+    Ignore,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub keys: Keys,
+    pub min: usize,
+    pub max: usize,
+    pub join_timeout: Duration,
+    pub last_call: Duration,
+    pub close_timeout: Duration,
+    /// TTL of the node's lease.
+    pub ttl: Duration,
+    /// TTL of the run's lease.
+    pub run_ttl: Duration,
+    pub on_member_loss: OnMemberLoss,
+    pub node: NodeInfo,
+    /// For lease ids and for pauses that must differ between nodes.
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Take part in the next round. The result comes as [`Action::Joined`].
+    Join(Master),
+    /// Stop joining and give up membership: the lease is revoked, nobody waits for it to run out.
+    Leave,
+    /// Close the run for good. The result comes as [`Action::Closed`].
+    Close {
+        by: String,
+        reason: String,
+        at: u64,
+    },
+    /// Learn the run's state without taking part; comes as [`Action::Observed`].
+    Observe,
+    Answer(CallId, Result<Answer, EtcdError>),
+    Watched(WatchId, WatchMessage),
+    /// etcd does not have this node's lease any more.
+    LeaseLost(i64),
+    /// Nothing but the time.
+    Tick,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    Txn(TxnReply),
+    Granted,
+    /// What the lease has left; `None` when it is gone.
+    TimeToLive(Option<Duration>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Run it as often as needed until it is answered: repeating it is harmless.
+    Txn(CallId, Txn, Time),
+    Grant(CallId, i64, Duration, Time),
+    TimeToLive(CallId, i64, Time),
+    /// Best effort: a lease that cannot be revoked runs out.
+    Revoke(i64),
+    /// Renew until revoked or lost; the loss of the node's own lease is an input.
+    KeepAlive(i64, Duration),
+    Watch(WatchId, WatchSpec),
+    Unwatch(WatchId),
+    Joined(Result<Outcome, RendezvousError>),
+    Closed(Result<(), RendezvousError>),
+    Observed(Result<(), RendezvousError>),
+}
+
+/// A place in a completed round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub round: u64,
+    pub rank: u32,
+    pub world: u32,
+    pub master: Master,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RendezvousError {
+    #[error("The run was closed by {by}: {reason}", by = .0.by, reason = .0.reason)]
+    Closed(Closed),
+    #[error("{0}")]
+    Timeout(String),
+    #[error("{0}")]
+    Etcd(#[from] EtcdError),
+    #[error(transparent)]
+    Corrupt(#[from] CorruptRecord),
+    #[error("The node has left the rendezvous.")]
+    Left,
+}
+
+/// What can be told without asking etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Nodes that could change the world of this member, lost members among them.
+    pub waiting: usize,
+    pub closed: Option<Closed>,
+    pub progress: Progress,
+    /// Why nobody should wait any longer for a member of this round.
+    pub broken: Option<(u64, String)>,
+    /// The state of the run is being watched.
+    pub observed: bool,
+}
+
+/// For the log lines of a node that waits in the barrier.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub round: u64,
+    /// As the coordinator last told; 0 when it has not told yet.
+    pub joined: usize,
+    pub last_call: bool,
+    /// The round is complete without this node, which waits for the next one.
+    pub spare: bool,
+    pub member: Option<Member>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub rank: u32,
+    pub world: u32,
+}
+
+/// A value as of a revision: an older observation never replaces a newer one.
+#[derive(Clone, Debug)]
+pub(super) struct Observed<T> {
+    pub value: Option<T>,
+    /// The revision at which `value` was last written; 0 when there is none.
+    pub modified: i64,
+    as_of: i64,
+}
+
+impl<T> Default for Observed<T> {
+    fn default() -> Self {
+        Self { value: None, modified: 0, as_of: 0 }
+    }
+}
+
+impl<T> Observed<T> {
+    pub fn set(&mut self, value: Option<T>, modified: i64, as_of: i64) {
+        if as_of >= self.as_of {
+            *self = Self { value, modified, as_of };
+        }
+    }
+}
+
+/// A node's wish to be in the next round.
+#[derive(Clone, Debug)]
+pub(super) struct Joining {
+    pub master: Master,
+    pub started: Time,
+    pub deadline: Time,
+}
+
+/// Where this node has put itself for the round that the control record names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Outside,
+    Joined(u64),
+    Waiting(u64),
+}
+
+/// What the call under way is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    GrantNode(i64),
+    GrantRun,
+    ReadHead,
+    Create,
+    JoinRound(u64),
+    Open(u64),
+    ReadMembership(u64),
+    Wait(u64),
+    Recount(u64),
+    Claim,
+    GiveUp,
+    Close,
+    Confirm(u64),
+    Lead(super::lead::LeadStep),
+}
+
+pub struct Machine {
+    pub(super) settings: Settings,
+    rng: u64,
+    actions: Vec<Action>,
+    last_id: u64,
+
+    pub(super) lease: Option<i64>,
+    pub(super) run_lease: bool,
+    pub(super) control: Observed<Control>,
+    pub(super) coordinator: Observed<(Coordinator, NodeId)>,
+    corrupt: Option<CorruptRecord>,
+    pub(super) head_watch: Option<WatchId>,
+
+    pub(super) call: Option<(CallId, Step)>,
+    /// No step before this time: the last one failed in a way that time heals.
+    pub(super) pause: Option<Time>,
+    pub(super) joining: Option<Joining>,
+    closing: Option<(Closed, Time)>,
+    observing: Option<Time>,
+
+    pub(super) place: Place,
+    pub(super) waiting_watch: Option<WatchId>,
+    /// When to look after something: the missing coordinator, the members of a world we wait for.
+    pub(super) look_at: Option<Time>,
+    pub(super) lead: Option<Lead>,
+    pub(super) attempts: u64,
+    pub(super) membership: Option<Membership>,
+}
+
+impl Machine {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            rng: settings.seed,
+            settings,
+            actions: Vec::new(),
+            last_id: 0,
+            lease: None,
+            run_lease: false,
+            control: Observed::default(),
+            coordinator: Observed::default(),
+            corrupt: None,
+            head_watch: None,
+            call: None,
+            pause: None,
+            joining: None,
+            closing: None,
+            observing: None,
+            place: Place::Outside,
+            waiting_watch: None,
+            look_at: None,
+            lead: None,
+            attempts: 0,
+            membership: None,
+        }
+    }
+
+    /// Takes one input and gives back what is to be done.
+    pub fn handle(&mut self, now: Time, input: Input) -> Vec<Action> {
+        match input {
+            Input::Join(master) => {
+                self.stop_watching_members();
+                let deadline = now + self.settings.join_timeout;
+                self.joining = Some(Joining { master, started: now, deadline });
+            }
+            Input::Leave => self.leave(),
+            Input::Close { by, reason, at } => {
+                self.closing = Some((Closed { by, reason, at }, now + self.settings.close_timeout));
+            }
+            Input::Observe => self.observing = Some(now + self.settings.close_timeout),
+            Input::Answer(id, answer) => {
+                if let Some((_, step)) = self.call.take_if(|(call, _)| *call == id) {
+                    match answer {
+                        Ok(answer) => self.answered(now, step, answer),
+                        Err(error) => self.failed(now, &step, error),
+                    }
+                }
+            }
+            Input::Watched(watch, message) => self.watched(now, watch, message),
+            Input::LeaseLost(lease) => {
+                if self.lease == Some(lease) {
+                    self.drop_lease();
+                }
+            }
+            Input::Tick => {}
+        }
+        self.advance(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When to send [`Input::Tick`], if nothing comes before.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let lead = self.lead.as_ref().and_then(Lead::next_deadline);
+        let joining = self.joining.as_ref().map(|joining| joining.deadline);
+        let due = if self.call.is_some() { [None; 4] } else { [self.look_at, lead, joining, None] };
+        let due = due.into_iter().flatten().min();
+        match (due, self.pause) {
+            (Some(due), Some(pause)) => Some(due.max(pause)),
+            (None, pause) => pause.filter(|_| self.call.is_none()),
+            (due, None) => due,
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let closed = match self.control.value.as_ref().map(|control| &control.state) {
+            Some(State::Closed(closed)) => Some(closed.clone()),
+            _ => None,
+        };
+        let told = self.coordinator.value.as_ref().map(|(told, _)| told);
+        let member = self.membership.as_ref().filter(|_| self.joining.is_none());
+        Status {
+            waiting: if closed.is_some() { 0 } else { self.nodes_waiting() },
+            closed,
+            progress: Progress {
+                round: self.control.value.as_ref().map_or(0, |control| control.round),
+                joined: told.map_or(0, |told| told.joined as usize),
+                last_call: told.is_some_and(|told| told.last_call),
+                spare: matches!(self.place, Place::Waiting(_)),
+                member: member.map(|m| Member { rank: m.rank, world: m.world }),
+            },
+            broken: self.broken_round(),
+            observed: self.head_watch.is_some(),
+        }
+    }
+
+    /// Takes the next step, if none is under way.
+    fn advance(&mut self, now: Time) {
+        // A step that is settled without a call leaves room for the next one.
+        while self.call.is_none() && self.pause.is_none_or(|until| now >= until) {
+            self.pause = None;
+            let settled = self.step(now);
+            if !settled {
+                break;
+            }
+        }
+    }
+
+    /// `true` when something was settled without a call to etcd, so that another step may follow.
+    fn step(&mut self, now: Time) -> bool {
+        if let Some(error) = self.corrupt.clone() {
+            self.fail_all(&error.into());
+            return false;
+        }
+        if self.closing.is_some() {
+            return self.step_close(now);
+        }
+        if self.joining.is_some() {
+            return self.step_join(now);
+        }
+        if let Some(deadline) = self.observing {
+            if self.head_watch.is_none() {
+                self.read_head(deadline);
+                return false;
+            }
+            self.observing = None;
+            self.act(Action::Observed(Ok(())));
+            return true;
+        }
+        self.step_member(now);
+        false
+    }
+
+    fn step_close(&mut self, now: Time) -> bool {
+        let Some((closed, deadline)) = self.closing.clone() else { return true };
+        if self.head_watch.is_none() {
+            self.read_head(deadline);
+            return false;
+        }
+        if now >= deadline {
+            self.closing = None;
+            let text = "The run could not be closed in time.".to_string();
+            self.act(Action::Closed(Err(RendezvousError::Timeout(text))));
+            return true;
+        }
+        let round = match self.control.value.as_ref() {
+            Some(Control { state: State::Closed(_), .. }) => {
+                self.closing = None;
+                self.act(Action::Closed(Ok(())));
+                return true;
+            }
+            Some(control) => control.round,
+            None => 0,
+        };
+        if self.ensure_run_lease(deadline) {
+            let control = Control::new(round, State::Closed(closed));
+            let txn = Txn::when([self.control_unchanged()])
+                .then([self.put_control(&control)])
+                .or_else(self.get_head());
+            self.txn(Step::Close, txn, deadline);
+        }
+        false
+    }
+
+    pub(super) fn closed_written(&mut self, revision: i64) {
+        if let Some((closed, _)) = &self.closing {
+            let round = self.control.value.as_ref().map_or(0, |control| control.round);
+            self.control_written(Control::new(round, State::Closed(closed.clone())), revision);
+        }
+    }
+
+    fn failed(&mut self, now: Time, step: &Step, error: EtcdError) {
+        if let Step::GiveUp = step {
+            // The time is up all the same; etcd only could not say who was there.
+            return self.give_up_with(now, &TxnReply::default());
+        }
+        if let EtcdError::Refused { kind: Refusal::LeaseNotFound, .. } = &error {
+            self.pause = Some(now + Duration::from_millis(100));
+            if let Step::Lead(_) = step {
+                // A member died while its rank was written; its join key goes with its lease.
+                if let Some(lead) = &mut self.lead {
+                    lead.abort_attempt();
+                }
+            } else {
+                self.drop_lease();
+            }
+            self.run_lease = false;
+            return;
+        }
+        if let EtcdError::Compacted { .. } = &error {
+            if let Some(lead) = &mut self.lead {
+                lead.reload();
+            }
+            return;
+        }
+        if let Step::Confirm(_) = step {
+            // Silence of etcd is no news of the members: ask again.
+            self.pause = Some(now + Duration::from_secs(1));
+            return;
+        }
+        self.fail_all(&RendezvousError::Etcd(error));
+    }
+
+    fn fail_all(&mut self, error: &RendezvousError) {
+        if self.closing.take().is_some() {
+            self.act(Action::Closed(Err(error.clone())));
+        }
+        if self.observing.take().is_some() {
+            self.act(Action::Observed(Err(error.clone())));
+        }
+        if self.joining.is_some() {
+            self.finish(Err(error.clone()));
+        }
+    }
+
+    fn watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
+        if self.head_watch == Some(watch) {
+            match message {
+                WatchMessage::Events(events) => {
+                    events.iter().for_each(|event| self.head_event(event))
+                }
+                // Read it anew; what was missed is in what is there now.
+                WatchMessage::Compacted { .. } => self.head_watch = None,
+                WatchMessage::Failed(error) => {
+                    self.head_watch = None;
+                    self.failed(now, &Step::ReadHead, error);
+                }
+            }
+            if self.head_watch.is_none()
+                && (self.membership.is_some() || self.place != Place::Outside)
+            {
+                self.observing.get_or_insert(now + self.settings.close_timeout);
+            }
+        } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
+            self.lead_watched(watch, message);
+        } else if self.waiting_watch == Some(watch) {
+            // A member of the world we wait for is gone: look whether anybody is left, not all at once.
+            if let WatchMessage::Compacted { .. } = message {
+                self.waiting_watch = None;
+            }
+            if self.look_at.is_none() {
+                let pause = self.jitter(Duration::from_millis(500));
+                self.look_at = Some(now + Duration::from_millis(100) + pause);
+            }
+        } else {
+            self.member_watched(watch, message);
+        }
+    }
+
+    fn head_event(&mut self, event: &Event) {
+        let kv = event.kv();
+        let present = matches!(event, Event::Put(_));
+        if kv.key == self.settings.keys.control().as_bytes() {
+            self.observe_control(present.then_some(kv), kv.mod_revision);
+        } else if kv.key == self.settings.keys.coordinator().as_bytes() {
+            self.observe_coordinator(present.then_some(kv), kv.mod_revision);
+        }
+    }
+
+    /// Takes over what `get_head` answered; `from` is the index of its first operation.
+    pub(super) fn observe_head(&mut self, reply: &TxnReply, from: usize) {
+        self.observe_control(reply.range(from).kvs.first(), reply.revision);
+        self.observe_coordinator(reply.range(from + 1).kvs.first(), reply.revision);
+    }
+
+    pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        let modified = kv.map_or(0, |kv| kv.mod_revision);
+        let decoded = kv
+            .map(|kv| records::decode_control(&self.settings.keys.control(), &kv.value))
+            .transpose();
+        match decoded {
+            Ok(control) => {
+                self.corrupt = None;
+                self.control.set(control, modified, as_of);
+            }
+            Err(error) => self.corrupt = Some(error),
+        }
+    }
+
+    pub(super) fn observe_coordinator(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        let key = self.settings.keys.coordinator();
+        // A record that cannot be read is no coordinator; its lease, if any, will remove it.
+        let value = kv.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
+        self.coordinator.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
+        if self.coordinator.value.is_some() {
+            self.look_at = None;
+        }
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    pub(super) fn txn(&mut self, step: Step, txn: Txn, deadline: Time) {
+        let id = self.new_id();
+        self.call = Some((id, step));
+        self.act(Action::Txn(id, txn, deadline));
+    }
+
+    pub(super) fn grant(&mut self, step: Step, lease: i64, ttl: Duration, deadline: Time) {
+        let id = self.new_id();
+        self.call = Some((id, step));
+        self.act(Action::Grant(id, lease, ttl, deadline));
+    }
+
+    pub(super) fn watch(&mut self, spec: WatchSpec) -> WatchId {
+        let id = self.new_id();
+        self.act(Action::Watch(id, spec));
+        id
+    }
+
+    pub(super) fn unwatch(&mut self, watch: Option<WatchId>) {
+        if let Some(watch) = watch {
+            self.act(Action::Unwatch(watch));
+        }
+    }
+
+    /// Up to `most`, different for each node and each time.
+    pub(super) fn jitter(&mut self, most: Duration) -> Duration {
+        let share = self.random() >> 11;
+        // 53 bits fit a float exactly.
+        #[allow(clippy::cast_precision_loss, reason = "the value has 53 bits")]
+        most.mul_f64(share as f64 / (1_u64 << 53) as f64)
+    }
+
+    pub(super) fn random_lease(&mut self) -> i64 {
+        i64::try_from(self.random() >> 1).unwrap_or(1).max(1)
+    }
+
+    /// `SplitMix64`: the seed comes from outside, so that a simulation can be repeated.
+    fn random(&mut self) -> u64 {
+        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.rng;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

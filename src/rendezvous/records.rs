@@ -1,0 +1,185 @@
+//! The values of the run's keys: JSON, so that an operator can read them and a newer version can add
+//! to them. Unknown fields are ignored; a record of a newer major version is refused.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Raised when a record changes so that older readers would misunderstand it.
+const VERSION: u32 = 1;
+
+/// The one key that says which round is current, and its state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    v: u32,
+    pub round: u64,
+    #[serde(flatten)]
+    pub state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum State {
+    /// Nodes join. `previous` is the last completed round, 0 when there was none.
+    Open {
+        previous: u64,
+        by: String,
+    },
+    Final(Final),
+    Closed(Closed),
+}
+
+/// A completed round. The same few bytes whatever the number of members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Final {
+    pub world: u32,
+    /// Which of the coordinators' attempts this is: member keys of another one do not count.
+    pub attempt: String,
+    /// The revision of the attempt's first member key: deletions after it are losses.
+    pub since: i64,
+    pub master_addr: String,
+    pub master_port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    pub by: String,
+    pub reason: String,
+    /// Unix time in seconds.
+    pub at: u64,
+}
+
+impl Control {
+    pub fn new(round: u64, state: State) -> Self {
+        Self { v: VERSION, round, state }
+    }
+}
+
+/// A node that takes part in a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    v: u32,
+    #[serde(flatten)]
+    pub node: NodeInfo,
+    /// Where this node's workers could be reached if it became rank 0.
+    pub master_addr: String,
+    pub master_port: u16,
+}
+
+/// Who a node is, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub host: String,
+    pub pid: u32,
+}
+
+impl std::fmt::Display for NodeInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {})", self.host, self.pid)
+    }
+}
+
+impl Join {
+    pub fn new(node: NodeInfo, master: Master) -> Self {
+        Self { v: VERSION, node, master_addr: master.addr, master_port: master.port }
+    }
+}
+
+/// An address and a port that a node offers to the workers of the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Master {
+    pub addr: String,
+    pub port: u16,
+}
+
+/// A member's rank, under the member's own lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub rank: u32,
+    pub attempt: String,
+    #[serde(flatten)]
+    pub node: NodeInfo,
+}
+
+/// A node that came too late for the round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    #[serde(flatten)]
+    pub node: NodeInfo,
+}
+
+/// Who completes the round, and how far it has come (for the log lines of all who wait).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coordinator {
+    #[serde(flatten)]
+    pub node: NodeInfo,
+    pub joined: u32,
+    /// The last call has begun: enough nodes are there.
+    pub last_call: bool,
+}
+
+/// The clock of the last call: the time that this lease has left. It outlives the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastCall {
+    pub lease: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("The value of the etcd key '{key}' is no record of a rendezvous: {cause}.")]
+pub struct CorruptRecord {
+    key: String,
+    cause: String,
+}
+
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    // Serialising these types cannot fail: no maps with other keys than strings, no own impls.
+    serde_json::to_vec(record).unwrap_or_default()
+}
+
+pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, CorruptRecord> {
+    serde_json::from_slice(value)
+        .map_err(|error| CorruptRecord { key: key.into(), cause: error.to_string() })
+}
+
+pub fn decode_control(key: &str, value: &[u8]) -> Result<Control, CorruptRecord> {
+    let control: Control = decode(key, value)?;
+    if control.v > VERSION {
+        let cause = format!("it is of version {}, this torchetcd reads up to {VERSION}", control.v);
+        return Err(CorruptRecord { key: key.into(), cause });
+    }
+    Ok(control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_record_reads_as_it_was_written() {
+        let closed = Closed { by: "a (pid 1)".into(), reason: "done".into(), at: 7 };
+        for state in [
+            State::Open { previous: 3, by: "a (pid 1)".into() },
+            State::Final(Final {
+                world: 2,
+                attempt: "1-1".into(),
+                since: 9,
+                master_addr: "a".into(),
+                master_port: 1,
+            }),
+            State::Closed(closed),
+        ] {
+            let control = Control::new(4, state);
+            assert_eq!(decode_control("k", &encode(&control)).unwrap(), control);
+        }
+    }
+
+    #[test]
+    fn garbage_and_newer_versions_are_named() {
+        for (value, cause) in [
+            (&b"\xff\x00"[..], "expected value"),
+            (br#"{"v":2,"round":1,"state":"open","previous":0,"by":""}"#, "version 2"),
+            (br#"{"v":1,"round":1,"state":"odd"}"#, "unknown variant"),
+        ] {
+            let error = decode_control("/k", value).unwrap_err().to_string();
+            assert!(error.contains("'/k'") && error.contains(cause), "{error}");
+        }
+    }
+}

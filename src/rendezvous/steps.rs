@@ -1,0 +1,496 @@
+//! Joining a round: the steps of a node that wants to be in the next world.
+
+use std::time::Duration;
+
+use super::lead::Lead;
+use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
+use super::records::{self, Control, Coordinator, Join, State, Waiting};
+use crate::etcd::WatchSpec;
+use crate::etcd::kv::{
+    Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, prefix_end, range_of,
+};
+
+/// How many names an error message of a timeout may hold.
+const NAMES: i64 = 32;
+
+impl Machine {
+    /// See [`Machine::step`] for what is returned.
+    pub(super) fn step_join(&mut self, now: Time) -> bool {
+        let Some(deadline) = self.joining.as_ref().map(|joining| joining.deadline) else {
+            return true;
+        };
+        if now >= deadline {
+            self.give_up(now);
+            return false;
+        }
+        let Some(lease) = self.lease else {
+            let lease = self.random_lease();
+            self.grant(Step::GrantNode(lease), lease, self.settings.ttl, deadline);
+            return false;
+        };
+        if self.head_watch.is_none() {
+            self.read_head(deadline);
+            return false;
+        }
+        let Some(control) = self.control.value.clone() else {
+            if self.ensure_run_lease(deadline) {
+                self.create(lease, deadline);
+            }
+            return false;
+        };
+        let round = control.round;
+        match control.state {
+            State::Closed(closed) => {
+                self.finish(Err(RendezvousError::Closed(closed)));
+                return true;
+            }
+            State::Open { previous, .. } => {
+                if self.place == Place::Joined(round) {
+                    self.take_part(now, previous, lease, deadline);
+                } else {
+                    self.join_round(round, lease, deadline);
+                }
+            }
+            State::Final(_) => match self.place {
+                Place::Joined(joined) if joined == round => {
+                    self.read_membership(round, lease, deadline);
+                }
+                Place::Waiting(waiting) if waiting == round => {
+                    self.wait_for_next(now, round, deadline)
+                }
+                _ if self.was_member(round) => self.open(round, lease, deadline),
+                _ => self.wait_outside(round, lease, deadline),
+            },
+        }
+        false
+    }
+
+    pub(super) fn answered(&mut self, now: Time, step: Step, answer: Answer) {
+        match (step, answer) {
+            (Step::GrantNode(lease), Answer::Granted) => {
+                if self.joining.is_none() {
+                    // The wish to join ended while the lease was being granted.
+                    self.act(Action::Revoke(lease));
+                } else {
+                    self.lease = Some(lease);
+                    self.act(Action::KeepAlive(lease, self.settings.ttl));
+                }
+            }
+            (Step::GrantRun, Answer::Granted) => self.hold_run_lease(),
+            (Step::ReadHead, Answer::Txn(reply)) => {
+                self.observe_head(&reply, 0);
+                if self.control.value.is_some() {
+                    // The record is under the run's lease, so etcd has it.
+                    self.hold_run_lease();
+                }
+                let head = self.settings.keys.head();
+                self.head_watch = Some(self.watch(WatchSpec {
+                    range_end: Some(prefix_end(head.as_bytes())),
+                    key: head.into(),
+                    start_revision: reply.revision + 1,
+                    deletes_only: false,
+                }));
+            }
+            (Step::Create, Answer::Txn(reply)) => self.opened(1, 0, &reply),
+            (Step::Open(previous), Answer::Txn(reply)) => {
+                self.opened(previous + 1, previous, &reply);
+            }
+            (Step::JoinRound(round), Answer::Txn(reply)) => self.joined_round(round, &reply),
+            (Step::Claim, Answer::Txn(reply)) => self.claimed(&reply),
+            (Step::ReadMembership(round), Answer::Txn(reply)) => {
+                self.read_membership_answered(round, &reply);
+            }
+            (Step::Wait(round), Answer::Txn(reply)) => self.waits_outside(now, round, &reply),
+            (Step::Recount(round), Answer::Txn(reply)) => self.recounted(round, &reply),
+            (Step::GiveUp, Answer::Txn(reply)) => self.give_up_with(now, &reply),
+            (Step::Close, Answer::Txn(reply)) => {
+                if reply.succeeded {
+                    self.closed_written(reply.revision);
+                } else {
+                    self.observe_head(&reply, 0);
+                }
+            }
+            (Step::Confirm(round), Answer::Txn(reply)) => self.confirmed(round, &reply),
+            (Step::Lead(step), answer) => self.lead_answered(now, step, answer),
+            // The driver answers a call with what it asked for.
+            _ => {}
+        }
+    }
+
+    pub(super) fn read_head(&mut self, deadline: Time) {
+        let txn = Txn::when([]).then(self.get_head());
+        self.txn(Step::ReadHead, txn, deadline);
+    }
+
+    pub(super) fn get_head(&self) -> [Op; 2] {
+        let keys = &self.settings.keys;
+        [Op::get(keys.control()), Op::get(keys.coordinator())]
+    }
+
+    /// The guard of every write: the control record is the one this node acts upon.
+    pub(super) fn control_unchanged(&self) -> Compare {
+        Compare::mod_revision(self.settings.keys.control(), self.control.modified)
+    }
+
+    pub(super) fn put_control(&self, control: &Control) -> Op {
+        let keys = &self.settings.keys;
+        Op::put(keys.control(), records::encode(control), keys.run_lease())
+    }
+
+    pub(super) fn put_coordinator(&self, joined: usize, last_call: bool, lease: i64) -> Op {
+        let record = Coordinator {
+            node: self.settings.node.clone(),
+            joined: u32::try_from(joined).unwrap_or(u32::MAX),
+            last_call,
+        };
+        Op::put(self.settings.keys.coordinator(), records::encode(&record), lease)
+    }
+
+    fn put_join(&self, round: u64, lease: i64) -> Option<Op> {
+        let master = self.joining.as_ref()?.master.clone();
+        let record = Join::new(self.settings.node.clone(), master);
+        Some(Op::put(self.settings.keys.join(round, lease), records::encode(&record), lease))
+    }
+
+    /// `false` while the run's lease is being granted.
+    pub(super) fn ensure_run_lease(&mut self, deadline: Time) -> bool {
+        if !self.run_lease {
+            let lease = self.settings.keys.run_lease();
+            self.grant(Step::GrantRun, lease, self.settings.run_ttl, deadline);
+        }
+        self.run_lease
+    }
+
+    fn hold_run_lease(&mut self) {
+        if !self.run_lease {
+            self.run_lease = true;
+            self.act(Action::KeepAlive(self.settings.keys.run_lease(), self.settings.run_ttl));
+        }
+    }
+
+    fn create(&mut self, lease: i64, deadline: Time) {
+        self.open_txn(Step::Create, 0, lease, deadline);
+    }
+
+    /// Opens the round after `previous`, with this node as its first participant and coordinator.
+    fn open(&mut self, previous: u64, lease: i64, deadline: Time) {
+        self.open_txn(Step::Open(previous), previous, lease, deadline);
+    }
+
+    fn open_txn(&mut self, step: Step, previous: u64, lease: i64, deadline: Time) {
+        let round = previous + 1;
+        let control = self.opening(round, previous);
+        let mut writes = vec![self.put_control(&control), self.put_coordinator(1, false, lease)];
+        writes.extend(self.put_join(round, lease));
+        if self.place == Place::Waiting(previous) {
+            writes.push(Op::delete(self.settings.keys.waiting(previous, lease)));
+        }
+        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        self.txn(step, txn, deadline);
+    }
+
+    fn opening(&self, round: u64, previous: u64) -> Control {
+        Control::new(round, State::Open { previous, by: self.settings.node.to_string() })
+    }
+
+    fn opened(&mut self, round: u64, previous: u64, reply: &TxnReply) {
+        if !reply.succeeded {
+            return self.observe_head(reply, 0);
+        }
+        let control = self.opening(round, previous);
+        self.control_written(control, reply.revision);
+        self.set_place(Place::Joined(round));
+        self.coordinates(round, previous, reply.revision);
+    }
+
+    fn join_round(&mut self, round: u64, lease: i64, deadline: Time) {
+        let coordinator = self.settings.keys.coordinator();
+        let claim = Txn::when([Compare::absent(coordinator.clone())])
+            .then([self.put_coordinator(1, false, lease)])
+            .or_else([Op::get(coordinator)]);
+        let mut writes: Vec<Op> = self.put_join(round, lease).into_iter().collect();
+        writes.push(Op::Txn(claim));
+        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        self.txn(Step::JoinRound(round), txn, deadline);
+    }
+
+    fn joined_round(&mut self, round: u64, reply: &TxnReply) {
+        if !reply.succeeded {
+            return self.observe_head(reply, 0);
+        }
+        self.set_place(Place::Joined(round));
+        match reply.replies.get(1) {
+            Some(OpReply::Txn { succeeded: false, replies }) => {
+                let range = range_of(replies, 0);
+                self.observe_coordinator(range.kvs.first(), reply.revision);
+            }
+            _ => self.coordinates_current(reply.revision),
+        }
+    }
+
+    /// Waits for the round to complete, as its coordinator or as one of the others.
+    fn take_part(&mut self, now: Time, previous: u64, lease: i64, deadline: Time) {
+        match self.coordinator.value.as_ref().map(|(_, holder)| *holder) {
+            Some(holder) if holder == lease => {
+                if self.lead.is_none() {
+                    self.lead = Some(Lead::new(previous));
+                }
+                self.step_lead(now, deadline);
+            }
+            Some(_) => self.stop_leading(),
+            None => {
+                self.stop_leading();
+                // Everybody misses the coordinator at the same moment: not all claim its place at once.
+                let pause = self.jitter(Duration::from_millis(300));
+                if now >= *self.look_at.get_or_insert(now + pause) {
+                    self.look_at = None;
+                    self.claim(lease, deadline);
+                }
+            }
+        }
+    }
+
+    fn claim(&mut self, lease: i64, deadline: Time) {
+        let Place::Joined(round) = self.place else { return };
+        let keys = &self.settings.keys;
+        let still_joined =
+            Compare::new(keys.join(round, lease), Ordering::Equal, Target::Lease(lease));
+        let guards = [self.control_unchanged(), Compare::absent(keys.coordinator()), still_joined];
+        let txn = Txn::when(guards)
+            .then([self.put_coordinator(1, false, lease)])
+            .or_else(self.get_head());
+        self.txn(Step::Claim, txn, deadline);
+    }
+
+    fn claimed(&mut self, reply: &TxnReply) {
+        if reply.succeeded {
+            return self.coordinates_current(reply.revision);
+        }
+        let modified = self.control.modified;
+        self.observe_head(reply, 0);
+        if self.control.modified == modified && self.coordinator.value.is_none() {
+            // So it was the third guard: our join key is gone (an operator removed it).
+            self.set_place(Place::Outside);
+        }
+    }
+
+    /// This node wrote the coordinator's key at `revision`.
+    fn coordinates_current(&mut self, revision: i64) {
+        if let Some(Control { round, state: State::Open { previous, .. }, .. }) = self.control.value
+        {
+            self.coordinates(round, previous, revision);
+        }
+    }
+
+    fn coordinates(&mut self, round: u64, previous: u64, revision: i64) {
+        if let (Place::Joined(joined), Some(lease)) = (self.place, self.lease)
+            && joined == round
+        {
+            self.coordinator_written(1, false, lease, revision);
+            if self.coordinator.value.as_ref().is_some_and(|(_, holder)| *holder == lease) {
+                self.lead = Some(Lead::new(previous));
+            }
+        }
+    }
+
+    fn read_membership(&mut self, round: u64, lease: i64, deadline: Time) {
+        let keys = &self.settings.keys;
+        let reads = [Op::get(keys.control()), Op::get(keys.member(round, lease))];
+        self.txn(Step::ReadMembership(round), Txn::when([]).then(reads), deadline);
+    }
+
+    fn read_membership_answered(&mut self, round: u64, reply: &TxnReply) {
+        self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        let Some(Control { round: current, state: State::Final(complete), .. }) =
+            self.control.value.clone()
+        else {
+            return;
+        };
+        if current != round {
+            return;
+        }
+        let key = self.settings.keys.members(round);
+        let member = reply.range(1).kvs.into_iter().next();
+        let record: Option<records::Member> =
+            member.and_then(|kv| records::decode(&key, &kv.value).ok());
+        match (record, self.lease) {
+            (Some(record), Some(lease)) if record.attempt == complete.attempt => {
+                let outcome = Outcome {
+                    round,
+                    rank: record.rank,
+                    world: complete.world,
+                    master: records::Master {
+                        addr: complete.master_addr.clone(),
+                        port: complete.master_port,
+                    },
+                };
+                self.become_member(&outcome, &complete, lease);
+                self.finish(Ok(outcome));
+            }
+            // Not admitted: more nodes than places.
+            _ => self.set_place(Place::Outside),
+        }
+    }
+
+    /// The round is complete without this node: say so, which makes the members open the next one when
+    /// they have room.
+    fn wait_outside(&mut self, round: u64, lease: i64, deadline: Time) {
+        let keys = &self.settings.keys;
+        let record = records::encode(&Waiting { node: self.settings.node.clone() });
+        let writes = [
+            Op::Get(Range::prefix(keys.members(round)).count_only()),
+            Op::put(keys.waiting(round, lease), record, lease),
+            Op::delete(keys.join(round, lease)),
+        ];
+        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        self.txn(Step::Wait(round), txn, deadline);
+    }
+
+    fn waits_outside(&mut self, now: Time, round: u64, reply: &TxnReply) {
+        if !reply.succeeded {
+            return self.observe_head(reply, 0);
+        }
+        self.set_place(Place::Waiting(round));
+        self.watch_members_go(round, reply.revision);
+        if reply.range(0).count == 0 {
+            let pause = self.jitter(Duration::from_millis(200));
+            self.look_at = Some(now + pause);
+        }
+    }
+
+    fn watch_members_go(&mut self, round: u64, seen: i64) {
+        let members = self.settings.keys.members(round);
+        self.waiting_watch = Some(self.watch(WatchSpec {
+            range_end: Some(prefix_end(members.as_bytes())),
+            key: members.into(),
+            start_revision: seen + 1,
+            deletes_only: true,
+        }));
+    }
+
+    /// A waiting node opens the next round only when no member is left who would.
+    fn wait_for_next(&mut self, now: Time, round: u64, deadline: Time) {
+        if self.look_at.is_some_and(|at| now >= at) {
+            self.look_at = None;
+            let members = Range::prefix(self.settings.keys.members(round)).count_only();
+            let reads = [Op::get(self.settings.keys.control()), Op::Get(members)];
+            self.txn(Step::Recount(round), Txn::when([]).then(reads), deadline);
+        }
+    }
+
+    fn recounted(&mut self, round: u64, reply: &TxnReply) {
+        self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        if self.place == Place::Waiting(round) && self.waiting_watch.is_none() {
+            self.watch_members_go(round, reply.revision);
+        }
+        let current = matches!(
+            &self.control.value,
+            Some(Control { round: current, state: State::Final(_), .. }) if *current == round
+        );
+        if let (true, 0, Some(lease), Some(deadline)) = (
+            current,
+            reply.range(1).count,
+            self.lease,
+            self.joining.as_ref().map(|joining| joining.deadline),
+        ) {
+            self.open(round, lease, deadline);
+        }
+    }
+
+    fn give_up(&mut self, now: Time) {
+        let round = self.control.value.as_ref().map_or(0, |control| control.round);
+        let mut joins = Range::prefix(self.settings.keys.joins(round));
+        joins.limit = NAMES;
+        let txn = Txn::when([]).then([Op::Get(joins)]);
+        // Only for the message: it must not keep the caller much longer.
+        self.txn(Step::GiveUp, txn, now + Duration::from_secs(2));
+    }
+
+    pub(super) fn give_up_with(&mut self, now: Time, reply: &TxnReply) {
+        let text = self.timeout_text(now, reply);
+        self.finish(Err(RendezvousError::Timeout(text)));
+    }
+
+    fn timeout_text(&self, now: Time, reply: &TxnReply) -> String {
+        let waited = self
+            .joining
+            .as_ref()
+            .map_or(0.0, |joining| now.saturating_sub(joining.started).as_secs_f64());
+        let (min, max) = (self.settings.min, self.settings.max);
+        let Some(control) = &self.control.value else {
+            return format!("The rendezvous did not begin within {waited:.0} s.");
+        };
+        let round = control.round;
+        if let State::Final(complete) = &control.state {
+            return format!(
+                "Round {round} is complete with {} of at most {max} nodes, and no place came free within \
+                 {waited:.0} s.",
+                complete.world
+            );
+        }
+        let joined = reply.range(0);
+        let names: Vec<String> = joined
+            .kvs
+            .iter()
+            .filter_map(|kv| records::decode::<Join>("", &kv.value).ok())
+            .map(|join| join.node.to_string())
+            .collect();
+        let more = joined.count - i64::try_from(names.len()).unwrap_or(0);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let missing = i64::try_from(min).unwrap_or(i64::MAX).saturating_sub(joined.count).max(0);
+        format!(
+            "Round {round} was not complete within {waited:.0} s: {} of at least {min} nodes joined, {missing} \
+             missing. Joined: {}{more}.",
+            joined.count,
+            names.join(", "),
+        )
+    }
+
+    pub(super) fn set_place(&mut self, place: Place) {
+        if self.place != place {
+            self.place = place;
+            self.look_at = None;
+            let watch = self.waiting_watch.take();
+            self.unwatch(watch);
+            self.stop_leading();
+        }
+    }
+
+    pub(super) fn finish(&mut self, result: Result<Outcome, RendezvousError>) {
+        self.joining = None;
+        self.set_place(Place::Outside);
+        if result.is_err() {
+            self.give_back_lease();
+        }
+        self.act(Action::Joined(result));
+    }
+
+    pub(super) fn leave(&mut self) {
+        // Whatever is under way now is for a node that is gone.
+        self.call = None;
+        if self.joining.is_some() {
+            self.finish(Err(RendezvousError::Left));
+        } else {
+            self.give_back_lease();
+        }
+    }
+
+    fn give_back_lease(&mut self) {
+        self.stop_watching_members();
+        self.membership = None;
+        if let Some(lease) = self.lease.take() {
+            self.act(Action::Revoke(lease));
+        }
+    }
+
+    /// The lease is gone, and with it every key of this node: it starts anew as another node.
+    pub(super) fn drop_lease(&mut self) {
+        self.set_place(Place::Outside);
+        if let Some(lease) = self.lease.take() {
+            self.act(Action::Revoke(lease));
+        }
+        if let Some(membership) = &mut self.membership {
+            membership.expelled = true;
+        }
+    }
+}
