@@ -11,6 +11,8 @@ mod machine;
 mod member;
 mod ranks;
 mod records;
+#[cfg(test)]
+mod sim;
 mod steps;
 
 pub use keys::{Keys, NodeId};

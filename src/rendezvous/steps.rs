@@ -262,9 +262,11 @@ impl Machine {
             Compare::new(keys.join(round, lease), Ordering::Equal, Target::Lease(lease));
         let guards = [self.control_unchanged(), Compare::absent(keys.coordinator()), still_joined];
         let [control, coordinator] = self.get_head();
-        let txn = Txn::when(guards)
-            .then([self.put_coordinator(1, false, lease)])
-            .or_else([control, coordinator, Op::get(keys.join(round, lease))]);
+        let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else([
+            control,
+            coordinator,
+            Op::get(keys.join(round, lease)),
+        ]);
         self.txn(Step::Claim, txn, deadline);
     }
 
