@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::lead::Lead;
 use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
 use super::records::{self, Control, Coordinator, Join, State, Waiting};
+use super::variants::{Variant, wrong};
 use crate::etcd::WatchSpec;
 use crate::etcd::kv::{
     Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, prefix_end, range_of,
@@ -318,7 +319,9 @@ impl Machine {
     }
 
     fn read_membership_answered(&mut self, round: u64, reply: &TxnReply) {
-        self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        if !wrong(Variant::UncheckedMembership) {
+            self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        }
         let Some(Control { round: current, state: State::Final(complete), .. }) =
             self.control.value.clone()
         else {
@@ -332,7 +335,9 @@ impl Machine {
         let record: Option<records::Member> =
             member.and_then(|kv| records::decode(&key, &kv.value).ok());
         match (record, self.lease) {
-            (Some(record), Some(lease)) if record.attempt == complete.attempt => {
+            (Some(record), Some(lease))
+                if record.attempt == complete.attempt || wrong(Variant::AnyAttempt) =>
+            {
                 let outcome = Outcome {
                     round,
                     rank: record.rank,
@@ -499,6 +504,8 @@ impl Machine {
 
     /// The lease is gone, and with it every key of this node: it starts anew as another node.
     pub(super) fn drop_lease(&mut self) {
+        // An answer that is on its way is about the node that was: a join that it reports is undone.
+        self.call = None;
         self.set_place(Place::Outside);
         if let Some(lease) = self.lease.take() {
             self.act(Action::Revoke(lease));
