@@ -7,13 +7,29 @@ use super::keys::{NodeId, node_of};
 use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
 use super::ranks::{Candidate, assign};
 use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, State};
+use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 /// etcd takes 128 operations in a transaction.
-const MEMBERS_PER_TXN: usize = 120;
-const PAGE: i64 = 2000;
+fn members_per_txn() -> usize {
+    #[cfg(test)]
+    if let Some(few) = super::sim::hooks::get().members_per_txn {
+        return few;
+    }
+    120
+}
+
+/// How many join keys are read at once.
+fn page() -> i64 {
+    #[cfg(test)]
+    if let Some(few) = super::sim::hooks::get().page {
+        return few;
+    }
+    2000
+}
+
 /// How often the coordinator tells how many have joined: growing pauses, since everybody is told.
 const FIRST_REPORT: Duration = Duration::from_secs(1);
 const LAST_REPORT: Duration = Duration::from_secs(60);
@@ -243,7 +259,7 @@ impl Machine {
         let page = Range {
             key: lead.load.from.clone().unwrap_or_else(|| joins.clone().into()),
             range_end: Some(prefix_end(joins.as_bytes())),
-            limit: PAGE,
+            limit: page(),
             revision: lead.load.revision,
             ..Range::default()
         };
@@ -265,6 +281,7 @@ impl Machine {
             lead.load.revision = reply.revision;
             if let Some(kv) = reply.range(1).kvs.first()
                 && let Ok(LastCall { lease }) = records::decode("", &kv.value)
+                && !wrong(Variant::ForgetsLastCall)
             {
                 lead.last_call = Clock::Inherited(lease);
             }
@@ -368,7 +385,7 @@ impl Machine {
         if attempt.written == attempt.members.len() {
             return self.complete(deadline);
         }
-        let to = attempt.members.len().min(attempt.written + MEMBERS_PER_TXN);
+        let to = attempt.members.len().min(attempt.written + members_per_txn());
         let mut writes = Vec::with_capacity(to - attempt.written);
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
             let Some((_, join)) = lead.joined.get(node) else { continue };
@@ -405,7 +422,11 @@ impl Machine {
             writes.push(Op::delete_prefix(keys.round(previous)));
             writes.push(Op::delete_prefix(keys.round_data(previous)));
         }
-        let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
+        let mut guards = self.still_coordinator().to_vec();
+        if wrong(Variant::UnguardedCompletion) {
+            guards.remove(0);
+        }
+        let txn = Txn::when(guards).then(writes).or_else(self.get_head());
         self.txn(Step::Lead(LeadStep::Complete), txn, deadline);
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
 use super::records::{self, Control, Final, State};
+use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
 
@@ -48,7 +49,9 @@ impl Machine {
             resync: false,
         });
         // Waiting keys of a round are written after its completion, member keys not before `since`.
-        self.watch_members(outcome.round, complete.since + 1, self.control.modified + 1);
+        let completed = self.control.modified;
+        let since = if wrong(Variant::WatchesFromFinal) { completed } else { complete.since };
+        self.watch_members(outcome.round, since + 1, completed + 1);
     }
 
     fn watch_members(&mut self, round: u64, members_from: i64, waiting_from: i64) {

@@ -14,6 +14,7 @@ mod records;
 #[cfg(test)]
 mod sim;
 mod steps;
+mod variants;
 
 pub use keys::{Keys, NodeId};
 pub use machine::{

@@ -67,7 +67,7 @@ impl World {
         }
         let reply = self.apply(request);
         self.note(|| format!("etcd: n{node} {} -> {}", call, super::trace::reply(&reply)));
-        self.written();
+        self.written(Some(node));
         if current && self.reachable(node) && !self.rng.chance(self.link.lost) {
             let travel = self.travel();
             self.after(travel, Event::Answer(node, call, attempt, Rc::new(reply)));

@@ -80,6 +80,7 @@ pub struct World {
     pub link: Link,
     pub nodes: Vec<Node>,
     pub etcd_down: bool,
+    pub trap: Option<super::traps::Trap>,
     /// Faults happen.
     pub chaos: bool,
     /// From when on there are no faults.
@@ -107,6 +108,7 @@ impl World {
             scenario,
             nodes: Vec::new(),
             etcd_down: false,
+            trap: None,
             chaos: false,
             healed: None,
             watchers: BTreeMap::new(),
@@ -265,7 +267,7 @@ impl World {
     /// A node that was paused catches up, in no particular order.
     pub fn catch_up(&mut self, node: NodeIx) {
         for event in self.deferred.remove(&node).unwrap_or_default() {
-            let pause = self.rng.time(Duration::ZERO, Duration::from_millis(2));
+            let pause = self.rng.time(Duration::ZERO, self.link.latency * 4);
             self.after(pause, event);
         }
     }
@@ -343,17 +345,18 @@ impl World {
             for lease in self.etcd.expire(self.now) {
                 self.note(|| format!("etcd: lease {lease:016x} ran out"));
             }
-            self.written();
+            self.written(None);
         }
     }
 
     /// Tells who watches, and the invariants, what was written.
-    pub fn written(&mut self) {
+    pub fn written(&mut self, writer: Option<NodeIx>) {
         for touched in self.etcd.take_touched() {
             self.note(|| super::trace::touched(&touched));
             self.wake_watchers(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);
+            self.spring_trap(writer, &touched);
         }
     }
 
