@@ -10,11 +10,11 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
-use super::fork::PerProcess;
 use super::wait::{wait, wait_until};
 use crate::etcd::{
     self, Client, Config, Credentials, EtcdError, Repeat, TlsFiles, WatchMessage, WatchSpec,
 };
+use crate::process::PerProcess;
 
 /// A connection to an etcd cluster that is made at the first call, and anew in a forked child.
 #[pyclass(name = "Client", module = "torchetcd._torchetcd", frozen)]

@@ -7,8 +7,10 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::etcd::{EtcdError, InvalidEndpoint, Refusal};
+use crate::rendezvous::RendezvousError;
 
 const CLIENT: &str = "torchetcd.etcd";
+const RENDEZVOUS: &str = "torch.distributed.elastic.rendezvous.api";
 
 fn raise(py: Python<'_>, module: &str, class: &str, text: String) -> PyErr {
     let made = py.import(module).and_then(|module| module.getattr(class)?.call1((text,)));
@@ -39,4 +41,20 @@ pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
 
 pub fn invalid_endpoint(error: &InvalidEndpoint) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// As torch's handlers raise it; a failure of etcd is chained as the cause.
+pub fn rendezvous_error(py: Python<'_>, error: &RendezvousError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        RendezvousError::Closed(_) => raise(py, RENDEZVOUS, "RendezvousClosedError", text),
+        RendezvousError::Timeout(_) => raise(py, RENDEZVOUS, "RendezvousTimeoutError", text),
+        RendezvousError::Corrupt(_) => raise(py, RENDEZVOUS, "RendezvousStateError", text),
+        RendezvousError::Left => PyRuntimeError::new_err(text),
+        RendezvousError::Etcd(cause) => {
+            let raised = raise(py, RENDEZVOUS, "RendezvousConnectionError", text);
+            raised.set_cause(py, Some(etcd_error(py, cause)));
+            raised
+        }
+    }
 }

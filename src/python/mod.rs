@@ -3,7 +3,7 @@
 mod client;
 mod convert;
 mod errors;
-mod fork;
+mod rendezvous;
 mod runtime;
 mod wait;
 
@@ -13,6 +13,8 @@ use pyo3::prelude::*;
 mod _torchetcd {
     #[pymodule_export]
     use super::client::{PyClient, prefix_end};
+    #[pymodule_export]
+    use super::rendezvous::PyRendezvous;
     #[pymodule_export]
     use super::runtime::shutdown;
 }

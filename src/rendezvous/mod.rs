@@ -5,6 +5,7 @@
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
+mod driver;
 mod keys;
 mod lead;
 mod machine;
@@ -13,6 +14,7 @@ mod ranks;
 mod records;
 mod steps;
 
+pub use driver::Handle;
 pub use keys::{Keys, NodeId};
 pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,

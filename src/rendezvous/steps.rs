@@ -481,6 +481,10 @@ impl Machine {
         if let Some(lease) = self.lease.take() {
             self.act(Action::Revoke(lease));
         }
+        if std::mem::take(&mut self.run_lease) {
+            // Who is not there does not keep the run's keys there.
+            self.act(Action::Abandon(self.settings.keys.run_lease()));
+        }
     }
 
     /// The lease is gone, and with it every key of this node: it starts anew as another node.
