@@ -1,5 +1,4 @@
 """`torchetcd.etcd.Client`: addresses, connections, errors, and client objects of python-etcd."""
-# ruff: noqa: D101, D102, D103, PLR2004
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ class TestAddresses:
     @pytest.mark.parametrize(
         "host", ["", "h1,,h2", "h:port", "h:99999", "ftp://h", "http://h/path", "::1:x", ()]
     )
-    def test_bad_hosts(self, host: Any) -> None:  # noqa: ANN401
+    def test_bad_hosts(self, host: Any) -> None:
         with pytest.raises(ValueError, match=r"etcd endpoint|[Pp]ort|IPv6"):
             _ = Client(host)._native
 
@@ -99,7 +98,7 @@ class TestAddresses:
         assert (client.username, client.password) == ("somebody", "secret")
 
     @pytest.mark.parametrize("cert", ["/nowhere/both.pem", ("/nowhere/c.pem", "/nowhere/k.pem")])
-    def test_tls_files_that_are_missing(self, cert: Any) -> None:  # noqa: ANN401
+    def test_tls_files_that_are_missing(self, cert: Any) -> None:
         client = Client("https://localhost", cert=cert, ca_cert="/nowhere/ca.pem", read_timeout=5)
         with pytest.raises(ValueError, match="/nowhere/"):
             client.read("/x")
@@ -292,7 +291,7 @@ class TestAsClient:
             as_client(other)
 
 
-def _python_etcd(host: str, port: int, protocol: str = "http", **more: Any) -> Any:  # noqa: ANN401
+def _python_etcd(host: str, port: int, protocol: str = "http", **more: Any) -> Any:
     """Make an object with the attributes of python-etcd 0.4.5's client."""
     attributes: dict[str, Any] = {"username": None, "password": None, **more}
     return SimpleNamespace(

@@ -1,5 +1,4 @@
 """`EtcdServer`: starting, stopping, and what may go wrong on the way."""
-# ruff: noqa: D101, D102, D103, PLR2004
 
 from __future__ import annotations
 
@@ -328,10 +327,7 @@ class TestExtraArguments:
             with server.get_client(ca_cert=ca) as client:
                 assert client.base_uri == f"https://{server.get_endpoint()}"
                 assert client.write("/tls", "x").value == "x"
-            with (
-                server.get_client(read_timeout=1) as client,
-                pytest.raises(EtcdConnectionFailed),
-            ):
+            with server.get_client(read_timeout=1) as client, pytest.raises(EtcdConnectionFailed):
                 client.read("/tls")
             with (
                 server.get_client(read_timeout=1, protocol="http") as client,

@@ -108,14 +108,7 @@ class EtcdResult:
     __hash__ = None  # type: ignore[assignment]
 
     def _stored(self) -> tuple[object, ...]:
-        return (
-            self.key,
-            self.value,
-            self.dir,
-            self.createdIndex,
-            self.modifiedIndex,
-            self.newKey,
-        )
+        return (self.key, self.value, self.dir, self.createdIndex, self.modifiedIndex, self.newKey)
 
     def __repr__(self) -> str:
         """Show what is known without asking etcd."""

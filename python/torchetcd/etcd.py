@@ -13,6 +13,7 @@ no directories and a TTL only on leases:
 - One revision can hold several changes, which all have its index; `watch` gives the first of them,
   `eternal_watch` gives all. The `action` of a change is "set" or "delete".
 - A write whose answer was lost raises `EtcdAmbiguous`, an `EtcdConnectionFailed`.
+- Keyword arguments that do not exist are a `TypeError`, where python-etcd ignored them.
 """
 
 from __future__ import annotations
@@ -318,11 +319,7 @@ class Client(KeyOperations):
         )
 
     def pop(
-        self,
-        key: str,
-        recursive: bool | None = None,
-        dir: bool | None = None,
-        **conditions: Any,  # noqa: ANN401 - as `delete` takes them
+        self, key: str, recursive: bool | None = None, dir: bool | None = None, **conditions: Any
     ) -> EtcdResult | None:
         """Delete a key and return what was there."""
         return self.delete(key, recursive, dir, **conditions).prev_node

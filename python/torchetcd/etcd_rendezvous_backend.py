@@ -10,8 +10,8 @@ import binascii
 import os
 import time
 from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING
 
-from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousParameters,
@@ -31,6 +31,9 @@ from torchetcd.etcd import (
     as_client,
 )
 from torchetcd.etcd_store import EtcdStore
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _DEFAULT_PORT = 2379
 _DEFAULT_TTL = 7200
@@ -53,11 +56,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
     """
 
     def __init__(
-        self,
-        client: Client,
-        run_id: str,
-        key_prefix: str | None = None,
-        ttl: int | None = None,
+        self, client: Client, run_id: str, key_prefix: str | None = None, ttl: int | None = None
     ) -> None:
         """Do no I/O yet."""
         if not run_id:
@@ -166,7 +165,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
     def _decode_state(self, result: EtcdResult) -> tuple[bytes, Token]:
         if result.dir:
-            raise RendezvousStateError(f"There is a directory at '{self._key}', and no state.")
+            message = f"There is a directory at '{self._key}' and no state."
+            raise RendezvousStateError(message)
         try:
             # What is not ASCII is not base64 either.
             state = b64decode(result.value.encode("ascii", "replace"), validate=True)

@@ -153,17 +153,14 @@ class EtcdServer:
         """Return the endpoint as ``host:port``."""
         return f"{_HOST}:{self._port}"
 
-    def get_client(self, **options: Any) -> Client:  # noqa: ANN401 - as `Client` takes them
+    def get_client(self, **options: Any) -> Client:
         """Return a new client of this server; `options` are those of `Client`."""
         options.setdefault("protocol", "https" if self._tls else "http")
         options.setdefault("read_timeout", 10)
         return Client(host=_HOST, port=self._port, **options)
 
     def start(
-        self,
-        timeout: float = 60,
-        num_retries: int = 3,
-        stderr: int | TextIO | None = None,
+        self, timeout: float = 60, num_retries: int = 3, stderr: int | TextIO | None = None
     ) -> None:
         """Start the server and return when it answers.
 
