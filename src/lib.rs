@@ -8,3 +8,4 @@ pub mod process;
 #[cfg(feature = "python")]
 mod python;
 pub mod rendezvous;
+pub mod store;
