@@ -181,9 +181,10 @@ class TestTtl:
         self, client: Client, etcd_server: EtcdServer, prefix: str
     ) -> None:
         _, token, _ = _set(EtcdRendezvousBackend(client, "run", prefix, ttl=2), b"x")
+        lease = client.get(f"{prefix}/run").lease
         with etcd_server.get_client() as other:
             _set(EtcdRendezvousBackend(other, "run", prefix, ttl=100), b"y", token)
-        threading.Event().wait(4)
+        eventually(lambda: client._native.lease_time_to_live(lease)[0] < 0)
         assert client.get(f"{prefix}/run").value == b64encode(b"y").decode()
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

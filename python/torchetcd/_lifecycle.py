@@ -8,12 +8,12 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchetcd._torchetcd import Rendezvous
+    from torchetcd.etcd_rendezvous import EtcdRendezvous
 
-_nodes: weakref.WeakSet[Rendezvous] = weakref.WeakSet()
+_nodes: weakref.WeakSet[EtcdRendezvous] = weakref.WeakSet()
 
 
-def leave_at_exit(node: Rendezvous) -> None:
+def leave_at_exit(node: EtcdRendezvous) -> None:
     """Let `node` leave its run when the interpreter ends.
 
     An agent that ends without `shutdown()` (SIGTERM, an exception, the end of the script) must not

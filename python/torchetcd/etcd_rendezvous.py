@@ -120,7 +120,7 @@ class EtcdRendezvous:
             restart_on_member_loss=options.on_member_loss == "restart",
             host=_host_name(self._host),
         )
-        leave_at_exit(self._node)
+        leave_at_exit(self)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
         self._node.closed()

@@ -12,6 +12,7 @@ use super::convert::duration;
 use super::errors::rendezvous_error;
 use super::runtime;
 use super::wait::{wait, wait_until};
+use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
     Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError, Settings,
@@ -84,7 +85,7 @@ impl PyRendezvous {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host, pid },
-            seed: rand::random(),
+            seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
         };
         let handle = PerProcess::new();
         let client = client.client();
