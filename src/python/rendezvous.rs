@@ -11,6 +11,7 @@ use super::client::PyClient;
 use super::convert::duration;
 use super::errors::rendezvous_error;
 use super::runtime;
+use super::store::PyStore;
 use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
@@ -24,6 +25,8 @@ type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
 /// revoke its parent's lease.
 #[pyclass(name = "Rendezvous", module = "torchetcd._torchetcd", frozen)]
 pub struct PyRendezvous {
+    client: Py<PyClient>,
+    keys: Keys,
     handle: PerProcess<Handle>,
     pid: u32,
     joining: Mutex<Option<Joining>>,
@@ -51,7 +54,7 @@ impl PyRendezvous {
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
-        client: &PyClient,
+        client: Py<PyClient>,
         run_prefix: &str,
         min_nodes: usize,
         max_nodes: usize,
@@ -70,8 +73,9 @@ impl PyRendezvous {
             )));
         }
         let pid = std::process::id();
+        let keys = Keys::new(run_prefix);
         let settings = Settings {
-            keys: Keys::new(run_prefix),
+            keys: keys.clone(),
             min: min_nodes,
             max: max_nodes,
             join_timeout: duration("join_timeout_s", join_timeout_s)?,
@@ -88,12 +92,11 @@ impl PyRendezvous {
             seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
         };
         let handle = PerProcess::new();
-        let client = client.client();
         handle.get_or_make(|| {
             let _runtime = runtime::handle().enter();
-            Handle::start(client, settings)
+            Handle::start(client.get().client(), settings)
         });
-        Ok(Self { handle, pid, joining: Mutex::new(None) })
+        Ok(Self { client, keys, handle, pid, joining: Mutex::new(None) })
     }
 
     /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
@@ -162,6 +165,19 @@ impl PyRendezvous {
         }
         let closed = self.handle()?.status().closed;
         Ok(closed.map(|closed| (closed.by, closed.reason, closed.at)))
+    }
+
+    /// A store of a round, below its key `name`. Its waits end early when the round is over.
+    #[pyo3(signature = (round, name="kv"))]
+    fn store(&self, py: Python<'_>, round: u64, name: &str) -> PyResult<PyStore> {
+        let handle = self.handle()?;
+        let broken = {
+            let _runtime = runtime::handle().enter();
+            handle.broken(round)
+        };
+        let prefix = format!("{}{name}/", self.keys.round_data(round)).into_bytes();
+        let lease = self.keys.run_lease();
+        Ok(PyStore::with_abort(self.client.clone_ref(py), prefix, lease, None, Some(broken)))
     }
 
     /// Closes the run for good.

@@ -60,8 +60,25 @@ impl Handle {
         self.status.borrow().clone()
     }
 
-    pub fn watch_status(&self) -> watch::Receiver<Status> {
-        self.status.clone()
+    /// Holds a reason as soon as waiting for a member of this round is in vain. Must be called within
+    /// the runtime.
+    pub fn broken(&self, round: u64) -> watch::Receiver<Option<String>> {
+        let (sender, receiver) = watch::channel(None);
+        let mut status = self.status.clone();
+        tokio::spawn(async move {
+            loop {
+                let reason = reason_to_stop(&status.borrow_and_update(), round);
+                if reason.is_some() {
+                    sender.send_replace(reason);
+                    return;
+                }
+                tokio::select! {
+                    changed = status.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        receiver
     }
 
     pub fn join(&self, master: Master) -> oneshot::Receiver<JoinResult> {
@@ -262,6 +279,17 @@ impl Driver {
         tokio::spawn(async move {
             let _ = inputs.send(Input::Answer(call, answer.await));
         });
+    }
+}
+
+fn reason_to_stop(status: &Status, round: u64) -> Option<String> {
+    match &status.broken {
+        Some((broken, reason)) if *broken == round => Some(reason.clone()),
+        // A status in between may have been missed.
+        _ if status.closed.is_none() && status.progress.round > round => {
+            Some(format!("round {round} is over"))
+        }
+        _ => None,
     }
 }
 
