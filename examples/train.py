@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--step-s", type=float, default=0.05, help="pretended work per step")
+    parser.add_argument("--step-s", type=float, default=0.1, help="pretended work per step")
     parser.add_argument("--checkpoint", type=Path, required=True)
     args = parser.parse_args()
 
@@ -32,7 +32,7 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Linear(16, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     first = 0
     if args.checkpoint.exists():
         state = torch.load(args.checkpoint, weights_only=True)

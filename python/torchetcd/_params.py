@@ -89,7 +89,8 @@ PARAMETERS = (
         ("join_timeout", "timeout"),
         600,
         _seconds(1),
-        "Seconds within which a call of `next_rendezvous()` must succeed.",
+        "Seconds within which a call of `next_rendezvous()` must succeed. torchrun itself sets `timeout` to "
+        "900; `join_timeout` comes first.",
     ),
     Parameter(
         ("last_call_timeout",),
@@ -109,7 +110,10 @@ PARAMETERS = (
         ("keep_alive_interval",), None, _seconds(1), "As torch's dynamic handler has it; see above."
     ),
     Parameter(
-        ("keep_alive_max_attempt",), None, _seconds(1), "As torch's dynamic handler has it; see above."
+        ("keep_alive_max_attempt",),
+        None,
+        _seconds(1),
+        "As torch's dynamic handler has it; see above.",
     ),
     Parameter(
         ("on_member_loss",),
@@ -124,7 +128,10 @@ PARAMETERS = (
         "Seconds after which nothing of the run is left in etcd once its last node has gone.",
     ),
     Parameter(
-        ("etcd_prefix",), "/torchelastic/p2p", _text, "The prefix of everything that is kept in etcd."
+        ("etcd_prefix",),
+        "/torchelastic/p2p",
+        _text,
+        "The prefix of everything that is kept in etcd.",
     ),
     Parameter(
         ("protocol",),
@@ -132,12 +139,12 @@ PARAMETERS = (
         _one_of("http", "https"),
         "For endpoints that do not say it themselves.",
     ),
-    Parameter(("ca_cert", "cacert"), None, _file, "PEM file of the CA; the system's roots without it."),
+    Parameter(
+        ("ca_cert", "cacert"), None, _file, "PEM file of the CA; the system's roots without it."
+    ),
     Parameter(("ssl_cert", "cert"), None, _file, "PEM file of the client certificate."),
     Parameter(("ssl_cert_key", "key"), None, _file, "PEM file of the client certificate's key."),
-    Parameter(
-        ("user",), None, _text, "User name in etcd; better given by `TORCHETCD_USER`."
-    ),
+    Parameter(("user",), None, _text, "User name in etcd; better given by `TORCHETCD_USER`."),
     Parameter(
         ("password",),
         None,
@@ -151,7 +158,9 @@ PARAMETERS = (
         _seconds(1),
         "Seconds that a call to etcd outside of the barrier may take.",
     ),
-    Parameter(("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."),
+    Parameter(
+        ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
+    ),
     Parameter(
         ("cas_backoff_max_seconds",),
         None,
@@ -210,16 +219,14 @@ def parse_options(config: dict[str, Any]) -> Options:
 
 
 def _value(parameter: Parameter, config: dict[str, Any]) -> Any:
-    given = {
-        name: parameter.parse(name, config[name])
+    given = [
+        parameter.parse(name, config[name])
         for name in parameter.names
         if config.get(name) is not None
-    }
-    if len(set(given.values())) > 1:
-        listed = " and ".join(f"{name}={value!r}" for name, value in given.items())
-        message = f"The rendezvous parameters {listed} mean the same: give one of them."
-        raise ValueError(message)
-    return next(iter(given.values()), parameter.default)
+    ]
+    # The first name wins: torchrun adds timeout=900 to whatever it is given
+    # (torch launcher/api.py, LaunchConfig).
+    return given[0] if given else parameter.default
 
 
 def _warn_of_unknown(config: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def _take_over(*, explicit: bool) -> None:
         )
         return
     # `register` refuses to replace a creator (torch `api.py`); there is no public way to do it.
-    registry = rendezvous_handler_registry._registry  # noqa: SLF001
+    registry = rendezvous_handler_registry._registry
     for name in LEGACY_BACKENDS:
         registry[name] = create_handler
     _logger.info("torchetcd serves the rendezvous backends %s: %s.", names, reason)

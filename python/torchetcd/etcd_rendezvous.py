@@ -108,7 +108,7 @@ class EtcdRendezvous:
         self._timeout = timeout
         self._host = local_address(self.client.endpoints)
         self._node = Rendezvous(
-            self.client._native,  # noqa: SLF001 - of our own package
+            self.client._native,
             self._run_path,
             min_nodes=num_min_workers,
             max_nodes=num_max_workers,
@@ -144,19 +144,23 @@ class EtcdRendezvous:
         with reserved_port() as port:
             self._node.join(local_addr or self._host, port)
             try:
-                version, rank, world_size, addr, port = self._wait()
+                version, rank, world_size, addr, master_port = self._wait()
             except RendezvousError:
                 raise
             except BaseException:
                 # A signal or a bug ended the wait: the others must not count on this node.
                 self._node.leave()
                 raise
-        return version, rank, world_size, RendezvousStoreInfo(addr, port)
+        return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
 
     def _wait(self) -> tuple[int, int, int, str, int]:
         started = time.monotonic()
-        _logger.info("Run '%s': joining the next round of at least %d and at most %d nodes.",
-                     self._run_id, self._num_min_workers, self._num_max_workers)
+        _logger.info(
+            "Run '%s': joining the next round of at least %d and at most %d nodes.",
+            self._run_id,
+            self._num_min_workers,
+            self._num_max_workers,
+        )
         pause = _FIRST_NOTE_S
         while (joined := self._node.wait_joined(pause)) is None:
             self._note(time.monotonic() - started)
@@ -168,13 +172,19 @@ class EtcdRendezvous:
         if spare:
             _logger.info(
                 "Run '%s': round %d is complete; waiting for a place in the next one for %.0f s.",
-                self._run_id, round_, waited_s,
+                self._run_id,
+                round_,
+                waited_s,
             )
             return
         _logger.info(
             "Run '%s': round %d, %d of at least %d nodes have joined%s; waiting for %.0f s.",
-            self._run_id, round_, joined, self._num_min_workers,
-            ", last call for more" if last_call else "", waited_s,
+            self._run_id,
+            round_,
+            joined,
+            self._num_min_workers,
+            ", last call for more" if last_call else "",
+            waited_s,
         )
 
     def num_nodes_waiting(self) -> int:
@@ -207,7 +217,7 @@ class EtcdRendezvous:
         A wait in it ends early when a member of the round is lost.
         """
         native = self._node.store(rdzv_version)
-        return EtcdStore._of_round(  # noqa: SLF001 - of our own package
+        return EtcdStore._of_round(
             self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
         )
 
@@ -238,7 +248,7 @@ class EtcdRendezvous:
 
     def _extra_data(self, rdzv_version: int) -> EtcdStore:
         native = self._node.store(rdzv_version, "extra_data")
-        return EtcdStore._of_round(  # noqa: SLF001 - of our own package
+        return EtcdStore._of_round(
             self.client, self.get_path(f"/rdzv/v_{rdzv_version}/extra_data"), native
         )
 
@@ -266,13 +276,13 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def get_run_id(self) -> str:
         """Return the run id."""
-        return self._rdzv_impl._run_id  # noqa: SLF001 - torch's attribute
+        return self._rdzv_impl._run_id
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises."""
         self._record("The node attempts to join the next round of the rendezvous.")
         try:
-            version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)  # noqa: SLF001
+            version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
         except Exception as exc:
             self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
@@ -332,7 +342,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             run_id=self.get_run_id(),
             message=message,
             node_state=state,
-            hostname=self._local_addr or self._rdzv_impl._host,  # noqa: SLF001 - of our own module
+            hostname=self._local_addr or self._rdzv_impl._host,
             pid=os.getpid(),
             rank=rank,
         )

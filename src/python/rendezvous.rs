@@ -19,6 +19,8 @@ use crate::rendezvous::{
     Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError, Settings,
 };
 
+/// Round, rank, world size, master address and port.
+type Joined = (u64, u32, u32, String, u16);
 type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
 
 /// One node of one run. It belongs to the process that made it: a forked child must not renew or
@@ -111,7 +113,7 @@ impl PyRendezvous {
         &self,
         py: Python<'_>,
         timeout_s: f64,
-    ) -> PyResult<Option<(u64, u32, u32, String, u16)>> {
+    ) -> PyResult<Option<Joined>> {
         let limit = duration("timeout_s", timeout_s)?;
         let receiver = self.joining.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut receiver) = receiver else {

@@ -204,7 +204,7 @@ impl Driver {
             Action::Txn(call, txn, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
                     client.txn(&txn, Repeat::Safely, at).await.map(Answer::Txn)
-                })
+                });
             }
             Action::Grant(call, lease, ttl, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
@@ -297,7 +297,7 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         // The shortest pause keeps a deadline that has passed from starving everything else.
         Some(at) => {
-            tokio::time::sleep_until(at.max(Instant::now() + Duration::from_millis(1))).await
+            tokio::time::sleep_until(at.max(Instant::now() + Duration::from_millis(1))).await;
         }
         None => std::future::pending().await,
     }

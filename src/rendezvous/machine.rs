@@ -454,7 +454,9 @@ impl Machine {
         if self.head_watch == Some(watch) {
             match message {
                 WatchMessage::Events(events) => {
-                    events.iter().for_each(|event| self.head_event(event))
+                    for event in &events {
+                        self.head_event(event);
+                    }
                 }
                 // Read it anew; what was missed is in what is there now.
                 WatchMessage::Compacted { .. } => self.head_watch = None,

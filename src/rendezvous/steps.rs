@@ -56,7 +56,7 @@ impl Machine {
                     self.read_membership(round, lease, deadline);
                 }
                 Place::Waiting(waiting) if waiting == round => {
-                    self.wait_for_next(now, round, deadline)
+                    self.wait_for_next(now, round, deadline);
                 }
                 _ if self.was_member(round) => self.open(round, lease, deadline),
                 _ => self.wait_outside(round, lease, deadline),
