@@ -5,6 +5,7 @@ mod convert;
 mod errors;
 mod rendezvous;
 mod runtime;
+mod store;
 mod wait;
 
 use pyo3::prelude::*;
@@ -17,4 +18,6 @@ mod _torchetcd {
     use super::rendezvous::PyRendezvous;
     #[pymodule_export]
     use super::runtime::shutdown;
+    #[pymodule_export]
+    use super::store::PyStore;
 }

@@ -19,6 +19,9 @@ use super::waiter::{Over, Waiter, Wake, watch_between};
 use crate::etcd::kv::{Event, Op, Range, Txn, prefix_end};
 use crate::etcd::{Repeat, WatchReceiver, WatchSpec};
 
+/// By etcd key.
+type Values = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// What a wait for keys has left to wait for.
 struct Missing {
     /// A revision at which these keys were missing.
@@ -110,7 +113,7 @@ impl Store {
         wanted: &BTreeMap<Vec<u8>, &[u8]>,
         contents: Contents,
         deadline: Instant,
-    ) -> Result<Option<BTreeMap<Vec<u8>, Vec<u8>>>, StoreError> {
+    ) -> Result<Option<Values>, StoreError> {
         let mut values = BTreeMap::new();
         let mut counters = Vec::new();
         for (etcd_key, content) in contents.found {
@@ -134,7 +137,7 @@ impl Store {
         Ok(Some(values))
     }
 
-    fn in_order(&self, keys: &[Vec<u8>], values: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Vec<u8>> {
+    fn in_order(&self, keys: &[Vec<u8>], values: &Values) -> Vec<Vec<u8>> {
         let value = |key: &Vec<u8>| values.get(&self.keys.key(key)).cloned().unwrap_or_default();
         keys.iter().map(value).collect()
     }
@@ -329,7 +332,7 @@ pub(super) fn timed_out(
     match over {
         Over::Aborted(reason) => StoreError::MemberLost { reason },
         Over::TimedOut => StoreError::Timeout {
-            waited: waiter.timeout().max(waiter.waited()),
+            waited: waiter.timeout(),
             wanted,
             missing: missing.len(),
             named: display_some(missing.iter().copied()),

@@ -47,10 +47,6 @@ impl Waiter {
         Self { started, deadline: started + timeout, timeout, abort: store.abort.clone() }
     }
 
-    pub fn waited(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
