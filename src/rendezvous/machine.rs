@@ -298,15 +298,16 @@ impl Machine {
 
     /// When to send [`Input::Tick`], if nothing comes before.
     pub fn next_deadline(&self) -> Option<Time> {
+        if self.call.is_some() {
+            return None;
+        }
+        if self.pause.is_some() {
+            // Whatever is due, the next step is taken when the pause ends.
+            return self.pause;
+        }
         let lead = self.lead.as_ref().and_then(Lead::next_deadline);
         let joining = self.joining.as_ref().map(|joining| joining.deadline);
-        let due = if self.call.is_some() { [None; 4] } else { [self.look_at, lead, joining, None] };
-        let due = due.into_iter().flatten().min();
-        match (due, self.pause) {
-            (Some(due), Some(pause)) => Some(due.max(pause)),
-            (None, pause) => pause.filter(|_| self.call.is_none()),
-            (due, None) => due,
-        }
+        [self.look_at, lead, joining].into_iter().flatten().min()
     }
 
     pub fn status(&self) -> Status {

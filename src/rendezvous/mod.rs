@@ -12,6 +12,8 @@ mod machine;
 mod member;
 mod ranks;
 mod records;
+#[cfg(test)]
+mod sim;
 mod steps;
 
 pub use driver::Handle;

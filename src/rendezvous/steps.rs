@@ -216,7 +216,12 @@ impl Machine {
 
     fn joined_round(&mut self, round: u64, reply: &TxnReply) {
         if !reply.succeeded {
-            return self.observe_head(reply, 0);
+            self.observe_head(reply, 0);
+            if self.is_final(round) {
+                // An earlier copy of this request, whose answer was lost, may have come in time.
+                self.set_place(Place::Joined(round));
+            }
+            return;
         }
         self.set_place(Place::Joined(round));
         match reply.replies.get(1) {
@@ -256,9 +261,12 @@ impl Machine {
         let still_joined =
             Compare::new(keys.join(round, lease), Ordering::Equal, Target::Lease(lease));
         let guards = [self.control_unchanged(), Compare::absent(keys.coordinator()), still_joined];
-        let txn = Txn::when(guards)
-            .then([self.put_coordinator(1, false, lease)])
-            .or_else(self.get_head());
+        let [control, coordinator] = self.get_head();
+        let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else([
+            control,
+            coordinator,
+            Op::get(keys.join(round, lease)),
+        ]);
         self.txn(Step::Claim, txn, deadline);
     }
 
@@ -266,12 +274,22 @@ impl Machine {
         if reply.succeeded {
             return self.coordinates_current(reply.revision);
         }
-        let modified = self.control.modified;
         self.observe_head(reply, 0);
-        if self.control.modified == modified && self.coordinator.value.is_none() {
-            // So it was the third guard: our join key is gone (an operator removed it).
+        // A round that is complete by now is another matter: this node may be a member of it.
+        if let Place::Joined(round) = self.place
+            && !self.is_final(round)
+            && reply.range(2).kvs.is_empty()
+        {
+            // Our join key is gone (an operator removed it).
             self.set_place(Place::Outside);
         }
+    }
+
+    fn is_final(&self, round: u64) -> bool {
+        matches!(
+            &self.control.value,
+            Some(Control { round: current, state: State::Final(_), .. }) if *current == round
+        )
     }
 
     /// This node wrote the coordinator's key at `revision`.
@@ -383,12 +401,8 @@ impl Machine {
         if self.place == Place::Waiting(round) && self.waiting_watch.is_none() {
             self.watch_members_go(round, reply.revision);
         }
-        let current = matches!(
-            &self.control.value,
-            Some(Control { round: current, state: State::Final(_), .. }) if *current == round
-        );
         if let (true, 0, Some(lease), Some(deadline)) = (
-            current,
+            self.is_final(round),
             reply.range(1).count,
             self.lease,
             self.joining.as_ref().map(|joining| joining.deadline),

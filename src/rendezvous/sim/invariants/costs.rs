@@ -1,0 +1,1 @@
+//! What a round may cost, whatever the number of nodes is.

@@ -1,0 +1,161 @@
+//! What the keys of the run said, revision by revision.
+
+use std::collections::BTreeMap;
+
+use super::Violation;
+use crate::rendezvous::keys::{Keys, NodeId, node_of};
+use crate::rendezvous::machine::Time;
+use crate::rendezvous::records::{self, Final, Member, State};
+use crate::rendezvous::sim::model::Touched;
+
+/// When something was first true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    pub revision: i64,
+    pub at: Time,
+}
+
+#[derive(Clone, Debug)]
+pub struct MemberKey {
+    pub rank: u32,
+    pub attempt: String,
+    pub revision: i64,
+}
+
+#[derive(Default)]
+pub struct Round {
+    pub opened: Option<Since>,
+    pub completed: Option<(Since, Final)>,
+    /// Every member key that was written, in the order of the writes.
+    pub written: BTreeMap<NodeId, Vec<MemberKey>>,
+    /// The member keys that are there.
+    pub present: BTreeMap<NodeId, MemberKey>,
+    /// The members as of the completion, by rank.
+    pub members: BTreeMap<u32, NodeId>,
+    /// A member of the completed round was lost.
+    pub lost: Option<Since>,
+    /// A node waited for a place.
+    pub waited: Option<Since>,
+    /// The nodes that wait.
+    pub waiting: BTreeMap<NodeId, Since>,
+}
+
+pub struct History {
+    keys: Keys,
+    pub rounds: BTreeMap<u64, Round>,
+    pub closed: Option<Since>,
+}
+
+impl History {
+    pub fn new(keys: &Keys) -> Self {
+        Self { keys: keys.clone(), rounds: BTreeMap::new(), closed: None }
+    }
+
+    /// Gives back the round that this write completes.
+    pub fn take(&mut self, now: Time, touched: &Touched) -> Result<Option<u64>, Violation> {
+        let kv = &touched.kv;
+        let since = Since { revision: kv.mod_revision, at: now };
+        let Ok(key) = std::str::from_utf8(&kv.key) else { return Ok(None) };
+        if key == self.keys.control() {
+            return if touched.deleted { Ok(None) } else { self.control(since, &kv.value) };
+        }
+        let rounds = self.keys.round(0).replace("0/", "");
+        let Some(rest) = key.strip_prefix(&rounds) else { return Ok(None) };
+        let parts: Vec<&str> = rest.split('/').collect();
+        if let ([round, kind, _], Some(node)) = (&parts[..], node_of(&kv.key))
+            && let Ok(round) = round.parse()
+        {
+            let round: &mut Round = self.rounds.entry(round).or_default();
+            match *kind {
+                "member" if touched.deleted => round.member_gone(node, since),
+                "member" => round.member_written(node, since, &kv.value),
+                "waiting" if touched.deleted => drop(round.waiting.remove(&node)),
+                "waiting" => {
+                    round.waiting.entry(node).or_insert(since);
+                    round.waited.get_or_insert(since);
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn control(&mut self, since: Since, value: &[u8]) -> Result<Option<u64>, Violation> {
+        let control = records::decode_control("control", value)
+            .map_err(|error| Violation::new("record", error.to_string()))?;
+        if let Some(closed) = &self.closed {
+            let text = format!(
+                "the control record was closed at {} and is {control:?} at {}",
+                closed.revision, since.revision
+            );
+            return Err(Violation::new("I4", text));
+        }
+        let newest = self.rounds.iter().filter(|(_, r)| r.opened.is_some()).map(|(n, _)| *n).max();
+        let round = self.rounds.entry(control.round).or_default();
+        let out_of_order = |text: &str| {
+            let text = format!("{text}: {control:?} at {}", since.revision);
+            Err(Violation::new("I2", text))
+        };
+        match control.state {
+            State::Open { previous, .. } => {
+                if newest.unwrap_or(0) + 1 != control.round || previous + 1 != control.round {
+                    return out_of_order("a round opened out of order");
+                }
+                round.opened = Some(since);
+                Ok(None)
+            }
+            State::Final(ref complete) => {
+                if newest != Some(control.round) || round.completed.is_some() {
+                    return out_of_order("a round completed that was not open");
+                }
+                round.complete(since, complete);
+                Ok(Some(control.round))
+            }
+            State::Closed(_) => {
+                self.closed = Some(since);
+                Ok(None)
+            }
+        }
+    }
+
+    pub fn round(&self, round: u64) -> Option<&Round> {
+        self.rounds.get(&round)
+    }
+
+    /// The round that the record names, and it.
+    pub fn current(&self) -> Option<(u64, &Round)> {
+        let newest = self.rounds.iter().rev().find(|(_, round)| round.opened.is_some());
+        newest.map(|(number, round)| (*number, round))
+    }
+}
+
+impl Round {
+    fn member_written(&mut self, node: NodeId, since: Since, value: &[u8]) {
+        if let Ok(Member { rank, attempt, .. }) = records::decode("member", value) {
+            let key = MemberKey { rank, attempt, revision: since.revision };
+            self.written.entry(node).or_default().push(key.clone());
+            self.present.insert(node, key);
+        }
+    }
+
+    fn member_gone(&mut self, node: NodeId, since: Since) {
+        let was = self.present.remove(&node);
+        if let (Some(key), Some((_, complete))) = (was, &self.completed)
+            && key.attempt == complete.attempt
+        {
+            self.lost.get_or_insert(since);
+        }
+    }
+
+    fn complete(&mut self, since: Since, complete: &Final) {
+        let listed = self.written.iter().filter_map(|(node, keys)| {
+            let key = keys.last().filter(|key| key.attempt == complete.attempt)?;
+            Some((key.rank, *node))
+        });
+        self.members = listed.collect();
+        if self.members.values().any(|node| !self.present.contains_key(node)) {
+            self.lost = Some(since);
+        }
+        self.completed = Some((since, complete.clone()));
+    }
+}

@@ -1,0 +1,53 @@
+//! A lost member, or a node that fits in, shows to all members within a second of etcd's knowing it.
+
+use std::time::Duration;
+
+use super::Violation;
+use crate::rendezvous::machine::OnMemberLoss;
+use crate::rendezvous::records::State;
+use crate::rendezvous::sim::agent::Doing;
+use crate::rendezvous::sim::world::World;
+
+const ONE: Duration = Duration::from_secs(1);
+
+pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
+    let Some(healed) = world.healed else { return Ok(()) };
+    let Some(control) = world.control() else { return Ok(()) };
+    let (State::Final(complete), Some(round)) =
+        (&control.state, world.checks.history.round(control.round))
+    else {
+        return Ok(());
+    };
+    let restarts = world.checks.on_member_loss == OnMemberLoss::Restart;
+    let lost = round.lost.filter(|_| restarts);
+    // Room for a node that waits: from the beginning, or since a member was lost.
+    let small = (complete.world as usize) < world.checks.max;
+    let room = if small { Some(Duration::ZERO) } else { round.lost.map(|since| since.at) };
+    let waits = round.waiting.values().map(|since| since.at).min();
+    let waits = waits.and_then(|at| Some(at.max(room?)));
+    let causes = [lost.map(|since| since.at), waits];
+    let Some(cause) = causes.into_iter().flatten().min() else { return Ok(()) };
+    for node in world.up() {
+        let state = &world.nodes[node];
+        let Doing::Training { outcome, since } = &state.agent.doing else { continue };
+        let due = cause.max(healed).max(*since) + ONE;
+        if outcome.round != control.round || world.now <= due {
+            continue;
+        }
+        let status = state.machine.status();
+        if status.waiting == 0 {
+            let text = format!(
+                "n{node} sees nobody waiting in round {} of {}; lost: {lost:?}, waiting: {waits:?}",
+                control.round, complete.world
+            );
+            return Err(Violation::new("loss", text));
+        }
+        if lost.is_some_and(|lost| world.now > lost.at.max(healed).max(*since) + ONE)
+            && status.broken.is_none()
+        {
+            let text = format!("n{node} would let its stores wait for a lost member");
+            return Err(Violation::new("loss", text));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! A model of etcd: what one healthy cluster answers, without a network, a disk or a clock.
+//!
+//! It takes the plain types of [`crate::etcd::kv`], so that the same script can be run through it and,
+//! by the real client, through a real etcd (`conformance.rs` does). Time comes from the caller.
+
+mod lease;
+mod rules;
+mod store;
+mod txn;
+
+use std::time::Duration;
+
+use self::lease::Leases;
+use self::store::Store;
+pub use self::store::Touched;
+use crate::etcd::kv::{Event, Range, RangeReply, Txn, TxnReply};
+use crate::etcd::{EtcdError, Refusal, WatchSpec};
+
+#[derive(Default)]
+pub struct Etcd {
+    store: Store,
+    leases: Leases,
+}
+
+impl Etcd {
+    pub fn revision(&self) -> i64 {
+        self.store.revision()
+    }
+
+    /// The oldest revision that can still be read.
+    pub fn compacted(&self) -> i64 {
+        self.store.compacted()
+    }
+
+    /// All or nothing, and all at one revision.
+    pub fn txn(&mut self, txn: &Txn) -> Result<TxnReply, EtcdError> {
+        rules::check(txn)?;
+        txn::run(&mut self.store, &mut self.leases, txn)
+    }
+
+    #[allow(dead_code)]
+    /// Answers with the revision of the store, as the header of etcd's answer does.
+    pub fn range(&self, range: &Range) -> Result<(i64, RangeReply), EtcdError> {
+        rules::check_key(&range.key)?;
+        self.store.check_readable(range.revision)?;
+        Ok((self.store.revision(), self.store.range(range)))
+    }
+
+    pub fn grant(&mut self, now: Duration, id: i64, ttl: Duration) -> Result<(), EtcdError> {
+        if self.leases.exists(id) {
+            return Err(refused(Refusal::LeaseExists, "lease already exists"));
+        }
+        self.leases.grant(now, id, ttl);
+        Ok(())
+    }
+
+    /// Deletes the lease's keys, all at one revision; `false` when there is no such lease.
+    pub fn revoke(&mut self, id: i64) -> bool {
+        let Some(keys) = self.leases.remove(id) else { return false };
+        self.store.begin();
+        for key in keys {
+            self.store.delete(&key);
+        }
+        self.store.commit();
+        true
+    }
+
+    pub fn renew(&mut self, now: Duration, id: i64) -> bool {
+        self.leases.renew(now, id)
+    }
+
+    /// What is left of a lease and what it was granted for, in whole seconds as etcd tells it.
+    pub fn time_to_live(&self, now: Duration, id: i64) -> Option<(Duration, Duration)> {
+        self.leases.time_to_live(now, id)
+    }
+
+    pub fn has_lease(&self, id: i64) -> bool {
+        self.leases.exists(id)
+    }
+
+    /// Revokes the leases that have run out, each at a revision of its own, and names them.
+    pub fn expire(&mut self, now: Duration) -> Vec<i64> {
+        let overdue = self.leases.overdue(now);
+        for id in &overdue {
+            self.revoke(*id);
+        }
+        overdue
+    }
+
+    /// A new leader gives every lease its whole time again.
+    pub fn extend_leases(&mut self, now: Duration) {
+        self.leases.extend(now);
+    }
+
+    pub fn compact(&mut self, revision: i64) -> Result<(), EtcdError> {
+        self.store.compact(revision)
+    }
+
+    /// The events of a watch from revision `from` on.
+    pub fn events(&self, spec: &WatchSpec, from: i64) -> Result<Vec<Event>, EtcdError> {
+        if from < self.store.compacted() {
+            let oldest = self.store.compacted();
+            return Err(EtcdError::Compacted { requested: from, oldest });
+        }
+        Ok(self.store.events(spec, from))
+    }
+
+    /// The events of a watch that was open when they happened: no compaction takes those away.
+    pub fn events_sent_before(&self, spec: &WatchSpec, from: i64) -> Vec<Event> {
+        self.store.events(spec, from)
+    }
+
+    /// The keys that were written or deleted since this was last asked.
+    pub fn take_touched(&mut self) -> Vec<Touched> {
+        self.store.take_touched()
+    }
+
+    /// The present value of a key.
+    pub fn get(&self, key: &str) -> Option<crate::etcd::kv::KeyValue> {
+        self.store.get(key.as_bytes()).cloned()
+    }
+
+    /// All present keys with a prefix.
+    pub fn list(&self, prefix: &str) -> Vec<crate::etcd::kv::KeyValue> {
+        self.store.range(&Range::prefix(prefix)).kvs
+    }
+}
+
+fn refused(kind: Refusal, message: &str) -> EtcdError {
+    EtcdError::Refused { endpoint: "the model".into(), kind, message: message.into() }
+}
+
+/// Whether a key is in `[key, range_end)` as etcd reads it: no end is the one key, an end of one NUL
+/// is the end of the key space.
+pub fn in_range(key: &[u8], from: &[u8], range_end: Option<&[u8]>) -> bool {
+    match range_end {
+        None | Some([]) => key == from,
+        Some([0]) => key >= from,
+        Some(end) => key >= from && key < end,
+    }
+}

@@ -1,0 +1,206 @@
+//! The key space with its history.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::{in_range, refused};
+use crate::etcd::kv::{Event, KeyValue, Range, RangeReply};
+use crate::etcd::{EtcdError, Refusal, WatchSpec};
+
+/// One step of the history: a key's state after it, and before it.
+struct Change {
+    /// Of a deletion only the key and the revision.
+    kv: KeyValue,
+    deleted: bool,
+    previous: Option<KeyValue>,
+}
+
+/// A key that was written or deleted, for who delivers watch events.
+#[derive(Clone, Debug)]
+pub struct Touched {
+    pub kv: KeyValue,
+    pub deleted: bool,
+}
+
+pub struct Store {
+    revision: i64,
+    compacted: i64,
+    keys: BTreeMap<Vec<u8>, KeyValue>,
+    history: Vec<Change>,
+    touched: usize,
+    /// The transaction under way has written something.
+    dirty: bool,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        // An empty etcd is at revision 1.
+        Self {
+            revision: 1,
+            compacted: 0,
+            keys: BTreeMap::new(),
+            history: Vec::new(),
+            touched: 0,
+            dirty: false,
+        }
+    }
+}
+
+impl Store {
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    pub fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    pub fn get(&self, key: &[u8]) -> Option<&KeyValue> {
+        self.keys.get(key)
+    }
+
+    /// Everything written until [`Store::commit`] has the next revision.
+    pub fn begin(&mut self) {
+        self.dirty = false;
+    }
+
+    /// The revision does not change when nothing was written.
+    pub fn commit(&mut self) -> i64 {
+        self.revision += i64::from(self.dirty);
+        self.dirty = false;
+        self.revision
+    }
+
+    /// Gives back the lease that the key had before.
+    pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
+        let revision = self.write();
+        let previous = self.keys.get(key).cloned();
+        let kv = KeyValue {
+            key: key.to_vec(),
+            value: value.to_vec(),
+            create_revision: previous.as_ref().map_or(revision, |kv| kv.create_revision),
+            mod_revision: revision,
+            version: previous.as_ref().map_or(1, |kv| kv.version + 1),
+            lease,
+        };
+        self.keys.insert(key.to_vec(), kv.clone());
+        let old_lease = previous.as_ref().map_or(0, |kv| kv.lease);
+        self.history.push(Change { kv, deleted: false, previous });
+        old_lease
+    }
+
+    pub fn delete(&mut self, key: &[u8]) {
+        let Some(previous) = self.keys.remove(key) else { return };
+        let mod_revision = self.write();
+        let kv = KeyValue { key: key.to_vec(), mod_revision, ..KeyValue::default() };
+        self.history.push(Change { kv, deleted: true, previous: Some(previous) });
+    }
+
+    fn write(&mut self) -> i64 {
+        self.dirty = true;
+        self.revision + 1
+    }
+
+    pub fn within(&self, key: &[u8], range_end: Option<&[u8]>) -> Vec<&KeyValue> {
+        match range_end {
+            None | Some([]) => self.keys.get(key).into_iter().collect(),
+            Some([0]) => self.keys.range(key.to_vec()..).map(|(_, kv)| kv).collect(),
+            Some(end) if end <= key => Vec::new(),
+            Some(end) => {
+                let bounds = (Bound::Included(key.to_vec()), Bound::Excluded(end.to_vec()));
+                self.keys.range(bounds).map(|(_, kv)| kv).collect()
+            }
+        }
+    }
+
+    pub fn check_readable(&self, revision: i64) -> Result<(), EtcdError> {
+        if revision > self.revision {
+            let text = "required revision is a future revision";
+            return Err(refused(Refusal::Other, text));
+        }
+        if revision > 0 && revision < self.compacted {
+            return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
+        }
+        Ok(())
+    }
+
+    pub fn range(&self, range: &Range) -> RangeReply {
+        let end = range.range_end.as_deref();
+        let mut kvs: Vec<KeyValue> = if range.revision <= 0 {
+            self.within(&range.key, end).into_iter().cloned().collect()
+        } else {
+            self.as_of(range.revision, &range.key, end)
+        };
+        let count = i64::try_from(kvs.len()).unwrap_or(i64::MAX);
+        if range.count_only {
+            return RangeReply { kvs: Vec::new(), count, more: false };
+        }
+        if range.by_creation {
+            kvs.sort_by_key(|kv| kv.create_revision);
+        }
+        let limit = usize::try_from(range.limit).unwrap_or(0);
+        let more = limit > 0 && kvs.len() > limit;
+        if more {
+            kvs.truncate(limit);
+        }
+        if range.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value.clear());
+        }
+        RangeReply { kvs, count, more }
+    }
+
+    /// Undoes what came after.
+    fn as_of(&self, revision: i64, key: &[u8], range_end: Option<&[u8]>) -> Vec<KeyValue> {
+        let present = self.within(key, range_end);
+        let mut kvs: BTreeMap<&[u8], &KeyValue> =
+            present.into_iter().map(|kv| (&kv.key[..], kv)).collect();
+        let later = self.history.iter().rev();
+        for change in later.take_while(|change| change.kv.mod_revision > revision) {
+            if in_range(&change.kv.key, key, range_end) {
+                match &change.previous {
+                    Some(previous) => drop(kvs.insert(&change.kv.key, previous)),
+                    None => drop(kvs.remove(&change.kv.key[..])),
+                }
+            }
+        }
+        kvs.into_values().cloned().collect()
+    }
+
+    pub fn compact(&mut self, revision: i64) -> Result<(), EtcdError> {
+        if revision <= self.compacted {
+            return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
+        }
+        self.check_readable(revision)?;
+        self.compacted = revision;
+        Ok(())
+    }
+
+    pub fn events(&self, spec: &WatchSpec, from: i64) -> Vec<Event> {
+        let first = self.history.partition_point(|change| change.kv.mod_revision < from);
+        let end = spec.range_end.as_deref();
+        let wanted = |change: &&Change| {
+            (change.deleted || !spec.deletes_only) && in_range(&change.kv.key, &spec.key, end)
+        };
+        self.history[first..].iter().filter(wanted).map(|change| self.event(change, spec)).collect()
+    }
+
+    fn event(&self, change: &Change, spec: &WatchSpec) -> Event {
+        let mut kv = change.kv.clone();
+        if !change.deleted {
+            return Event::Put(kv);
+        }
+        // The previous value is read at the revision before, which may be compacted away.
+        if spec.deletes_only && kv.mod_revision > self.compacted {
+            kv.value = change.previous.as_ref().map(|kv| kv.value.clone()).unwrap_or_default();
+        }
+        Event::Delete(kv)
+    }
+
+    pub fn take_touched(&mut self) -> Vec<Touched> {
+        let fresh = &self.history[self.touched..];
+        let touched =
+            fresh.iter().map(|c| Touched { kv: c.kv.clone(), deleted: c.deleted }).collect();
+        self.touched = self.history.len();
+        touched
+    }
+}

@@ -1,0 +1,173 @@
+//! Between nodes and etcd: requests, answers, renewals; each may be late, lost or repeated.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::node::{Call, NodeIx, Request};
+use super::world::{Event, World};
+use crate::etcd::kv::{Op, OpReply, RangeReply, Txn};
+use crate::etcd::{EtcdError, Refusal};
+use crate::rendezvous::machine::{Answer, CallId, Input, Time};
+
+pub type Reply = Result<Answer, EtcdError>;
+
+impl World {
+    pub fn call(&mut self, node: NodeIx, call: CallId, request: Request, deadline: Time) {
+        let call_state = Call { request: Rc::new(request), deadline, attempt: 0 };
+        self.nodes[node].calls.insert(call, call_state);
+        self.send(node, call);
+    }
+
+    /// Nobody waits for the answer, the driver repeats it all the same for a while.
+    pub fn revoke(&mut self, node: NodeIx, lease: i64) {
+        self.nodes[node].keep_alives.remove(&lease);
+        self.nodes[node].last_aside += 1;
+        let call = self.nodes[node].last_aside;
+        self.call(node, call, Request::Revoke(lease), self.now + Duration::from_secs(5));
+    }
+
+    fn send(&mut self, node: NodeIx, id: CallId) {
+        let reachable = self.reachable(node);
+        let state = &mut self.nodes[node];
+        let Some(call) = state.calls.get_mut(&id) else { return };
+        call.attempt += 1;
+        let (attempt, request, deadline) = (call.attempt, call.request.clone(), call.deadline);
+        if let Request::Txn(txn) = &*request {
+            state.costs.sent += txn_size(txn);
+        }
+        state.costs.rpcs += 1;
+        if reachable && !self.rng.chance(self.link.lost) {
+            let travel = self.travel();
+            self.after(travel, Event::Arrive(node, id, attempt, request));
+        }
+        let patience = self.rng.time(self.link.patience / 2, self.link.patience);
+        self.at(deadline.min(self.now + patience), Event::Retry(node, id, attempt));
+    }
+
+    pub fn reachable(&self, node: NodeIx) -> bool {
+        !self.etcd_down && !self.nodes[node].partitioned
+    }
+
+    fn travel(&mut self) -> Duration {
+        if self.rng.chance(self.link.slow) {
+            self.rng.time(self.link.latency, self.link.slowest)
+        } else {
+            self.rng.time(self.link.latency / 4, self.link.latency)
+        }
+    }
+
+    /// Also of a node that has died since: its request is on its way all the same.
+    pub fn request_arrives(&mut self, node: NodeIx, call: CallId, attempt: u32, request: &Request) {
+        if self.etcd_down {
+            return;
+        }
+        let current = self.nodes[node].calls.get(&call).is_some_and(|c| c.attempt == attempt);
+        if !current {
+            self.note(|| format!("n{node} a late copy of call {call} takes effect"));
+        }
+        let reply = self.apply(request);
+        self.note(|| format!("etcd: n{node} {} -> {}", call, super::trace::reply(&reply)));
+        self.written();
+        if current && self.reachable(node) && !self.rng.chance(self.link.lost) {
+            let travel = self.travel();
+            self.after(travel, Event::Answer(node, call, attempt, Rc::new(reply)));
+        }
+    }
+
+    fn apply(&mut self, request: &Request) -> Reply {
+        match request {
+            Request::Txn(txn) => self.etcd.txn(txn).map(Answer::Txn),
+            Request::Grant(lease, ttl) => match self.etcd.grant(self.now, *lease, *ttl) {
+                // As the client does: the id is the caller's own.
+                Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => Ok(Answer::Granted),
+                other => other.map(|()| Answer::Granted),
+            },
+            Request::TimeToLive(lease) => {
+                let left = self.etcd.time_to_live(self.now, *lease);
+                Ok(Answer::TimeToLive(left.map(|(left, _)| left)))
+            }
+            Request::Revoke(lease) => {
+                self.etcd.revoke(*lease);
+                Ok(Answer::Granted)
+            }
+        }
+    }
+
+    pub fn answer_arrives(&mut self, node: NodeIx, id: CallId, attempt: u32, reply: &Reply) {
+        let state = &mut self.nodes[node];
+        let Some(call) = state.calls.get(&id).filter(|call| call.attempt == attempt) else {
+            return;
+        };
+        let aside = matches!(*call.request, Request::Revoke(_));
+        state.calls.remove(&id);
+        if let Ok(Answer::Txn(reply)) = reply {
+            state.answered = reply.revision;
+            state.costs.received += reply.replies.iter().map(reply_size).sum::<u64>() + 16;
+        }
+        if !aside {
+            self.feed(node, Input::Answer(id, reply.clone()));
+        }
+    }
+
+    pub fn no_answer(&mut self, node: NodeIx, id: CallId, attempt: u32) {
+        let Some(call) = self.nodes[node].calls.get(&id).filter(|call| call.attempt == attempt)
+        else {
+            return;
+        };
+        if self.now < call.deadline {
+            return self.send(node, id);
+        }
+        let aside = matches!(*call.request, Request::Revoke(_));
+        self.nodes[node].calls.remove(&id);
+        if !aside {
+            let error = EtcdError::Ambiguous { causes: "simulated".into() };
+            self.feed(node, Input::Answer(id, Err(error)));
+        }
+    }
+
+    pub fn keep_alive(&mut self, node: NodeIx, lease: i64, ttl: Duration) {
+        if self.nodes[node].keep_alives.insert(lease, ttl).is_none() {
+            self.after(ttl / 3, Event::Renew(node, lease));
+        }
+    }
+
+    pub fn renew(&mut self, node: NodeIx, lease: i64) {
+        let Some(ttl) = self.nodes[node].keep_alives.get(&lease).copied() else { return };
+        self.nodes[node].costs.renewals += 1;
+        if !self.reachable(node) || self.rng.chance(self.link.lost) {
+            let pause = self.rng.time(Duration::from_millis(100), Duration::from_millis(800));
+            return self.after(pause, Event::Renew(node, lease));
+        }
+        if self.etcd.renew(self.now, lease) {
+            self.after(ttl / 3, Event::Renew(node, lease));
+        } else {
+            let travel = self.travel();
+            self.after(travel, Event::LeaseLost(node, lease));
+        }
+    }
+}
+
+pub fn txn_size(txn: &Txn) -> u64 {
+    let compares: usize = txn.compares.iter().map(|compare| compare.key.len() + 12).sum();
+    let ops = txn.success.iter().chain(&txn.failure).map(|op| match op {
+        Op::Get(range) => bytes(&range.key) + range.range_end.as_deref().map_or(0, bytes) + 8,
+        Op::Put { key, value, .. } => bytes(key) + bytes(value) + 12,
+        Op::Delete { key, range_end } => bytes(key) + range_end.as_deref().map_or(0, bytes) + 4,
+        Op::Txn(inner) => txn_size(inner) + 4,
+    });
+    compares as u64 + ops.sum::<u64>()
+}
+
+fn bytes(data: &[u8]) -> u64 {
+    data.len() as u64
+}
+
+fn reply_size(reply: &OpReply) -> u64 {
+    match reply {
+        OpReply::Get(RangeReply { kvs, .. }) => {
+            kvs.iter().map(|kv| bytes(&kv.key) + bytes(&kv.value) + 24).sum::<u64>() + 8
+        }
+        OpReply::Put | OpReply::Delete(_) => 8,
+        OpReply::Txn { replies, .. } => replies.iter().map(reply_size).sum::<u64>() + 4,
+    }
+}

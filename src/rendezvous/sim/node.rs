@@ -1,0 +1,119 @@
+//! One node: the real protocol core and what its driver would keep for it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::agent::Agent;
+use crate::etcd::WatchSpec;
+use crate::etcd::kv::Txn;
+use crate::rendezvous::machine::{CallId, Machine, Time, WatchId};
+
+/// Which node of the world: never used again for another one.
+pub type NodeIx = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Up,
+    /// Stopped (SIGSTOP, a swapped-out machine): nothing of it runs, its lease is not renewed.
+    Paused,
+    /// Dead or gone: nothing of it will ever run again.
+    Gone,
+}
+
+/// What a driver sends to etcd.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Txn(Txn),
+    Grant(i64, Duration),
+    TimeToLive(i64),
+    Revoke(i64),
+}
+
+/// A call that the machine waits for, or one whose answer nobody wants (a revocation).
+pub struct Call {
+    pub request: Rc<Request>,
+    pub deadline: Time,
+    /// The copy of the request that is waited for; answers to earlier ones are not heard any more.
+    pub attempt: u32,
+}
+
+pub struct Watch {
+    pub spec: WatchSpec,
+    /// Where it resumes when its stream breaks: after the last event that arrived. 0: not yet known.
+    pub next: i64,
+    /// What etcd has looked at for it.
+    pub scanned: i64,
+    pub open: bool,
+    /// A delivery is on its way.
+    pub due: bool,
+}
+
+/// What a node has cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Costs {
+    /// Calls, repetitions included; renewals of leases and openings of watches apart.
+    pub rpcs: u64,
+    pub renewals: u64,
+    pub watches: u64,
+    pub sent: u64,
+    pub received: u64,
+}
+
+pub struct Node {
+    pub machine: Machine,
+    pub agent: Agent,
+    pub health: Health,
+    /// Cut off from etcd.
+    pub partitioned: bool,
+    pub calls: BTreeMap<CallId, Call>,
+    pub watches: BTreeMap<WatchId, Watch>,
+    pub keep_alives: BTreeMap<i64, Duration>,
+    /// When the next tick is due, so that it is sent once.
+    pub tick: Option<Time>,
+    /// Ticks in a row at one moment: a machine that asks for them for ever would spin.
+    pub spins: u32,
+    /// The revision of the last answer of etcd that the machine took in.
+    pub answered: i64,
+    pub costs: Costs,
+    /// For calls whose answer nobody waits for.
+    pub last_aside: CallId,
+}
+
+impl Node {
+    pub fn new(machine: Machine, agent: Agent) -> Self {
+        Self {
+            machine,
+            agent,
+            health: Health::Up,
+            partitioned: false,
+            calls: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            keep_alives: BTreeMap::new(),
+            tick: None,
+            spins: 0,
+            answered: 0,
+            costs: Costs::default(),
+            last_aside: CallId::MAX / 2,
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.health == Health::Up
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.health != Health::Gone
+    }
+
+    /// Wants to be in the next round.
+    pub fn is_joining(&self) -> bool {
+        self.machine.joining.is_some()
+    }
+
+    /// The watch of the head has shown everything up to this revision.
+    pub fn has_seen_head(&self, revision: i64) -> bool {
+        let watch = self.machine.head_watch.and_then(|id| self.watches.get(&id));
+        watch.is_some_and(|watch| watch.open && watch.scanned > revision)
+    }
+}

@@ -1,0 +1,132 @@
+//! What a seed stands for: the size of the world, its times, and which faults it knows.
+
+use std::time::Duration;
+
+use super::faults::Fault;
+use super::rng::Rng;
+use crate::rendezvous::keys::Keys;
+use crate::rendezvous::machine::{OnMemberLoss, Settings};
+use crate::rendezvous::records::NodeInfo;
+
+/// How messages travel. The shares are in thousandths.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub latency: Duration,
+    pub slow: u64,
+    pub slowest: Duration,
+    pub lost: u64,
+    pub split: u64,
+    /// How long a driver waits for an answer before it asks again.
+    pub patience: Duration,
+}
+
+impl Link {
+    pub const CALM: Self = Self {
+        latency: Duration::from_millis(4),
+        slow: 0,
+        slowest: Duration::from_millis(4),
+        lost: 0,
+        split: 0,
+        patience: Duration::from_secs(4),
+    };
+}
+
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub settings: Settings,
+    pub nodes: usize,
+    /// The nodes start within this time.
+    pub arrivals: Duration,
+    pub poll: Duration,
+    pub stop: Duration,
+    pub link: Link,
+    pub chaos: Duration,
+    pub fault_pause: Duration,
+    /// The faults of this scenario, each as often as it is listed.
+    pub faults: Vec<Fault>,
+    /// How many nodes may be alive at once.
+    pub most_nodes: usize,
+    /// Faults stop, and then one coordinator dies all the same.
+    pub last_crash: bool,
+}
+
+impl Scenario {
+    /// No faults, no surprises: for stories and for measuring.
+    pub fn calm(nodes: usize, min: usize, max: usize) -> Self {
+        Self {
+            settings: Settings {
+                keys: Keys::new("/sim/run_a"),
+                min,
+                max,
+                join_timeout: Duration::from_secs(600),
+                last_call: Duration::from_secs(5),
+                close_timeout: Duration::from_secs(30),
+                ttl: Duration::from_secs(10),
+                run_ttl: Duration::from_secs(7200),
+                on_member_loss: OnMemberLoss::Restart,
+                node: NodeInfo::default(),
+                seed: 0,
+            },
+            nodes,
+            arrivals: Duration::ZERO,
+            poll: Duration::from_millis(100),
+            stop: Duration::from_millis(100),
+            link: Link::CALM,
+            chaos: Duration::ZERO,
+            fault_pause: Duration::from_secs(1),
+            faults: Vec::new(),
+            most_nodes: nodes,
+            last_crash: false,
+        }
+    }
+
+    pub fn of(seed: u64) -> Self {
+        let rng = &mut Rng::new(seed ^ 0x5ce0_a210);
+        let seconds = Duration::from_secs;
+        let millis = Duration::from_millis;
+        let min = 1 + rng.below(4);
+        let max = min + rng.below(4);
+        let nodes = 1 + rng.below(max + 2);
+        let mut scenario = Self::calm(nodes, min, max);
+        let settings = &mut scenario.settings;
+        settings.run_ttl = seconds(300);
+        settings.ttl = seconds(rng.between(2, 10));
+        settings.last_call = millis(rng.between(300, 8000));
+        settings.close_timeout = seconds(rng.between(3, 30));
+        settings.join_timeout = seconds(rng.between(20, 600));
+        if rng.chance(250) {
+            settings.on_member_loss = OnMemberLoss::Ignore;
+        }
+        scenario.most_nodes = max + 3;
+        scenario.arrivals = rng.time(Duration::ZERO, seconds(5));
+        scenario.poll = rng.time(millis(20), millis(1500));
+        scenario.stop = rng.time(Duration::ZERO, millis(1000));
+        scenario.chaos = rng.time(seconds(10), seconds(60));
+        scenario.fault_pause = rng.time(millis(100), seconds(4));
+        scenario.last_crash = rng.chance(400);
+        scenario.link = Link {
+            latency: rng.time(millis(1), millis(40)),
+            slow: rng.between(0, 100),
+            slowest: rng.time(millis(50), seconds(3)),
+            lost: rng.between(0, 60),
+            split: rng.between(0, 500),
+            patience: rng.time(millis(300), seconds(4)),
+        };
+        // Each seed knows a few kinds of faults only: together they would hide each other.
+        for fault in Fault::ALL {
+            if rng.chance(450) {
+                let often = rng.between(1, 4);
+                scenario.faults.extend((0..often).map(|_| fault));
+            }
+        }
+        if scenario.faults.contains(&Fault::Finish) && !rng.chance(300) {
+            scenario.faults.retain(|fault| *fault != Fault::Finish);
+        }
+        scenario
+    }
+
+    /// The longest that one message takes when there are no faults.
+    pub fn calm_latency(&self) -> Duration {
+        Link::CALM.latency
+    }
+}

@@ -1,0 +1,144 @@
+//! Thousands of seeds; a failed one names the command that repeats it.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::agent::Doing;
+use super::invariants::{Violation, garbage, progress};
+use super::scenario::Scenario;
+use super::world::{Event, World};
+
+const DEFAULT: u64 = 3000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Chaos, then peace, then the end.
+pub fn run(seed: u64, world: &mut World) -> Result<(), Violation> {
+    let nodes = world.scenario.nodes;
+    for _ in 0..nodes {
+        let pause = world.rng.time(Duration::ZERO, world.scenario.arrivals);
+        let node = world.start_node();
+        world.nodes[node].agent.doing = Doing::Stopping(pause);
+    }
+    world.chaos = true;
+    world.after(Duration::ZERO, Event::Fault);
+    world.run_until(world.scenario.chaos)?;
+    garbage::all_have_leases(world)?;
+    world.heal();
+    heals(world)?;
+    ends(seed, world)
+}
+
+fn heals(world: &mut World) -> Result<(), Violation> {
+    while world.live().len() < world.scenario.settings.min {
+        world.start_node();
+    }
+    if world.scenario.last_crash {
+        let until = world.now + Duration::from_secs(10);
+        if world.run_while(until, |world| world.coordinator().is_none())? {
+            let pause = world.rng.time(Duration::ZERO, world.scenario.settings.last_call);
+            world.run_until(world.now + pause)?;
+            world.coordinator().into_iter().for_each(|node| world.crash(node));
+            while world.live().len() < world.scenario.settings.min {
+                world.start_node();
+            }
+        }
+    }
+    let second = Duration::from_secs(1);
+    // What was cut off too long is missed by now, what was not has renewed its lease.
+    world.run_until(world.now + world.scenario.settings.ttl + second)?;
+    let (scenario, settings) = (&world.scenario, &world.scenario.settings);
+    // One round for those who are there, one for those who came while it was completed, one more.
+    let round = settings.ttl + settings.last_call + scenario.poll + scenario.stop + second * 2;
+    let settled = world.run_while(world.now + round * 3, |w| progress::unsettled(w).is_some())?;
+    if !settled {
+        let text = progress::unsettled(world).unwrap_or_default();
+        return Err(Violation::new("I5", format!("the world does not settle: {text}")));
+    }
+    let control = world.control();
+    world.run_until(world.now + second * 15)?;
+    if world.control() != control {
+        let text = format!("a settled world had {control:?} and has {:?}", world.control());
+        return Err(Violation::new("quiet", text));
+    }
+    Ok(())
+}
+
+/// Some close the run first; then all are gone.
+fn ends(seed: u64, world: &mut World) -> Result<(), Violation> {
+    let training = world.training();
+    if seed % 2 == 0
+        && let Some(node) = world.rng.pick(&training)
+    {
+        world.nodes[node].agent.finishes = true;
+        world.run_until(world.now + Duration::from_secs(4))?;
+        if world.checks.closed.is_none() {
+            return Err(Violation::new("I4", "the run could not be closed"));
+        }
+        let late = world.start_node();
+        world.run_until(world.now + Duration::from_secs(2))?;
+        if world.nodes[late].is_live() {
+            return Err(Violation::new("I4", format!("n{late} joins a closed run")));
+        }
+    }
+    for node in world.live() {
+        let pause = world.rng.time(Duration::ZERO, Duration::from_secs(2));
+        world.run_until(world.now + pause)?;
+        if world.rng.chance(500) { world.crash(node) } else { world.depart(node) }
+    }
+    let settings = &world.scenario.settings;
+    let gone = world.now + settings.run_ttl.max(settings.ttl) + Duration::from_secs(2);
+    world.run_until(gone)?;
+    garbage::none_is_left(world)
+}
+
+/// Runs a seed; where it fails, once more with a trace.
+pub fn explain(seed: u64) -> Result<(), (Violation, String)> {
+    let Err(violation) = run(seed, &mut World::new(Scenario::of(seed), seed)) else {
+        return Ok(());
+    };
+    let lines = number("TORCHETCD_SIM_TRACE").unwrap_or(120) as usize;
+    let mut world = World::new(Scenario::of(seed), seed).with_trace(lines);
+    let again = run(seed, &mut world);
+    let mut text = format!("seed {seed} violates {violation}\n{:#?}\n", world.scenario);
+    text.push_str(&world.trace());
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "Seed {seed} violates {violation}");
+    let _ = writeln!(text, "REPRODUCE WITH: TORCHETCD_SIM_SEED={seed} cargo test --lib every_seed");
+    assert_eq!(again, Err(violation.clone()), "seed {seed} is not deterministic");
+    Err((violation, text))
+}
+
+#[test]
+fn every_seed_keeps_the_invariants() {
+    if let Some(seed) = number("TORCHETCD_SIM_SEED") {
+        if let Err((_, text)) = explain(seed) {
+            panic!("{text}");
+        }
+        return;
+    }
+    let first = number("TORCHETCD_SIM_FIRST").unwrap_or(0);
+    if number("TORCHETCD_SIM_SURVEY").is_some() {
+        let mut tally = std::collections::BTreeMap::new();
+        for seed in first..first + number("TORCHETCD_SIM_SEEDS").unwrap_or(DEFAULT) {
+            if let Err(v) = run(seed, &mut World::new(Scenario::of(seed), seed)) {
+                tally.entry(v.invariant).or_insert_with(Vec::new).push((seed, v.text));
+            }
+        }
+        let mut text = String::new();
+        for (name, list) in tally {
+            let _ = writeln!(text, "{name}: {}", list.len());
+            for (seed, t) in list.into_iter().take(6) {
+                let _ = writeln!(text, "   {seed}: {}", &t[..t.len().min(260)]);
+            }
+        }
+        panic!("{text}");
+    }
+    for seed in first..first + number("TORCHETCD_SIM_SEEDS").unwrap_or(DEFAULT) {
+        if let Err((_, text)) = explain(seed) {
+            panic!("{text}");
+        }
+    }
+}

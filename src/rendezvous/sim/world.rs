@@ -1,0 +1,391 @@
+//! Many nodes, one etcd, one clock: a queue of things to happen, taken one by one.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::agent::{Agent, Doing};
+use super::invariants::{Checks, Violation};
+use super::model::Etcd;
+use super::node::{Health, Node, NodeIx, Request};
+use super::rng::Rng;
+use super::scenario::{Link, Scenario};
+use crate::rendezvous::keys::Keys;
+use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
+use crate::rendezvous::records::{self, Control, NodeInfo};
+
+/// How often etcd looks for leases that have run out (`lessor.runLoop`).
+const EXPIRY: Duration = Duration::from_millis(500);
+/// How often the invariants are looked at that are about time.
+const CHECK: Duration = Duration::from_millis(100);
+
+/// Something that will happen.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A copy of a request reaches etcd.
+    Arrive(NodeIx, CallId, u32, Rc<Request>),
+    /// The answer to that copy reaches the node.
+    Answer(NodeIx, CallId, u32, Rc<super::network::Reply>),
+    /// The node gives up waiting for that copy's answer.
+    Retry(NodeIx, CallId, u32),
+    Tick(NodeIx, Time),
+    /// The watch is opened at etcd, anew or again.
+    OpenWatch(NodeIx, WatchId),
+    /// Events, or the end of the watch, reach the node.
+    Deliver(NodeIx, WatchId),
+    Renew(NodeIx, i64),
+    LeaseLost(NodeIx, i64),
+    Agent(NodeIx),
+    Expire,
+    Check,
+    /// The scenario's next fault.
+    Fault,
+    Recover(super::faults::Recovery),
+}
+
+struct Scheduled {
+    at: Time,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+pub struct World {
+    pub now: Time,
+    pub rng: Rng,
+    pub etcd: Etcd,
+    pub keys: Keys,
+    pub scenario: Scenario,
+    /// How messages travel at present.
+    pub link: Link,
+    pub nodes: Vec<Node>,
+    pub etcd_down: bool,
+    /// Faults happen.
+    pub chaos: bool,
+    /// From when on there are no faults.
+    pub healed: Option<Time>,
+    pub checks: Checks,
+    pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
+    failure: Option<Violation>,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    /// What happened to paused nodes while they were.
+    deferred: BTreeMap<NodeIx, Vec<Event>>,
+    trace: Option<VecDeque<String>>,
+    trace_lines: usize,
+}
+
+impl World {
+    pub fn new(scenario: Scenario, seed: u64) -> Self {
+        let mut world = Self {
+            now: Duration::ZERO,
+            rng: Rng::new(seed),
+            etcd: Etcd::default(),
+            keys: Keys::new("/sim/run_a"),
+            link: scenario.link,
+            checks: Checks::new(&scenario),
+            scenario,
+            nodes: Vec::new(),
+            etcd_down: false,
+            chaos: false,
+            healed: None,
+            watchers: BTreeMap::new(),
+            failure: None,
+            queue: BinaryHeap::new(),
+            order: 0,
+            deferred: BTreeMap::new(),
+            trace: None,
+            trace_lines: 0,
+        };
+        world.after(EXPIRY, Event::Expire);
+        world.after(CHECK, Event::Check);
+        world
+    }
+
+    /// Keeps the last `lines` of what happens.
+    pub fn with_trace(mut self, lines: usize) -> Self {
+        self.trace = Some(VecDeque::new());
+        self.trace_lines = lines;
+        self
+    }
+
+    pub fn trace(&self) -> String {
+        self.trace.iter().flatten().map(|line| format!("  {line}\n")).collect()
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == self.trace_lines {
+                trace.pop_front();
+            }
+            trace.push_back(format!("{:>10.4} {}", self.now.as_secs_f64(), text()));
+        }
+    }
+
+    pub fn fail(&mut self, violation: Violation) {
+        self.note(|| format!("VIOLATION {violation}"));
+        self.failure.get_or_insert(violation);
+    }
+
+    pub fn require(&mut self, result: Result<(), Violation>) {
+        if let Err(violation) = result {
+            self.fail(violation);
+        }
+    }
+
+    pub fn after(&mut self, pause: Duration, event: Event) {
+        self.at(self.now + pause, event);
+    }
+
+    pub fn at(&mut self, at: Time, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at, order: self.order, event }));
+    }
+
+    /// Starts a node whose agent joins at once.
+    pub fn start_node(&mut self) -> NodeIx {
+        let index = self.nodes.len();
+        let settings = Settings {
+            keys: self.keys.clone(),
+            node: NodeInfo { host: format!("n{index}"), pid: 1 },
+            seed: self.rng.next(),
+            ..self.scenario.settings.clone()
+        };
+        let agent = Agent::new(&self.scenario, &mut self.rng);
+        self.nodes.push(Node::new(Machine::new(settings), agent));
+        self.note(|| format!("n{index} starts"));
+        self.after(Duration::ZERO, Event::Agent(index));
+        index
+    }
+
+    /// Runs until `until`, or until an invariant is violated.
+    pub fn run_until(&mut self, until: Time) -> Result<(), Violation> {
+        self.run_while(until, |_| true).map(drop)
+    }
+
+    /// Runs while `condition` holds, at most until `until`; tells whether it ended before that.
+    pub fn run_while(
+        &mut self,
+        until: Time,
+        condition: impl Fn(&World) -> bool,
+    ) -> Result<bool, Violation> {
+        loop {
+            if let Some(violation) = self.failure.take() {
+                return Err(violation);
+            }
+            if !condition(self) {
+                return Ok(true);
+            }
+            match self.queue.peek() {
+                Some(Reverse(next)) if next.at <= until => {}
+                _ => {
+                    self.now = until;
+                    return Ok(false);
+                }
+            }
+            if let Some(Reverse(next)) = self.queue.pop() {
+                self.now = self.now.max(next.at);
+                self.happen(next.event);
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        let event = match self.for_a_node_that_runs(event) {
+            Some(event) => event,
+            None => return,
+        };
+        match event {
+            Event::Arrive(node, call, attempt, request) => {
+                self.request_arrives(node, call, attempt, &request);
+            }
+            Event::Answer(node, call, attempt, reply) => {
+                self.answer_arrives(node, call, attempt, &reply);
+            }
+            Event::Retry(node, call, attempt) => self.no_answer(node, call, attempt),
+            Event::Tick(node, at) => self.tick(node, at),
+            Event::OpenWatch(node, watch) => self.open_watch(node, watch),
+            Event::Deliver(node, watch) => self.deliver(node, watch),
+            Event::Renew(node, lease) => self.renew(node, lease),
+            Event::LeaseLost(node, lease) => {
+                self.nodes[node].keep_alives.remove(&lease);
+                self.feed(node, Input::LeaseLost(lease));
+            }
+            Event::Agent(node) => self.agent_acts(node),
+            Event::Expire => self.expire_leases(),
+            Event::Check => {
+                self.after(CHECK, Event::Check);
+                self.check();
+            }
+            Event::Fault => self.next_fault(),
+            Event::Recover(recovery) => self.recover(recovery),
+        }
+    }
+
+    /// What is for a node that is gone is dropped; what is for a paused one waits for it.
+    fn for_a_node_that_runs(&mut self, event: Event) -> Option<Event> {
+        let node = match &event {
+            Event::Answer(node, ..)
+            | Event::Retry(node, ..)
+            | Event::Tick(node, _)
+            | Event::Deliver(node, _)
+            | Event::Renew(node, _)
+            | Event::LeaseLost(node, _)
+            | Event::Agent(node) => *node,
+            _ => return Some(event),
+        };
+        match self.nodes[node].health {
+            Health::Up => return Some(event),
+            Health::Paused => self.deferred.entry(node).or_default().push(event),
+            Health::Gone => {}
+        }
+        None
+    }
+
+    /// A node that was paused catches up, in no particular order.
+    pub fn catch_up(&mut self, node: NodeIx) {
+        for event in self.deferred.remove(&node).unwrap_or_default() {
+            let pause = self.rng.time(Duration::ZERO, Duration::from_millis(2));
+            self.after(pause, event);
+        }
+    }
+
+    /// Takes what is due at some far time to within `most` from now.
+    pub fn hurry(&mut self, most: Duration, which: impl Fn(&Event) -> bool) {
+        let latest = self.now + most;
+        let queue = std::mem::take(&mut self.queue);
+        for Reverse(mut scheduled) in queue.into_sorted_vec().into_iter().rev() {
+            if which(&scheduled.event) && scheduled.at > latest {
+                scheduled.at = self.now + self.rng.time(Duration::ZERO, most);
+            }
+            self.queue.push(Reverse(scheduled));
+        }
+    }
+
+    /// Gives the machine an input and does what it asks for.
+    pub fn feed(&mut self, node: NodeIx, input: Input) {
+        self.note(|| format!("n{node} <- {}", super::trace::input(&input)));
+        let actions = self.nodes[node].machine.handle(self.now, input);
+        for action in actions {
+            self.note(|| format!("n{node} -> {}", super::trace::action(&action)));
+            self.perform(node, action);
+        }
+        self.schedule_tick(node);
+    }
+
+    fn perform(&mut self, node: NodeIx, action: Action) {
+        match action {
+            Action::Txn(call, txn, deadline) => {
+                self.call(node, call, Request::Txn(txn), deadline);
+            }
+            Action::Grant(call, lease, ttl, deadline) => {
+                self.call(node, call, Request::Grant(lease, ttl), deadline);
+            }
+            Action::TimeToLive(call, lease, deadline) => {
+                self.call(node, call, Request::TimeToLive(lease), deadline);
+            }
+            Action::Revoke(lease) => self.revoke(node, lease),
+            Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
+            Action::Watch(watch, spec) => self.watch(node, watch, spec),
+            Action::Unwatch(watch) => self.unwatch(node, watch),
+            Action::Joined(result) => self.agent_joined(node, result),
+            Action::Closed(result) => self.agent_closed(node, &result),
+            Action::Observed(_) => {}
+        }
+    }
+
+    fn schedule_tick(&mut self, node: NodeIx) {
+        let due = self.nodes[node].machine.next_deadline();
+        if due != self.nodes[node].tick {
+            self.nodes[node].tick = due;
+            if let Some(at) = due {
+                self.at(at, Event::Tick(node, at));
+            }
+        }
+    }
+
+    fn tick(&mut self, node: NodeIx, at: Time) {
+        if self.nodes[node].tick != Some(at) {
+            return;
+        }
+        self.nodes[node].tick = None;
+        self.feed(node, Input::Tick);
+        let spins = self.nodes[node].tick.is_some_and(|due| due <= self.now);
+        self.nodes[node].spins = if spins { self.nodes[node].spins + 1 } else { 0 };
+        if self.nodes[node].spins > 20 {
+            self.fail(Violation::new("spin", format!("n{node} asks for ticks without end")));
+        }
+    }
+
+    fn expire_leases(&mut self) {
+        self.after(EXPIRY, Event::Expire);
+        if !self.etcd_down {
+            for lease in self.etcd.expire(self.now) {
+                self.note(|| format!("etcd: lease {lease:016x} ran out"));
+            }
+            self.written();
+        }
+    }
+
+    /// Tells who watches, and the invariants, what was written.
+    pub fn written(&mut self) {
+        for touched in self.etcd.take_touched() {
+            self.note(|| super::trace::touched(&touched));
+            self.wake_watchers(&touched);
+            let result = self.checks.key_touched(self.now, &touched);
+            self.require(result);
+        }
+    }
+
+    pub fn control(&self) -> Option<Control> {
+        let key = self.keys.control();
+        let kv = self.etcd.get(&key)?;
+        records::decode_control(&key, &kv.value).ok()
+    }
+
+    pub fn up(&self) -> Vec<NodeIx> {
+        self.which(Node::is_up)
+    }
+
+    pub fn live(&self) -> Vec<NodeIx> {
+        self.which(Node::is_live)
+    }
+
+    pub fn training(&self) -> Vec<NodeIx> {
+        self.which(|node| node.is_up() && matches!(node.agent.doing, Doing::Training { .. }))
+    }
+
+    pub fn which(&self, condition: impl Fn(&Node) -> bool) -> Vec<NodeIx> {
+        let chosen = self.nodes.iter().enumerate().filter(|(_, node)| condition(node));
+        chosen.map(|(index, _)| index).collect()
+    }
+
+    /// The node that holds this lease.
+    pub fn holder(&self, lease: i64) -> Option<NodeIx> {
+        self.nodes.iter().position(|node| node.machine.lease == Some(lease))
+    }
+
+    pub fn coordinator(&self) -> Option<NodeIx> {
+        self.holder(self.etcd.get(&self.keys.coordinator())?.lease)
+    }
+}
