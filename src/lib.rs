@@ -1,5 +1,11 @@
-//! The native half of torchetcd. What Python sees of it is listed in [`python`].
+//! The native half of torchetcd. What Python sees of it is listed in `python/mod.rs`.
+//!
+//! Without the feature `python` this is the core alone: that is how its tests are built, and what shows
+//! that nothing below `python/` needs pyo3.
 
 pub mod etcd;
+pub mod process;
+#[cfg(feature = "python")]
 mod python;
 pub mod rendezvous;
+pub mod store;

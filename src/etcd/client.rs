@@ -14,6 +14,7 @@ use super::convert;
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe};
 use super::kv::{Range, RangeReply, Txn, TxnReply};
+use super::unique::unique;
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 
 /// How long one attempt may take before the next endpoint is asked; doubled for each attempt that
@@ -53,7 +54,8 @@ impl Client {
     /// Does no I/O: the first call connects.
     pub fn new(config: Config) -> Self {
         // Clients of one cluster spread over its members.
-        let next_endpoint = rand::random_range(0..config.endpoints.len().max(1));
+        let next_endpoint =
+            usize::try_from(unique() % (config.endpoints.len().max(1) as u128)).unwrap_or(0);
         let state = State { current: None, next_endpoint, closed: false };
         let shared = Arc::new(Shared {
             config,

@@ -15,6 +15,7 @@ mod error;
 pub mod kv;
 mod lease;
 mod once;
+mod unique;
 mod watch;
 
 pub use client::{Client, Repeat};
@@ -23,4 +24,5 @@ pub use endpoint::{Endpoint, InvalidEndpoint, parse_endpoints};
 pub use error::{EtcdError, Refusal};
 pub use lease::{KeepAlive, LeaseState};
 pub use once::{OnceOutcome, OnceTxns};
+pub use unique::{unique, unique_lease_id};
 pub use watch::{WatchMessage, WatchReceiver, WatchSpec};

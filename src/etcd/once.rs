@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::client::{Client, Repeat};
 use super::error::EtcdError;
 use super::kv::{Compare, Op, OpReply, Ordering, Target, Txn, TxnReply, range_of};
+use super::unique::unique;
 
 /// What came of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Receipt {
 
 impl OnceTxns {
     pub fn new(client: Client, prefix: &[u8]) -> Self {
-        let unique: u128 = rand::random();
+        let unique = unique();
         let mut prefix = prefix.to_vec();
         prefix.extend_from_slice(format!("{unique:032x}.").as_bytes());
         Self { client, prefix, free: Mutex::default(), made: std::sync::atomic::AtomicU64::new(0) }

@@ -264,8 +264,7 @@ impl Session<'_> {
 
 fn end_of(error: &etcd_client::Error) -> End {
     match classify(error) {
-        Verdict::StaleToken => End::StaleToken,
-        Verdict::Final(Refusal::AuthenticationFailed) => End::StaleToken,
+        Verdict::StaleToken | Verdict::Final(Refusal::AuthenticationFailed) => End::StaleToken,
         _ => End::Broken,
     }
 }

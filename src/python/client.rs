@@ -10,11 +10,11 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
-use super::fork::PerProcess;
 use super::wait::{wait, wait_until};
 use crate::etcd::{
     self, Client, Config, Credentials, EtcdError, Repeat, TlsFiles, WatchMessage, WatchSpec,
 };
+use crate::process::PerProcess;
 
 /// A connection to an etcd cluster that is made at the first call, and anew in a forked child.
 #[pyclass(name = "Client", module = "torchetcd._torchetcd", frozen)]
@@ -126,7 +126,7 @@ impl PyClient {
 
     #[pyo3(signature = (ttl_s, lease_id=0))]
     fn lease_grant(&self, py: Python<'_>, ttl_s: u64, lease_id: i64) -> PyResult<i64> {
-        let id = if lease_id == 0 { random_lease_id() } else { lease_id };
+        let id = if lease_id == 0 { etcd::unique_lease_id() } else { lease_id };
         self.run(py, None, move |client, deadline| async move {
             client.grant(id, Duration::from_secs(ttl_s), deadline).await
         })?;
@@ -188,11 +188,6 @@ impl PyClient {
         let deadline = client.deadline_after(timeout);
         wait(py, request(client, deadline))?.map_err(|error| etcd_error(py, &error))
     }
-}
-
-/// Positive, as etcd's own are.
-pub fn random_lease_id() -> i64 {
-    rand::random_range(1..=i64::MAX)
 }
 
 #[pyfunction]

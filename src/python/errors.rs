@@ -7,8 +7,12 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::etcd::{EtcdError, InvalidEndpoint, Refusal};
+use crate::rendezvous::RendezvousError;
+use crate::store::StoreError;
 
 const CLIENT: &str = "torchetcd.etcd";
+const STORE: &str = "torchetcd._errors";
+const RENDEZVOUS: &str = "torch.distributed.elastic.rendezvous.api";
 
 fn raise(py: Python<'_>, module: &str, class: &str, text: String) -> PyErr {
     let made = py.import(module).and_then(|module| module.getattr(class)?.call1((text,)));
@@ -39,4 +43,49 @@ pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
 
 pub fn invalid_endpoint(error: &InvalidEndpoint) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// As torch's handlers raise it; a failure of etcd is chained as the cause.
+pub fn rendezvous_error(py: Python<'_>, error: &RendezvousError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        RendezvousError::Closed(_) => raise(py, RENDEZVOUS, "RendezvousClosedError", text),
+        RendezvousError::Timeout(_) => raise(py, RENDEZVOUS, "RendezvousTimeoutError", text),
+        RendezvousError::Corrupt(_) => raise(py, RENDEZVOUS, "RendezvousStateError", text),
+        RendezvousError::Left => PyRuntimeError::new_err(text),
+        RendezvousError::Etcd(cause) => {
+            let raised = raise(py, RENDEZVOUS, "RendezvousConnectionError", text);
+            raised.set_cause(py, Some(etcd_error(py, cause)));
+            raised
+        }
+    }
+}
+
+/// As torch's stores raise it; a failure of etcd is chained as the cause.
+pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
+    let text = error.to_string();
+    let (class, cause) = match error {
+        StoreError::Timeout { .. } => ("StoreTimeoutError", None),
+        StoreError::MemberLost { .. } => ("MemberLostError", None),
+        StoreError::QueueEmpty { .. } => ("QueueEmptyError", None),
+        StoreError::LeaseLost | StoreError::Foreign { .. } => ("StoreError", None),
+        StoreError::NotAnInteger { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::UnevenLists { .. } => return PyValueError::new_err(text),
+        StoreError::OutcomeUnknown { cause, .. } => ("StoreOutcomeUnknownError", Some(cause)),
+        StoreError::Etcd(cause) => match cause {
+            EtcdError::Unreachable { .. } => ("StoreConnectionError", Some(cause)),
+            EtcdError::Ambiguous { .. } => ("StoreOutcomeUnknownError", Some(cause)),
+            EtcdError::Refused { kind: Refusal::TooLarge, .. } => {
+                return PyValueError::new_err(text);
+            }
+            EtcdError::Closed | EtcdError::Configuration(_) => return etcd_error(py, cause),
+            EtcdError::Compacted { .. } | EtcdError::Refused { .. } => ("StoreError", Some(cause)),
+        },
+    };
+    let raised = raise(py, STORE, class, text);
+    if let Some(cause) = cause {
+        raised.set_cause(py, Some(etcd_error(py, cause)));
+    }
+    raised
 }

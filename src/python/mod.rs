@@ -3,8 +3,9 @@
 mod client;
 mod convert;
 mod errors;
-mod fork;
+mod rendezvous;
 mod runtime;
+mod store;
 mod wait;
 
 use pyo3::prelude::*;
@@ -14,5 +15,9 @@ mod _torchetcd {
     #[pymodule_export]
     use super::client::{PyClient, prefix_end};
     #[pymodule_export]
+    use super::rendezvous::PyRendezvous;
+    #[pymodule_export]
     use super::runtime::shutdown;
+    #[pymodule_export]
+    use super::store::PyStore;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use super::fork::PerProcess;
+use crate::process::PerProcess;
 
 static RUNTIME: PerProcess<Mutex<State>> = PerProcess::new();
 

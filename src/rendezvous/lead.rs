@@ -35,7 +35,7 @@ const FIRST_REPORT: Duration = Duration::from_secs(1);
 const LAST_REPORT: Duration = Duration::from_secs(60);
 
 /// What the coordinator's call is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeadStep {
     Load,
     AskLastCall,
@@ -333,7 +333,9 @@ impl Machine {
         let of_joins = lead.watches.is_some_and(|(joins, _)| joins == watch);
         match message {
             WatchMessage::Events(events) if of_joins => {
-                events.iter().for_each(|event| lead.take_join(event));
+                for event in &events {
+                    lead.take_join(event);
+                }
             }
             WatchMessage::Events(events) => {
                 for node in events.iter().filter_map(|event| node_of(&event.kv().key)) {

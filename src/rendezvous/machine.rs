@@ -60,7 +60,7 @@ pub enum Input {
     Observe,
     Answer(CallId, Result<Answer, EtcdError>),
     Watched(WatchId, WatchMessage),
-    /// etcd does not have this node's lease any more.
+    /// etcd does not have this lease any more: the node's or the run's.
     LeaseLost(i64),
     /// Nothing but the time.
     Tick,
@@ -82,7 +82,9 @@ pub enum Action {
     TimeToLive(CallId, i64, Time),
     /// Best effort: a lease that cannot be revoked runs out.
     Revoke(i64),
-    /// Renew until revoked or lost; the loss of the node's own lease is an input.
+    /// Stop renewing: it stays for as long as others renew it, or until it runs out.
+    Abandon(i64),
+    /// Renew until revoked, abandoned or lost; the loss is an input.
     KeepAlive(i64, Duration),
     Watch(WatchId, WatchSpec),
     Unwatch(WatchId),
@@ -284,6 +286,8 @@ impl Machine {
             Input::LeaseLost(lease) => {
                 if self.lease == Some(lease) {
                     self.drop_lease();
+                } else if lease == self.settings.keys.run_lease() {
+                    self.run_lease = false;
                 }
             }
             Input::Tick => {}
@@ -451,7 +455,9 @@ impl Machine {
         if self.head_watch == Some(watch) {
             match message {
                 WatchMessage::Events(events) => {
-                    events.iter().for_each(|event| self.head_event(event))
+                    for event in &events {
+                        self.head_event(event);
+                    }
                 }
                 // Read it anew; what was missed is in what is there now.
                 WatchMessage::Compacted { .. } => self.head_watch = None,

@@ -5,6 +5,7 @@
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
+mod driver;
 mod keys;
 mod lead;
 mod machine;
@@ -16,6 +17,7 @@ mod sim;
 mod steps;
 mod variants;
 
+pub use driver::Handle;
 pub use keys::{Keys, NodeId};
 pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,

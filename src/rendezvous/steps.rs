@@ -57,7 +57,7 @@ impl Machine {
                     self.read_membership(round, lease, deadline);
                 }
                 Place::Waiting(waiting) if waiting == round => {
-                    self.wait_for_next(now, round, deadline)
+                    self.wait_for_next(now, round, deadline);
                 }
                 _ if self.was_member(round) => self.open(round, lease, deadline),
                 _ => self.wait_outside(round, lease, deadline),
@@ -499,6 +499,10 @@ impl Machine {
         self.membership = None;
         if let Some(lease) = self.lease.take() {
             self.act(Action::Revoke(lease));
+        }
+        if std::mem::take(&mut self.run_lease) {
+            // Who is not there does not keep the run's keys there.
+            self.act(Action::Abandon(self.settings.keys.run_lease()));
         }
     }
 

@@ -16,6 +16,12 @@ pub struct PerProcess<T> {
     made: AtomicPtr<Made<T>>,
 }
 
+impl<T> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> PerProcess<T> {
     pub const fn new() -> Self {
         Self { made: AtomicPtr::new(std::ptr::null_mut()) }
@@ -40,21 +46,13 @@ impl<T> PerProcess<T> {
         }
         let seen = self.made.load(Ordering::Acquire);
         let made = Box::into_raw(Box::new(Made { pid: std::process::id(), value: make() }));
-        match self.made.compare_exchange(seen, made, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                // SAFETY: just made and published; see `get`.
-                #[allow(unsafe_code, reason = "as in `get`")]
-                let made = unsafe { &*made };
-                &made.value
-            }
-            Err(_) => {
-                // SAFETY: another thread was first, so nobody else has seen ours.
-                #[allow(unsafe_code, reason = "as in `get`")]
-                drop(unsafe { Box::from_raw(made) });
-                // That thread is of this process: a child starts with one thread.
-                self.get().unwrap_or_else(|| unreachable!("a value of this process was published"))
-            }
+        if self.made.compare_exchange(seen, made, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: another thread was first, so nobody else has seen ours.
+            #[allow(unsafe_code, reason = "as in `get`")]
+            drop(unsafe { Box::from_raw(made) });
         }
+        // Ours, or that of another thread of this process: a child starts with one thread.
+        self.get().unwrap_or_else(|| unreachable!("a value of this process was published"))
     }
 }
 

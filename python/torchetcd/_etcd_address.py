@@ -1,0 +1,57 @@
+"""Where an etcd cluster is, as python-etcd's constructor takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+from urllib.parse import urlsplit
+
+#: One host, a list of endpoints in a string ("h1:2379,h2"), or python-etcd's ((host, port), ...).
+Host: TypeAlias = "str | Iterable[tuple[str, int]]"
+
+
+class Address(NamedTuple):
+    """One endpoint."""
+
+    protocol: str
+    host: str
+    port: int
+
+    @property
+    def uri(self) -> str:
+        """The address as a URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.protocol}://{host}:{self.port}"
+
+
+def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
+    """Make addresses of what a caller gave; `port` and `protocol` are for parts that name none.
+
+    Raises:
+        ValueError: if a part is no endpoint.
+    """
+    if protocol not in ("http", "https"):
+        message = f"The protocol must be http or https, not {protocol!r}."
+        raise ValueError(message)
+    if isinstance(host, str):
+        parts = [_parse(part.strip(), port, protocol) for part in host.split(",")]
+    else:
+        parts = [Address(protocol, name, int(number)) for name, number in host]
+    if not parts:
+        message = "No etcd endpoint was given."
+        raise ValueError(message)
+    return parts
+
+
+def _parse(part: str, port: int, protocol: str) -> Address:
+    # An IPv6 address without brackets has no port.
+    bare_ipv6 = part.count(":") > 1 and not part.startswith("[") and "://" not in part
+    url = urlsplit(part if "://" in part else f"//{f'[{part}]' if bare_ipv6 else part}")
+    scheme = url.scheme or protocol
+    if not url.hostname or scheme not in ("http", "https") or url.path not in ("", "/"):
+        message = (
+            f"The etcd endpoint {part!r} is not valid. Expected host, host:port, [ipv6]:port, "
+            "http://host:port or https://host:port, or several of them separated by commas."
+        )
+        raise ValueError(message)
+    return Address(scheme, url.hostname, port if url.port is None else url.port)

@@ -1,0 +1,282 @@
+"""The parameters of the rendezvous handler, from torch's handlers and our own.
+
+One table: the names (torch's two etcd handlers differ), the default and the check. The README's
+table is compared with this one by a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+    from torchetcd.etcd import Client
+
+_logger = logging.getLogger(__name__)
+
+# etcd grants no shorter lease with its default election timeout.
+_SHORTEST_TTL_S = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One option: its names, its default and what it means."""
+
+    names: tuple[str, ...]
+    default: Any
+    parse: Callable[[str, Any], Any]
+    meaning: str
+
+
+def _seconds(least: int) -> Callable[[str, Any], int]:
+    def parse(name: str, value: Any) -> int:
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or number < least or isinstance(value, bool):
+            message = (
+                f"The rendezvous parameter '{name}' must be a whole number of seconds, at least "
+                f"{least}, not {value!r}."
+            )
+            raise ValueError(message)
+        return number
+
+    return parse
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        message = f"The rendezvous parameter '{name}' must be a non-empty string, not {value!r}."
+        raise ValueError(message)
+    return value
+
+
+def _file(name: str, value: Any) -> str:
+    path = _text(name, value)
+    if not Path(path).is_file():
+        message = f"The rendezvous parameter '{name}' names the file '{path}', which is not there."
+        raise ValueError(message)
+    return path
+
+
+def _one_of(*allowed: str) -> Callable[[str, Any], str]:
+    def parse(name: str, value: Any) -> str:
+        text = str(value).strip().lower()
+        if text not in allowed:
+            message = (
+                f"The rendezvous parameter '{name}' must be {' or '.join(allowed)}, not {value!r}."
+            )
+            raise ValueError(message)
+        return text
+
+    return parse
+
+
+def _any(_name: str, value: Any) -> Any:
+    return value
+
+
+PARAMETERS = (
+    Parameter(
+        ("join_timeout", "timeout"),
+        600,
+        _seconds(1),
+        "Seconds within which a call of `next_rendezvous()` must succeed. torchrun itself sets `timeout` to "
+        "900; `join_timeout` comes first.",
+    ),
+    Parameter(
+        ("last_call_timeout",),
+        30,
+        _seconds(0),
+        "Seconds to wait for more nodes once the minimum has joined.",
+    ),
+    Parameter(("close_timeout",), 30, _seconds(1), "Seconds within which closing must succeed."),
+    Parameter(
+        ("keep_alive_ttl",),
+        None,
+        _seconds(_SHORTEST_TTL_S),
+        "TTL in seconds of the node's lease: a node that is silent for so long is lost. Unless given, "
+        "keep_alive_interval x keep_alive_max_attempt, and 10 without those.",
+    ),
+    Parameter(
+        ("keep_alive_interval",), None, _seconds(1), "As torch's dynamic handler has it; see above."
+    ),
+    Parameter(
+        ("keep_alive_max_attempt",),
+        None,
+        _seconds(1),
+        "As torch's dynamic handler has it; see above.",
+    ),
+    Parameter(
+        ("on_member_loss",),
+        "restart",
+        _one_of("restart", "ignore"),
+        "Whether a lost member makes the others rejoin, or is left to the workers to notice.",
+    ),
+    Parameter(
+        ("run_ttl",),
+        7200,
+        _seconds(_SHORTEST_TTL_S),
+        "Seconds after which nothing of the run is left in etcd once its last node has gone.",
+    ),
+    Parameter(
+        ("etcd_prefix",),
+        "/torchelastic/p2p",
+        _text,
+        "The prefix of everything that is kept in etcd.",
+    ),
+    Parameter(
+        ("protocol",),
+        "http",
+        _one_of("http", "https"),
+        "For endpoints that do not say it themselves.",
+    ),
+    Parameter(
+        ("ca_cert", "cacert"), None, _file, "PEM file of the CA; the system's roots without it."
+    ),
+    Parameter(("ssl_cert", "cert"), None, _file, "PEM file of the client certificate."),
+    Parameter(("ssl_cert_key", "key"), None, _file, "PEM file of the client certificate's key."),
+    Parameter(("user",), None, _text, "User name in etcd; better given by `TORCHETCD_USER`."),
+    Parameter(
+        ("password",),
+        None,
+        _text,
+        "Password in etcd; better given by `TORCHETCD_PASSWORD` or a file named by "
+        "`TORCHETCD_PASSWORD_FILE`, because torchrun logs the parameters.",
+    ),
+    Parameter(
+        ("read_timeout",),
+        60,
+        _seconds(1),
+        "Seconds that a call to etcd outside of the barrier may take.",
+    ),
+    Parameter(
+        ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
+    ),
+    Parameter(
+        ("cas_backoff_max_seconds",),
+        None,
+        _any,
+        "Accepted without effect: nothing here competes by compare-and-swap.",
+    ),
+)
+
+_DEFAULT_TTL_S = 10
+# torch's defaults of the dynamic handler, for when only one of the two is given.
+_DEFAULT_INTERVAL_S, _DEFAULT_ATTEMPTS = 5, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The checked parameters; times in seconds."""
+
+    join_timeout: int
+    last_call_timeout: int
+    close_timeout: int
+    keep_alive_ttl: int
+    on_member_loss: str
+    run_ttl: int
+    etcd_prefix: str
+    protocol: str
+    ca_cert: str | None
+    ssl_cert: str | None
+    ssl_cert_key: str | None
+    user: str | None
+    password: str | None
+    read_timeout: int
+
+
+def parse_options(config: dict[str, Any]) -> Options:
+    """Check the configuration of a rendezvous before anything is sent.
+
+    Args:
+        config: Names and values, as `--rdzv-conf` gives them: numbers may be strings.
+
+    Raises:
+        ValueError: in one sentence that names the parameter, its value and what is allowed.
+    """
+    _warn_of_unknown(config)
+    values = {parameter.names[0]: _value(parameter, config) for parameter in PARAMETERS}
+    interval, attempts = values.pop("keep_alive_interval"), values.pop("keep_alive_max_attempt")
+    if values["keep_alive_ttl"] is None:
+        given = interval is not None or attempts is not None
+        product = (interval or _DEFAULT_INTERVAL_S) * (attempts or _DEFAULT_ATTEMPTS)
+        values["keep_alive_ttl"] = max(product, _SHORTEST_TTL_S) if given else _DEFAULT_TTL_S
+    del values["heartbeat_timeout"], values["cas_backoff_max_seconds"]
+    if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
+        message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
+        raise ValueError(message)
+    values["user"], values["password"] = credentials(values["user"], values["password"])
+    return Options(**values)
+
+
+def _value(parameter: Parameter, config: dict[str, Any]) -> Any:
+    given = [
+        parameter.parse(name, config[name])
+        for name in parameter.names
+        if config.get(name) is not None
+    ]
+    # The first name wins: torchrun adds timeout=900 to whatever it is given
+    # (torch launcher/api.py, LaunchConfig).
+    return given[0] if given else parameter.default
+
+
+def _warn_of_unknown(config: dict[str, Any]) -> None:
+    known = [name for parameter in PARAMETERS for name in parameter.names]
+    for name in config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            _logger.warning("The rendezvous parameter '%s' is not known and ignored.%s", name, hint)
+
+
+def credentials(user: str | None, password: str | None) -> tuple[str | None, str | None]:
+    """Complete user and password from the environment.
+
+    Raises:
+        ValueError: if one is there without the other, or the password's file cannot be read.
+    """
+    user = user or os.environ.get("TORCHETCD_USER") or None
+    password = password or os.environ.get("TORCHETCD_PASSWORD") or None
+    file = os.environ.get("TORCHETCD_PASSWORD_FILE")
+    if password is None and file:
+        try:
+            password = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as exc:
+            message = f"The file '{file}' named by TORCHETCD_PASSWORD_FILE cannot be read: {exc}."
+            raise ValueError(message) from exc
+    if user is not None and password is None:
+        message = f"The etcd user '{user}' was given without a password."
+        raise ValueError(message)
+    if user is None and password is not None:
+        message = "A password for etcd was given without a user."
+        raise ValueError(message)
+    return user, password
+
+
+def make_client(params: RendezvousParameters, options: Options) -> Client:
+    """Make the client for these parameters; it connects at its first call.
+
+    Raises:
+        ValueError: if the endpoint is not one.
+    """
+    from torchetcd.etcd import Client  # noqa: PLC0415 - keeps the import of this module cheap
+
+    cert = options.ssl_cert
+    return Client(
+        params.endpoint,
+        protocol=options.protocol,
+        read_timeout=options.read_timeout,
+        cert=(cert, options.ssl_cert_key or cert) if cert else None,
+        ca_cert=options.ca_cert,
+        username=options.user,
+        password=options.password,
+    )

@@ -1,0 +1,379 @@
+"""A rendezvous on etcd v3 for torch's elastic agent.
+
+The names are those of `torch.distributed.elastic.rendezvous.etcd_rendezvous`; the protocol is our own
+(`docs/protocol.md`): one record says which round is current, one coordinator completes it, and no node
+competes with the others for a shared value.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from torch.distributed import Store
+from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+
+from torchetcd._address import local_address, reserved_port
+from torchetcd._lifecycle import leave_at_exit
+from torchetcd._params import Options, make_client, parse_options
+from torchetcd.etcd import as_client
+from torchetcd.etcd_store import EtcdStore
+
+if TYPE_CHECKING:
+    from torchetcd.etcd import Client
+
+__all__ = [
+    "EtcdRendezvous",
+    "EtcdRendezvousHandler",
+    "EtcdRendezvousRetryImmediately",
+    "EtcdRendezvousRetryableFailure",
+    "create_rdzv_handler",
+]
+
+_logger = logging.getLogger(__name__)
+
+# The first line about a wait, then twice as long until the next one, and so on.
+_FIRST_NOTE_S = 5.0
+_LAST_NOTE_S = 300.0
+
+
+class EtcdRendezvousRetryableFailure(Exception):  # noqa: N818 - torch's name
+    """Kept for scripts that import it; this implementation never raises it."""
+
+
+class EtcdRendezvousRetryImmediately(Exception):  # noqa: N818 - torch's name
+    """Kept for scripts that import it; this implementation never raises it."""
+
+
+class EtcdRendezvous:
+    """One node's part in the rounds of one run.
+
+    The seven positional arguments are torch's (`etcd_rendezvous.py`, `EtcdRendezvous.__init__`).
+
+    Args:
+        client: A `torchetcd.etcd.Client`, or a client of python-etcd whose address is taken.
+        prefix: The prefix of all keys, with or without slashes around it.
+        run_id: The name of the run. Runs with different names never see each other.
+        num_min_workers: Nodes that a world needs.
+        num_max_workers: Nodes that a world has at most; more of them wait as spares.
+        timeout: Seconds within which `rendezvous_barrier` must succeed.
+        last_call_timeout: Seconds to wait for more nodes once `num_min_workers` have joined.
+        options: The other parameters; their defaults when not given.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        RendezvousConnectionError: if etcd cannot be reached.
+        RendezvousStateError: if the run's state in etcd cannot be read.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - torch's signature
+        self,
+        client: Client,
+        prefix: str,
+        run_id: str | int,
+        num_min_workers: int,
+        num_max_workers: int,
+        timeout: float,
+        last_call_timeout: float,
+        *,
+        options: Options | None = None,
+    ) -> None:
+        from torchetcd._torchetcd import Rendezvous  # noqa: PLC0415 - starts threads
+
+        self.client = as_client(client)
+        options = options or parse_options({})
+        self._run_id = str(run_id)
+        if self._run_id in {"", "none", "None"}:
+            _logger.warning(
+                "The run id is '%s', torchrun's default: every job on this etcd that gives none either "
+                "will join this one. Give each job its own --rdzv-id.",
+                self._run_id,
+            )
+        self._prefix = f"/{prefix.strip('/')}/" if prefix.strip("/") else "/"
+        self._run_path = f"{self._prefix}run_{_quoted(self._run_id)}"
+        self._num_min_workers = num_min_workers
+        self._num_max_workers = num_max_workers
+        self._timeout = timeout
+        self._host = local_address(self.client.endpoints)
+        self._node = Rendezvous(
+            self.client._native,
+            self._run_path,
+            min_nodes=num_min_workers,
+            max_nodes=num_max_workers,
+            join_timeout_s=timeout,
+            last_call_timeout_s=last_call_timeout,
+            close_timeout_s=options.close_timeout,
+            keep_alive_ttl_s=options.keep_alive_ttl,
+            run_ttl_s=options.run_ttl,
+            restart_on_member_loss=options.on_member_loss == "restart",
+            host=_host_name(self._host),
+        )
+        leave_at_exit(self)
+        # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
+        # needs in any case.
+        self._node.closed()
+
+    def rendezvous_barrier(self) -> tuple[int, int, int]:
+        """Take part in the next round and wait until it is complete.
+
+        Returns:
+            The round's number, this node's rank and the number of nodes.
+
+        Raises:
+            RendezvousClosedError: if the run is or becomes closed.
+            RendezvousTimeoutError: if the round is not complete in time; says who has joined.
+            RendezvousConnectionError: if etcd cannot be reached for so long.
+            RendezvousStateError: if the run's state in etcd cannot be read.
+        """
+        version, rank, world_size, _ = self._barrier(None)
+        return version, rank, world_size
+
+    def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
+        with reserved_port() as port:
+            self._node.join(local_addr or self._host, port)
+            try:
+                version, rank, world_size, addr, master_port = self._wait()
+            except RendezvousError:
+                raise
+            except BaseException:
+                # A signal or a bug ended the wait: the others must not count on this node.
+                self._node.leave()
+                raise
+        return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
+
+    def _wait(self) -> tuple[int, int, int, str, int]:
+        started = time.monotonic()
+        _logger.info(
+            "Run '%s': joining the next round of at least %d and at most %d nodes.",
+            self._run_id,
+            self._num_min_workers,
+            self._num_max_workers,
+        )
+        pause = _FIRST_NOTE_S
+        while (joined := self._node.wait_joined(pause)) is None:
+            self._note(time.monotonic() - started)
+            pause = min(pause * 2, _LAST_NOTE_S)
+        return joined
+
+    def _note(self, waited_s: float) -> None:
+        round_, joined, last_call, spare = self._node.progress()
+        if spare:
+            _logger.info(
+                "Run '%s': round %d is complete; waiting for a place in the next one for %.0f s.",
+                self._run_id,
+                round_,
+                waited_s,
+            )
+            return
+        _logger.info(
+            "Run '%s': round %d, %d of at least %d nodes have joined%s; waiting for %.0f s.",
+            self._run_id,
+            round_,
+            joined,
+            self._num_min_workers,
+            ", last call for more" if last_call else "",
+            waited_s,
+        )
+
+    def num_nodes_waiting(self) -> int:
+        """Return how many nodes could change the world of this member; asks nobody."""
+        return self._node.num_nodes_waiting()
+
+    def is_closed(self) -> bool:
+        """Return whether the run is closed; asks etcd at most once, then a watch tells."""
+        return self._node.closed() is not None
+
+    def set_closed(self, reason: str = "set_closed() was called") -> None:
+        """Close the run for good: every blocked or later barrier raises RendezvousClosedError.
+
+        Args:
+            reason: Why, for who asks later.
+        """
+        self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
+
+    def leave(self) -> None:
+        """Give up membership at once, without closing the run."""
+        self._node.leave()
+
+    def get_path(self, path: str) -> str:
+        """Return the etcd key of `path` within this run."""
+        return f"{self._run_path}/{path.lstrip('/')}"
+
+    def setup_kv_store(self, rdzv_version: int) -> Store:
+        """Return the store of a round, shared by its members.
+
+        A wait in it ends early when a member of the round is lost.
+        """
+        native = self._node.store(rdzv_version)
+        return EtcdStore._of_round(
+            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
+        )
+
+    def store_extra_data(self, rdzv_version: int, key: str, value: Any) -> None:
+        """Keep a value that the nodes of a round can load by `load_extra_data`.
+
+        Args:
+            rdzv_version: The round.
+            key: Any string.
+            value: Anything that JSON can hold.
+        """
+        self._extra_data(rdzv_version).set(key, json.dumps(value))
+
+    def load_extra_data(self, rdzv_version: int, key: str, timeout: float | None = None) -> Any:
+        """Wait for a value that a node of the round stores, and return it.
+
+        Args:
+            rdzv_version: The round.
+            key: As given to `store_extra_data`.
+            timeout: Seconds to wait; the barrier's timeout without it (torch waits for ever).
+
+        Raises:
+            LookupError: if it is not there in time; also a `torch.distributed.DistStoreError`.
+        """
+        store = self._extra_data(rdzv_version)
+        store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
+        return json.loads(store.get(key))
+
+    def _extra_data(self, rdzv_version: int) -> EtcdStore:
+        native = self._node.store(rdzv_version, "extra_data")
+        return EtcdStore._of_round(
+            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/extra_data"), native
+        )
+
+
+class EtcdRendezvousHandler(RendezvousHandler):
+    """torch's interface to a rendezvous, for the elastic agent.
+
+    Args:
+        rdzv_impl: This node's part in the run.
+        local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
+            is chosen without it.
+        backend: The name that `get_backend` returns.
+    """
+
+    def __init__(
+        self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None, *, backend: str = "etcd"
+    ) -> None:
+        self._rdzv_impl = rdzv_impl
+        self._local_addr = local_addr
+        self._backend = backend
+
+    def get_backend(self) -> str:
+        """Return the name of the backend."""
+        return self._backend
+
+    def get_run_id(self) -> str:
+        """Return the run id."""
+        return self._rdzv_impl._run_id
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises."""
+        self._record("The node attempts to join the next round of the rendezvous.")
+        try:
+            version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
+            store = self._rdzv_impl.setup_kv_store(version)
+        except Exception as exc:
+            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            raise
+        message = (
+            f"The node has joined round {version} of the rendezvous '{self.get_run_id()}' as rank {rank} "
+            f"in a world of size {world_size}."
+        )
+        self._record(message, rank=rank)
+        _logger.info("%s", message)
+        return RendezvousInfo(store, rank, world_size, master)
+
+    def is_closed(self) -> bool:
+        """Return whether the run is closed."""
+        return self._rdzv_impl.is_closed()
+
+    def set_closed(self) -> None:
+        """Close the run for good."""
+        self._close("set_closed() was called")
+
+    def num_nodes_waiting(self) -> int:
+        """Return how many nodes could change the world of this member."""
+        return self._rdzv_impl.num_nodes_waiting()
+
+    def shutdown(self) -> bool:
+        """Close the run and leave it.
+
+        Returns:
+            Whether the run is closed. torch's launcher calls this when the agent ends in order or by
+            an error, but not when a signal ends it (torch `launcher/api.py`).
+        """
+        try:
+            self._close("shutdown() was called")
+        except RendezvousError as exc:
+            _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
+            return False
+        finally:
+            self._rdzv_impl.leave()
+        return True
+
+    def _close(self, reason: str) -> None:
+        try:
+            self._rdzv_impl.set_closed(reason)
+        except Exception as exc:
+            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            raise
+        self._record(
+            f"The node has closed the rendezvous '{self.get_run_id()}'.", NodeState.SUCCEEDED
+        )
+
+    def _record(
+        self, message: str, state: NodeState = NodeState.RUNNING, rank: int | None = None
+    ) -> None:
+        # At transitions only: one event costs half a millisecond (it inspects the stack).
+        construct_and_record_rdzv_event(
+            name=f"{type(self).__name__}.next_rendezvous" if rank is not None else "",
+            run_id=self.get_run_id(),
+            message=message,
+            node_state=state,
+            hostname=self._local_addr or self._rdzv_impl._host,
+            pid=os.getpid(),
+            rank=rank,
+        )
+
+
+def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
+    """Create a handler from torch's parameters; all of them are in the README's table.
+
+    Raises:
+        ValueError: if a parameter is not valid, before anything is sent.
+        RendezvousConnectionError: if etcd cannot be reached.
+    """
+    options = parse_options(params.config)
+    rdzv_impl = EtcdRendezvous(
+        make_client(params, options),
+        options.etcd_prefix,
+        params.run_id,
+        params.min_nodes,
+        params.max_nodes,
+        options.join_timeout,
+        options.last_call_timeout,
+        options=options,
+    )
+    return EtcdRendezvousHandler(rdzv_impl, params.local_addr, backend=params.backend)
+
+
+def _quoted(run_id: str) -> str:
+    # A slash would put run "a/b" below run "a"; letters, digits and most signs stay readable.
+    return quote(run_id, safe="!$&'()*+,;=:@~ ")
+
+
+def _host_name(fallback: str) -> str:
+    # Only for people who read messages: no peer connects to it.
+    return os.uname().nodename or fallback

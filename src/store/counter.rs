@@ -1,0 +1,136 @@
+//! `add` without a compare-and-swap loop.
+//!
+//! A counter's key holds a base, and each addition of `n` is a put to the companion key of `n`: etcd
+//! counts those puts itself, as the companion's `version`. The counter's value is the base and the sum of
+//! every `n` times its version. So concurrent additions never conflict, and what an addition's
+//! transaction reads back is the value right after it.
+//!
+//! A `set` makes the key a literal and leaves the companions as they are; the next `add` subtracts
+//! them from the base. While the key is a literal nobody writes companions, so that is safe under a guard
+//! on the key's own revision.
+
+use tokio::time::Instant;
+
+use super::error::{StoreError, display};
+use super::handle::Store;
+use super::value::{COUNTERS, Cell, Content, encode_base, leading_integer};
+use crate::etcd::OnceOutcome;
+use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Target, Txn, prefix_end};
+
+/// A counter with more companions than this (so many different `n` were added) is folded into its base.
+const FOLD_ABOVE: usize = 32;
+
+impl Store {
+    /// Adds `n` to a counter that is 0 when it does not exist, and answers with its value then.
+    pub async fn add(&self, key: &[u8], n: i64, deadline: Instant) -> Result<i64, StoreError> {
+        loop {
+            let cell = match self.write("add", key, self.add_to_counter(key, n), deadline).await? {
+                OnceOutcome::Answered(reply) => match reply.replies.first() {
+                    Some(OpReply::Txn { succeeded: true, .. }) => return Ok(n),
+                    Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
+                    _ => Cell::from_replies(key, &reply.replies, 1)?,
+                },
+                // Right after it: a counter was added to or made, a literal left as it was.
+                OnceOutcome::AppliedAt(revision) => {
+                    self.cell_of_write("add", key, revision, deadline).await?
+                }
+            };
+            let cell = cell.ok_or_else(|| StoreError::Foreign { key: display(key) })?;
+            let (cell, value) = match cell.content {
+                Content::Counter(base) => {
+                    let value = base.wrapping_add(cell.added);
+                    (cell, value)
+                }
+                Content::Literal(_) => match self.convert(key, n, &cell, deadline).await? {
+                    Some(converted) => converted,
+                    None => continue,
+                },
+            };
+            if cell.companions > FOLD_ABOVE {
+                // The addition is done: housekeeping must not make it fail.
+                let _ = self.fold(key, deadline).await;
+            }
+            return Ok(value);
+        }
+    }
+
+    fn add_to_counter(&self, key: &[u8], n: i64) -> Txn {
+        let own = self.keys.key(key);
+        let count = Op::put(self.keys.companion(key, n), "", self.lease);
+        let [read, read_companions] = self.cell_ops(key, 0);
+        let compare = |ordering, limit: &[u8]| {
+            Compare::new(own.clone(), ordering, Target::Value(limit.to_vec()))
+        };
+        let create = Txn::when([Compare::absent(own.clone())])
+            .then([Op::put(own.clone(), encode_base(0), self.lease), count.clone()])
+            .or_else([read.clone(), read_companions.clone()]);
+        Txn::when([compare(Ordering::Greater, COUNTERS.0), compare(Ordering::Less, COUNTERS.1)])
+            .then([count, read, read_companions])
+            .or_else([Op::Txn(create)])
+    }
+
+    /// Makes a literal a counter and adds `n`; `None` when the key was changed meanwhile.
+    async fn convert(
+        &self,
+        key: &[u8],
+        n: i64,
+        cell: &Cell,
+        deadline: Instant,
+    ) -> Result<Option<(Cell, i64)>, StoreError> {
+        let text = cell.value();
+        let number = leading_integer(&text)
+            .ok_or_else(|| StoreError::NotAnInteger { key: display(key), value: display(&text) })?;
+        let base = number.wrapping_sub(cell.added);
+        let own = self.keys.key(key);
+        let txn = Txn::when([Compare::mod_revision(own.clone(), cell.mod_revision)]).then([
+            Op::put(own, encode_base(base), self.lease),
+            Op::put(self.keys.companion(key, n), "", self.lease),
+        ]);
+        let converted = match self.write("add", key, txn, deadline).await? {
+            OnceOutcome::Answered(reply) => reply.succeeded,
+            OnceOutcome::AppliedAt(revision) => {
+                self.written_at(key, "add", revision, deadline).await?
+            }
+        };
+        Ok(converted.then(|| (cell.clone(), number.wrapping_add(n))))
+    }
+
+    /// Whether a write to the key itself, whose answer was lost, passed its guard: nothing else is
+    /// written at the same revision.
+    pub(super) async fn written_at(
+        &self,
+        key: &[u8],
+        operation: &'static str,
+        revision: i64,
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
+        let cell = self.cell_of_write(operation, key, revision, deadline).await?;
+        Ok(cell.is_some_and(|cell| cell.mod_revision == revision))
+    }
+
+    /// Guards that hold while nobody writes the key, its counter included.
+    pub(super) fn unchanged(&self, key: &[u8], cell: &Cell) -> Vec<Compare> {
+        let mut guards = vec![Compare::mod_revision(self.keys.key(key), cell.mod_revision)];
+        if matches!(cell.content, Content::Counter(_)) {
+            // Companions are only deleted together with a write of the key.
+            let companions = self.keys.companions(key);
+            let since = Target::ModRevision(cell.added_revision + 1);
+            guards.push(Compare {
+                range_end: Some(prefix_end(&companions)),
+                ..Compare::new(companions, Ordering::Less, since)
+            });
+        }
+        guards
+    }
+
+    /// Moves what the companions sum to into the base, unless somebody adds at the same time.
+    async fn fold(&self, key: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        let Some(cell) = self.cell(key, 0, deadline).await? else { return Ok(()) };
+        let Content::Counter(base) = cell.content else { return Ok(()) };
+        let txn = Txn::when(self.unchanged(key, &cell)).then([
+            Op::put(self.keys.key(key), encode_base(base.wrapping_add(cell.added)), self.lease),
+            Op::delete_prefix(self.keys.companions(key)),
+        ]);
+        self.write("add", key, txn, deadline).await.map(drop)
+    }
+}

@@ -1,0 +1,23 @@
+//! torch's c10d `Store` on etcd keys, with `TCPStore`'s semantics.
+//!
+//! A key `k` of the store is the etcd key `{prefix}/` + base64(`k`) and its value base64 too, as
+//! `PyTorch`'s own `EtcdStore` lays them out. What else a store keeps lies beside them under names that
+//! begin with a `.`, which base64 does not have: see [`keys`].
+//!
+//! Writes take effect exactly once ([`crate::etcd::OnceTxns`]). Where an answer was lost, what the write
+//! saw and did is read from etcd's history at its revision.
+
+mod chunks;
+mod counter;
+mod error;
+mod handle;
+mod keys;
+mod ops;
+mod queue;
+mod read;
+mod value;
+mod wait;
+mod waiter;
+
+pub use error::StoreError;
+pub use handle::Store;

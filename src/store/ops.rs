@@ -1,0 +1,235 @@
+//! Operations that do not wait.
+
+use std::collections::HashMap;
+
+use tokio::time::Instant;
+
+use super::chunks::{MAX_BYTES, MAX_OPS, OP_OVERHEAD, chunks};
+use super::error::{StoreError, display};
+use super::handle::Store;
+use super::value::{Cell, Content, encode};
+use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Target, Txn};
+use crate::etcd::{OnceOutcome, Repeat};
+
+impl Store {
+    pub async fn set(&self, key: &[u8], value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        let put = self.put(key, value)?;
+        self.write("set", key, Txn::when([]).then([put]), deadline).await.map(drop)
+    }
+
+    /// Sets all keys, within etcd's limits at once, otherwise in several steps. Of a key that is named twice the
+    /// last value counts.
+    pub async fn multi_set(
+        &self,
+        keys: &[Vec<u8>],
+        values: &[Vec<u8>],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        if keys.len() != values.len() {
+            return Err(StoreError::UnevenLists { keys: keys.len(), values: values.len() });
+        }
+        let last: HashMap<_, _> = keys.iter().zip(values).collect();
+        let puts = last.into_iter().map(|(key, value)| Ok((key, self.put(key, value)?)));
+        let puts = puts.collect::<Result<Vec<_>, StoreError>>()?;
+        for chunk in chunks(&puts, MAX_OPS, |(_, put)| put_size(put)) {
+            let ops = chunk.iter().map(|(_, put)| put.clone()).collect::<Vec<_>>();
+            let named = chunk.first().map_or(&[][..], |(key, _)| key.as_slice());
+            self.write("multi_set", named, Txn::when([]).then(ops), deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the key was there.
+    pub async fn delete_key(&self, key: &[u8], deadline: Instant) -> Result<bool, StoreError> {
+        let txn = Txn::when([])
+            .then([Op::delete(self.keys.key(key)), Op::delete_prefix(self.keys.companions(key))]);
+        match self.write("delete_key", key, txn, deadline).await? {
+            OnceOutcome::Answered(reply) => {
+                Ok(matches!(reply.replies.first(), Some(OpReply::Delete(deleted)) if *deleted > 0))
+            }
+            OnceOutcome::AppliedAt(revision) => {
+                let before = self.cell_of_write("delete_key", key, revision - 1, deadline).await?;
+                Ok(before.is_some())
+            }
+        }
+    }
+
+    pub async fn num_keys(&self, deadline: Instant) -> Result<i64, StoreError> {
+        let counts = self.keys.all().map(|range| Op::Get(range.count_only()));
+        let reply = self.client.txn(&Txn::when([]).then(counts), Repeat::Safely, deadline).await?;
+        Ok(reply.range(0).count + reply.range(1).count)
+    }
+
+    /// All keys at one revision, in no order that means anything.
+    pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
+        let [before, after] = self.keys.all();
+        let (revision, mut keys) = self.list(&before, 0, deadline).await?;
+        let (_, rest) = self.list(&after, revision, deadline).await?;
+        keys.extend(rest);
+        Ok(keys.iter().filter_map(|key| self.keys.decode(key)).collect())
+    }
+
+    /// Sets the key to `desired` if it has the value `expected`, or if it does not exist and
+    /// `expected` is empty. Answers with the value it has then; with `expected` if it does not exist.
+    pub async fn compare_set(
+        &self,
+        key: &[u8],
+        expected: &[u8],
+        desired: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, StoreError> {
+        let put = self.put(key, desired)?;
+        let operand = encode(expected);
+        if operand.len() + put_size(&put) > MAX_BYTES {
+            return self.compare_set_here(key, expected, desired, &put, deadline).await;
+        }
+        let own = self.keys.key(key);
+        let read = self.cell_ops(key, 0);
+        let differs = if expected.is_empty() {
+            let create = Txn::when([Compare::absent(own.clone())]).then([put.clone()]);
+            vec![Op::Txn(create.or_else(read.clone()))]
+        } else {
+            read.to_vec()
+        };
+        let equal = Compare::new(own, Ordering::Equal, Target::Value(operand));
+        let swap = Txn::when([equal]).then([put.clone()]).or_else(differs);
+        loop {
+            let found = match self.write("compare_set", key, swap.clone(), deadline).await? {
+                OnceOutcome::Answered(reply) if reply.succeeded => return Ok(desired.to_vec()),
+                OnceOutcome::Answered(reply) => match reply.replies.first() {
+                    Some(OpReply::Txn { succeeded: true, .. }) => return Ok(desired.to_vec()),
+                    Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
+                    _ => Cell::from_replies(key, &reply.replies, 0)?,
+                },
+                OnceOutcome::AppliedAt(revision) => {
+                    let before =
+                        self.cell_of_write("compare_set", key, revision - 1, deadline).await?;
+                    if swaps(before.as_ref(), expected) {
+                        return Ok(desired.to_vec());
+                    }
+                    before
+                }
+            };
+            let Some(cell) = found else { return Ok(expected.to_vec()) };
+            let value = cell.value();
+            if value != expected {
+                return Ok(value);
+            }
+            // A counter of that value, which the comparison in etcd could not see.
+            if self.replace_if_unchanged("compare_set", key, &cell, put.clone(), deadline).await? {
+                return Ok(desired.to_vec());
+            }
+        }
+    }
+
+    /// [`Store::compare_set`] where both values do not fit into one request: compared here.
+    async fn compare_set_here(
+        &self,
+        key: &[u8],
+        expected: &[u8],
+        desired: &[u8],
+        put: &Op,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, StoreError> {
+        loop {
+            // Too large to be empty, so that an absent key is left alone.
+            let Some(cell) = self.cell(key, 0, deadline).await? else {
+                return Ok(expected.to_vec());
+            };
+            let value = cell.value();
+            if value != expected {
+                return Ok(value);
+            }
+            if self.replace_if_unchanged("compare_set", key, &cell, put.clone(), deadline).await? {
+                return Ok(desired.to_vec());
+            }
+        }
+    }
+
+    /// Appends to the value, which is empty when the key does not exist.
+    pub async fn append(
+        &self,
+        key: &[u8],
+        suffix: &[u8],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let own = self.keys.key(key);
+        let create = Txn::when([Compare::absent(own)])
+            .then([self.put(key, suffix)?])
+            .or_else(self.cell_ops(key, 0));
+        loop {
+            let found = match self.write("append", key, create.clone(), deadline).await? {
+                OnceOutcome::Answered(reply) if reply.succeeded => return Ok(()),
+                OnceOutcome::Answered(reply) => Cell::from_replies(key, &reply.replies, 0)?,
+                OnceOutcome::AppliedAt(revision) => {
+                    let after = self.cell_of_write("append", key, revision, deadline).await?;
+                    if after.as_ref().is_some_and(|cell| cell.mod_revision == revision) {
+                        return Ok(());
+                    }
+                    after
+                }
+            };
+            let mut current = found;
+            while let Some(cell) = current {
+                let put = self.put(key, &[cell.value(), suffix.to_vec()].concat())?;
+                if self.replace_if_unchanged("append", key, &cell, put, deadline).await? {
+                    return Ok(());
+                }
+                current = self.cell(key, 0, deadline).await?;
+            }
+        }
+    }
+
+    /// Whether the put was made, which it is while the key and its counter are as `cell` says.
+    async fn replace_if_unchanged(
+        &self,
+        operation: &'static str,
+        key: &[u8],
+        cell: &Cell,
+        put: Op,
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
+        let txn = Txn::when(self.unchanged(key, cell)).then([put]);
+        match self.write(operation, key, txn, deadline).await? {
+            OnceOutcome::Answered(reply) => Ok(reply.succeeded),
+            OnceOutcome::AppliedAt(revision) => {
+                self.written_at(key, operation, revision, deadline).await
+            }
+        }
+    }
+
+    /// The put that makes a key a literal; refuses what etcd would refuse.
+    pub(super) fn put(&self, key: &[u8], value: &[u8]) -> Result<Op, StoreError> {
+        self.sized_put(key, self.keys.key(key), value)
+    }
+
+    /// As [`Store::put`], to an etcd key that belongs to the store's `key`.
+    pub(super) fn sized_put(
+        &self,
+        key: &[u8],
+        etcd_key: Vec<u8>,
+        value: &[u8],
+    ) -> Result<Op, StoreError> {
+        let limit = MAX_BYTES.saturating_sub(etcd_key.len() + OP_OVERHEAD) / 4 * 3;
+        if value.len() > limit {
+            return Err(StoreError::TooLarge { key: display(key), size: value.len(), limit });
+        }
+        Ok(Op::put(etcd_key, encode(value), self.lease))
+    }
+}
+
+fn put_size(put: &Op) -> usize {
+    match put {
+        Op::Put { key, value, .. } => key.len() + value.len(),
+        _ => 0,
+    }
+}
+
+/// What [`Store::compare_set`]'s transaction does to a key that was `before`.
+fn swaps(before: Option<&Cell>, expected: &[u8]) -> bool {
+    match before {
+        None => expected.is_empty(),
+        Some(Cell { content: Content::Literal(value), .. }) => value == expected,
+        Some(Cell { content: Content::Counter(_), .. }) => false,
+    }
+}

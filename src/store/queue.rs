@@ -1,0 +1,151 @@
+//! Queues: each entry is a key of its own, in the order of their creation.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::{StoreError, display};
+use super::handle::Store;
+use super::value::{Content, decode};
+use super::wait::timed_out;
+use super::waiter::{Waiter, Wake};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn};
+use crate::etcd::{EtcdError, OnceOutcome, WatchSpec, unique};
+
+impl Store {
+    pub async fn queue_push(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let mut entry = self.keys.queue(key);
+        entry.extend_from_slice(format!("{:032x}", unique()).as_bytes());
+        let put = self.sized_put(key, entry, value)?;
+        self.write("queue_push", key, Txn::when([]).then([put]), deadline).await.map(drop)
+    }
+
+    pub async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
+        let entries = Range::prefix(self.keys.queue(key)).count_only();
+        Ok(self.client.range(&entries, deadline).await?.1.count)
+    }
+
+    /// Takes the oldest entry. When there is none: waits for one up to `timeout`, or with `None` fails.
+    pub async fn queue_pop(
+        &self,
+        key: &[u8],
+        timeout: Option<Duration>,
+        request_timeout: Duration,
+    ) -> Result<Vec<u8>, StoreError> {
+        let mut waiter = Waiter::new(self, timeout.unwrap_or_default());
+        loop {
+            let read_deadline = match timeout {
+                Some(_) => waiter.read_deadline(),
+                None => Instant::now() + request_timeout,
+            };
+            let (revision, oldest) = self.oldest(key, read_deadline).await?;
+            let Some(entry) = oldest else {
+                if timeout.is_none() {
+                    return Err(StoreError::QueueEmpty { queue: display(key) });
+                }
+                self.wait_for_entry(key, revision, &mut waiter).await?;
+                continue;
+            };
+            if let Some(value) = self.pop(key, entry, request_timeout).await? {
+                return Ok(value);
+            }
+        }
+    }
+
+    async fn oldest(
+        &self,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<(i64, Option<KeyValue>), StoreError> {
+        let (revision, reply) = self.client.range(&self.oldest_range(key), deadline).await?;
+        Ok((revision, reply.kvs.into_iter().next()))
+    }
+
+    fn oldest_range(&self, key: &[u8]) -> Range {
+        Range { limit: 1, by_creation: true, ..Range::prefix(self.keys.queue(key)) }
+    }
+
+    /// Takes this entry, or whichever is the oldest by then; `None` when the queue is empty.
+    async fn pop(
+        &self,
+        key: &[u8],
+        mut entry: KeyValue,
+        request_timeout: Duration,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        loop {
+            let deadline = Instant::now() + request_timeout;
+            let mine = Compare::create_revision(entry.key.clone(), entry.create_revision);
+            let txn = Txn::when([mine])
+                .then([Op::delete(entry.key.clone())])
+                .or_else([Op::Get(self.oldest_range(key))]);
+            let popped = match self.write("queue_pop", key, txn, deadline).await? {
+                OnceOutcome::Answered(reply) if reply.succeeded => true,
+                OnceOutcome::Answered(reply) => {
+                    match reply.range(0).kvs.into_iter().next() {
+                        Some(next) => entry = next,
+                        None => return Ok(None),
+                    }
+                    false
+                }
+                // It was there right before, so that it was this transaction that took it.
+                OnceOutcome::AppliedAt(revision) => {
+                    self.existed(key, &entry, revision - 1, deadline).await?
+                }
+            };
+            if popped {
+                return match decode(key, &entry.value)? {
+                    Content::Literal(value) => Ok(Some(value)),
+                    Content::Counter(_) => Err(StoreError::Foreign { key: display(key) }),
+                };
+            }
+        }
+    }
+
+    async fn existed(
+        &self,
+        key: &[u8],
+        entry: &KeyValue,
+        revision: i64,
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
+        let range = Range { revision, keys_only: true, ..Range::key(entry.key.clone()) };
+        match self.client.range(&range, deadline).await {
+            Ok((_, reply)) => Ok(!reply.kvs.is_empty()),
+            Err(cause @ EtcdError::Compacted { .. }) => {
+                Err(StoreError::OutcomeUnknown { operation: "queue_pop", key: display(key), cause })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn wait_for_entry(
+        &self,
+        key: &[u8],
+        revision: i64,
+        waiter: &mut Waiter,
+    ) -> Result<(), StoreError> {
+        let Range { key: start, range_end, .. } = Range::prefix(self.keys.queue(key));
+        let mut watch = self.client.watch(WatchSpec {
+            key: start,
+            range_end,
+            start_revision: revision + 1,
+            deletes_only: false,
+        });
+        loop {
+            match waiter.next(&mut watch, None).await? {
+                Wake::Compacted => return Ok(()),
+                Wake::Events(events) => {
+                    if events.iter().any(|event| matches!(event, Event::Put(_))) {
+                        return Ok(());
+                    }
+                }
+                Wake::Over(over) => return Err(timed_out(waiter, over, 1, &[key])),
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One wait: its deadline, its watches, and what can end it.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::error::StoreError;
+use super::handle::Store;
+use crate::etcd::kv::Event;
+use crate::etcd::{WatchMessage, WatchReceiver, WatchSpec};
+
+/// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once.
+const READ_AT_LEAST: Duration = Duration::from_secs(5);
+/// Waits at least this long look once more before they report a timeout: etcd may have been out of
+/// reach all the time, and then that is the error.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const LAST_LOOK: Duration = Duration::from_secs(3);
+/// Longer than any job; keeps sums of times within their types.
+const LONGEST: Duration = Duration::from_secs(365 * 86400);
+
+pub(super) struct Waiter {
+    started: Instant,
+    deadline: Instant,
+    timeout: Duration,
+    abort: Option<watch::Receiver<Option<String>>>,
+}
+
+/// Why a wait went on.
+pub(super) enum Wake {
+    Events(Vec<Event>),
+    /// Events are missing: read again, then watch anew.
+    Compacted,
+    /// There is no more time.
+    Over(Over),
+}
+
+pub(super) enum Over {
+    TimedOut,
+    Aborted(String),
+}
+
+impl Waiter {
+    pub fn new(store: &Store, timeout: Duration) -> Self {
+        let started = Instant::now();
+        let timeout = timeout.min(LONGEST);
+        Self { started, deadline: started + timeout, timeout, abort: store.abort.clone() }
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub fn read_deadline(&self) -> Instant {
+        self.deadline.max(self.started + READ_AT_LEAST)
+    }
+
+    /// For a read after the end: `None` where it is not worth one.
+    pub fn last_look(&self, over: &Over) -> Option<Instant> {
+        let worth = matches!(over, Over::Aborted(_)) || self.timeout >= LOOK_AGAIN_AFTER;
+        worth.then(|| Instant::now() + LAST_LOOK)
+    }
+
+    /// Waits for the next event of either watch.
+    pub async fn next(
+        &mut self,
+        watch: &mut WatchReceiver,
+        second: Option<&mut WatchReceiver>,
+    ) -> Result<Wake, StoreError> {
+        let second = async {
+            match second {
+                Some(receiver) => receiver.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let aborted = async {
+            if let Some(receiver) = &mut self.abort
+                && let Ok(reason) = receiver.wait_for(Option::is_some).await
+            {
+                return reason.clone().unwrap_or_default();
+            }
+            // No reason will come: whoever would give it is gone.
+            std::future::pending().await
+        };
+        let message = tokio::select! {
+            message = watch.next() => message,
+            message = second => message,
+            reason = aborted => return Ok(Wake::Over(Over::Aborted(reason))),
+            () = tokio::time::sleep_until(self.deadline) => return Ok(Wake::Over(Over::TimedOut)),
+        };
+        match message {
+            WatchMessage::Events(events) => Ok(Wake::Events(events)),
+            WatchMessage::Compacted { .. } => Ok(Wake::Compacted),
+            WatchMessage::Failed(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether there is no time to wait at all.
+    pub fn expired(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
+
+/// Watches from the smallest to the largest of some etcd keys; `None` for none.
+pub(super) fn watch_between<'a>(
+    store: &Store,
+    mut keys: impl DoubleEndedIterator<Item = &'a [u8]>,
+    start_revision: i64,
+) -> Option<WatchReceiver> {
+    let first = keys.next()?.to_vec();
+    let range_end = keys.next_back().map(|last| [last, &[0]].concat());
+    Some(store.client.watch(WatchSpec {
+        key: first,
+        range_end,
+        start_revision,
+        deletes_only: false,
+    }))
+}

@@ -1,0 +1,51 @@
+"""One etcd server for all tests, and names in it that no two tests share."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
+
+
+def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Wait for what no event announces, such as the end of another process."""
+    deadline = time.monotonic() + timeout
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s"
+        pause.wait(0.02)
+
+
+@pytest.fixture(scope="session")
+def etcd_server() -> Iterator[EtcdServer]:
+    """Run the server that the tests share."""
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(etcd_server: EtcdServer) -> Iterator[Client]:
+    """Provide a client of the shared server."""
+    with etcd_server.get_client() as made:
+        yield made
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Provide a directory that no other test uses."""
+    return f"/test_{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="class")
+def etcd_suite(request: pytest.FixtureRequest, etcd_server: EtcdServer) -> None:
+    """Give a `unittest.TestCase` the shared server as `cls.server`.
+
+    Use it as `@pytest.mark.usefixtures("etcd_suite")`.
+    """
+    request.cls.server = etcd_server

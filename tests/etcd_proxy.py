@@ -1,0 +1,88 @@
+"""A TCP proxy before etcd that loses the answer to one chosen request, or the request itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+
+class EtcdProxy:
+    """Stands between a client and etcd, and breaks the connection at one chosen request."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._needle: bytes | None = None
+        self._forward = True
+        self._then: Callable[[], object] = lambda: None
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.broken = 0
+        self._run(self._accept)
+
+    def break_at(
+        self, needle: bytes, *, forward: bool, then: Callable[[], object] = lambda: None
+    ) -> None:
+        """Break the connection of the next request that holds `needle`.
+
+        With `forward` the request reaches etcd and its answer is lost; `then` runs in between.
+        """
+        self._forward, self._then = forward, then
+        self._needle = needle
+
+    def close(self) -> None:
+        # A blocked `accept` or `recv` ends by a shutdown, not by a close.
+        for sock in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._sockets):
+            sock.close()
+
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets += [near, far]
+                muted = threading.Event()
+                self._run(self._requests, near, far, muted)
+                self._run(self._answers, far, near, muted)
+
+    def _requests(self, near: socket.socket, far: socket.socket, muted: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(1 << 16):
+                found = self._needle is not None and self._needle in data
+                if found:
+                    self._needle = None
+                    muted.set()
+                if self._forward or not found:
+                    far.sendall(data)
+                if found:
+                    self._then()
+                    self.broken += 1
+                    break
+        self._cut(near, far)
+
+    def _answers(self, far: socket.socket, near: socket.socket, muted: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(1 << 16):
+                if not muted.is_set():
+                    near.sendall(data)
+        if not muted.is_set():
+            self._cut(near, far)
+
+    @staticmethod
+    def _cut(*sockets: socket.socket) -> None:
+        for sock in sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
