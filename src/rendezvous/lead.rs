@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::keys::{NodeId, node_of};
 use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
 use super::ranks::{Candidate, assign};
-use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, State};
+use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, Previous, State};
 use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
@@ -48,8 +48,7 @@ pub(super) enum LeadStep {
 }
 
 pub(super) struct Lead {
-    /// The last completed round; 0 when there was none.
-    previous: u64,
+    previous: Option<Previous>,
     load: Load,
     joined: BTreeMap<NodeId, (i64, Join)>,
     /// Live members of the last world, with their ranks.
@@ -100,7 +99,7 @@ struct Attempt {
 }
 
 impl Lead {
-    pub fn new(previous: u64) -> Self {
+    pub fn new(previous: Option<Previous>) -> Self {
         Self {
             previous,
             load: Load::default(),
@@ -266,8 +265,9 @@ impl Machine {
         let mut reads = vec![Op::Get(page)];
         if first {
             reads.push(Op::get(keys.last_call(round)));
-            if lead.previous > 0 {
-                reads.push(Op::Get(Range::prefix(keys.members(lead.previous))));
+            if let Some(previous) = &lead.previous {
+                let members = keys.members(previous.round, &previous.attempt);
+                reads.push(Op::Get(Range::prefix(members)));
             }
         }
         self.txn(Step::Lead(LeadStep::Load), Txn::when([]).then(reads), deadline);
@@ -304,7 +304,7 @@ impl Machine {
         }
         lead.load.done = true;
         lead.load.from = None;
-        let (previous, start_revision) = (lead.previous, lead.load.revision + 1);
+        let (previous, start_revision) = (lead.previous.clone(), lead.load.revision + 1);
         let watches = lead.watches.take();
         self.unwatch_lead(watches);
         let joins = keys.joins(round);
@@ -314,8 +314,8 @@ impl Machine {
             start_revision,
             deletes_only: false,
         });
-        let survivors = (previous > 0).then(|| {
-            let members = keys.members(previous);
+        let survivors = previous.map(|previous| {
+            let members = keys.members(previous.round, &previous.attempt);
             self.watch(WatchSpec {
                 range_end: Some(prefix_end(members.as_bytes())),
                 key: members.into(),
@@ -376,7 +376,10 @@ impl Machine {
         }
         let members = assign(&lead.candidates(), self.settings.max);
         self.attempts += 1;
-        let id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
+        let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
+        if wrong(Variant::AnyAttempt) {
+            id = "all".into();
+        }
         lead.writing = Some(Attempt { id, members, written: 0, since: 0 });
         self.write_on(deadline);
     }
@@ -391,12 +394,9 @@ impl Machine {
         let mut writes = Vec::with_capacity(to - attempt.written);
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
             let Some((_, join)) = lead.joined.get(node) else { continue };
-            let member = Member {
-                rank: u32::try_from(rank).unwrap_or(u32::MAX),
-                attempt: attempt.id.clone(),
-                node: join.node.clone(),
-            };
-            let key = self.settings.keys.member(round, *node);
+            let member =
+                Member { rank: u32::try_from(rank).unwrap_or(u32::MAX), node: join.node.clone() };
+            let key = self.settings.keys.member(round, &attempt.id, *node);
             writes.push(Op::put(key, records::encode(&member), *node));
         }
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
@@ -404,7 +404,8 @@ impl Machine {
     }
 
     fn complete(&mut self, deadline: Time) {
-        let Some((control, previous)) = self.completion() else { return };
+        let Some(control) = self.completion() else { return };
+        let previous = self.lead.as_ref().and_then(|lead| lead.previous.as_ref());
         let State::Final(complete) = &control.state else { return };
         let keys = &self.settings.keys;
         let round = control.round;
@@ -420,9 +421,9 @@ impl Machine {
             store("MASTER_ADDR", &complete.master_addr),
             store("MASTER_PORT", &complete.master_port.to_string()),
         ];
-        if previous > 0 {
-            writes.push(Op::delete_prefix(keys.round(previous)));
-            writes.push(Op::delete_prefix(keys.round_data(previous)));
+        if let Some(previous) = previous {
+            writes.push(Op::delete_prefix(keys.round(previous.round)));
+            writes.push(Op::delete_prefix(keys.round_data(previous.round)));
         }
         let mut guards = self.still_coordinator().to_vec();
         if wrong(Variant::UnguardedCompletion) {
@@ -433,7 +434,7 @@ impl Machine {
     }
 
     /// The control record of the round as the present attempt completes it.
-    fn completion(&self) -> Option<(Control, u64)> {
+    fn completion(&self) -> Option<Control> {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
         let attempt = lead.writing.as_ref()?;
         let (_, first) = lead.joined.get(attempt.members.first()?)?;
@@ -444,7 +445,7 @@ impl Machine {
             master_addr: first.master_addr.clone(),
             master_port: first.master_port,
         };
-        Some((Control::new(round, State::Final(complete)), lead.previous))
+        Some(Control::new(round, State::Final(complete)))
     }
 
     pub(super) fn lead_answered(&mut self, now: Time, step: LeadStep, answer: Answer) {
@@ -498,7 +499,7 @@ impl Machine {
                 }
             }
             LeadStep::Complete => {
-                if let Some((control, _)) = self.completion() {
+                if let Some(control) = self.completion() {
                     self.control_written(control, reply.revision);
                 }
                 self.stop_leading();

@@ -192,9 +192,9 @@ pub(super) enum Step {
     GrantNode(i64),
     GrantRun,
     ReadHead,
-    Create,
     JoinRound(u64),
-    Open(u64),
+    /// With the record that opens the round.
+    Open(Box<Control>),
     ReadMembership(u64),
     Wait(u64),
     Recount(u64),

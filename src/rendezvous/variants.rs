@@ -6,7 +6,7 @@
 pub(super) enum Variant {
     /// The completing transaction does not look whether the control record is the one it knows.
     UnguardedCompletion,
-    /// A member key of another attempt makes a member.
+    /// All attempts to complete a round share their member keys.
     AnyAttempt,
     /// A member key that was read makes a member, whatever the control record says by then.
     UncheckedMembership,

@@ -34,7 +34,7 @@ pub enum Event {
     OpenWatch(NodeIx, WatchId),
     /// Events, or the end of the watch, reach the node.
     Deliver(NodeIx, WatchId),
-    Renew(NodeIx, i64),
+    Renew(NodeIx, i64, u64),
     LeaseLost(NodeIx, i64),
     Agent(NodeIx),
     Expire,
@@ -228,7 +228,7 @@ impl World {
             Event::Tick(node, at) => self.tick(node, at),
             Event::OpenWatch(node, watch) => self.open_watch(node, watch),
             Event::Deliver(node, watch) => self.deliver(node, watch),
-            Event::Renew(node, lease) => self.renew(node, lease),
+            Event::Renew(node, lease, order) => self.renew(node, lease, order),
             Event::LeaseLost(node, lease) => {
                 self.nodes[node].keep_alives.remove(&lease);
                 self.feed(node, Input::LeaseLost(lease));
@@ -251,7 +251,7 @@ impl World {
             | Event::Retry(node, ..)
             | Event::Tick(node, _)
             | Event::Deliver(node, _)
-            | Event::Renew(node, _)
+            | Event::Renew(node, ..)
             | Event::LeaseLost(node, _)
             | Event::Agent(node) => *node,
             _ => return Some(event),
@@ -308,6 +308,7 @@ impl World {
             }
             Action::Revoke(lease) => self.revoke(node, lease),
             Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
+            Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
             Action::Joined(result) => self.agent_joined(node, result),
