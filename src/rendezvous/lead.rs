@@ -131,12 +131,6 @@ impl Lead {
         self.void_first |= self.writing.take().is_some();
     }
 
-    pub fn reload(&mut self) {
-        self.load = Load::default();
-        self.joined.clear();
-        self.survivors.clear();
-    }
-
     fn survivors_missing(&self) -> bool {
         self.survivors.keys().any(|node| !self.joined.contains_key(node))
     }
@@ -305,8 +299,6 @@ impl Machine {
         lead.load.done = true;
         lead.load.from = None;
         let (previous, start_revision) = (lead.previous.clone(), lead.load.revision + 1);
-        let watches = lead.watches.take();
-        self.unwatch_lead(watches);
         let joins = keys.joins(round);
         let joins = self.watch(WatchSpec {
             range_end: Some(prefix_end(joins.as_bytes())),
@@ -342,11 +334,19 @@ impl Machine {
                     lead.survivors.remove(&node);
                 }
             }
-            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => {
-                lead.abort_attempt();
-                lead.reload();
-            }
+            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => self.reload(),
         }
+    }
+
+    /// Events are missing: read everything anew. What the old watches still bring is older than that.
+    pub(super) fn reload(&mut self) {
+        let Some(lead) = &mut self.lead else { return };
+        lead.abort_attempt();
+        lead.load = Load::default();
+        lead.joined.clear();
+        lead.survivors.clear();
+        let watches = lead.watches.take();
+        self.unwatch_lead(watches);
     }
 
     fn put_last_call(&mut self, lease: i64, deadline: Time) {

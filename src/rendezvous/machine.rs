@@ -426,10 +426,7 @@ impl Machine {
             return;
         }
         if let EtcdError::Compacted { .. } = &error {
-            if let Some(lead) = &mut self.lead {
-                lead.reload();
-            }
-            return;
+            return self.reload();
         }
         if let Step::Confirm(_) = step {
             // Silence of etcd is no news of the members: ask again.
