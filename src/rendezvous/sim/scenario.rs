@@ -49,6 +49,8 @@ pub struct Scenario {
     pub most_nodes: usize,
     /// Faults stop, and then one coordinator dies all the same.
     pub last_crash: bool,
+    /// The run may be closed while faults happen, which ends most of what there is to see.
+    pub closes: bool,
     pub hooks: Hooks,
 }
 
@@ -79,6 +81,7 @@ impl Scenario {
             faults: Vec::new(),
             most_nodes: nodes,
             last_crash: false,
+            closes: false,
             hooks: Hooks::default(),
         }
     }
@@ -119,15 +122,22 @@ impl Scenario {
             scenario.hooks.members_per_txn = Some(1 + rng.below(3));
             scenario.hooks.page = Some(1 + rng.between(0, 2) as i64);
         }
+        let traps = rng.chance(400);
+        scenario.closes = rng.chance(if traps { 500 } else { 250 });
+        if traps {
+            scenario.faults = vec![Fault::Trap, Fault::Trap, Fault::Trap, Fault::Start];
+            scenario.fault_pause = rng.time(millis(50), millis(800));
+            if rng.chance(500) {
+                scenario.faults.push(Fault::WorkersFail);
+            }
+            return scenario;
+        }
         // Each seed knows a few kinds of faults only: together they would hide each other.
         for fault in Fault::ALL {
-            if rng.chance(450) {
+            if rng.chance(450) && (fault != Fault::Finish || scenario.closes) {
                 let often = rng.between(1, 4);
                 scenario.faults.extend((0..often).map(|_| fault));
             }
-        }
-        if scenario.faults.contains(&Fault::Finish) && !rng.chance(300) {
-            scenario.faults.retain(|fault| *fault != Fault::Finish);
         }
         scenario
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::model::Touched;
 use super::node::NodeIx;
 use super::rng::Rng;
-use super::world::World;
+use super::world::{Event, World};
 use crate::rendezvous::keys::node_of;
 
 /// What springs the trap.
@@ -43,13 +43,15 @@ enum Victim {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+pub enum Blow {
     Crash,
+    Leave,
     Pause,
     Partition,
     BreakWatches,
     Compact,
     Outage,
+    Close,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +64,11 @@ pub struct Trap {
 }
 
 impl Trap {
-    pub fn any(rng: &mut Rng) -> Option<Self> {
-        let blows = [
+    pub fn any(rng: &mut Rng, closes: bool) -> Option<Self> {
+        let mut blows = vec![
             Blow::Crash,
-            Blow::Crash,
+            Blow::Leave,
+            Blow::Leave,
             Blow::Pause,
             Blow::Pause,
             Blow::Partition,
@@ -74,6 +77,9 @@ impl Trap {
             Blow::Compact,
             Blow::Outage,
         ];
+        if closes {
+            blows.extend([Blow::Close; 4]);
+        }
         Some(Self {
             moment: rng.pick(&MOMENTS)?,
             spared: if rng.chance(500) { 0 } else { rng.below(4) },
@@ -115,11 +121,26 @@ impl World {
             Victim::Anybody => self.rng.pick(&live),
         };
         let Some(node) = node.filter(|node| live.contains(node)) else { return };
-        let most =
-            if self.rng.chance(500) { self.scenario.settings.ttl * 2 } else { self.link.slowest };
+        let pause = self.rng.time(Duration::ZERO, self.link.latency * 3);
+        if self.rng.chance(500) {
+            self.strike(node, blow);
+        } else {
+            self.after(pause, Event::Strike(node, blow));
+        }
+    }
+
+    pub fn strike(&mut self, node: NodeIx, blow: Blow) {
+        if !self.chaos || !self.nodes[node].is_live() {
+            return;
+        }
+        let long = self.rng.chance(500);
+        let most = if long { self.scenario.settings.ttl * 2 } else { self.link.slowest };
         let time = self.rng.time(Duration::from_millis(5), most);
         match blow {
             Blow::Crash => self.crash(node),
+            Blow::Leave if self.nodes[node].is_up() => self.depart(node),
+            Blow::Close if self.nodes[node].is_up() => self.close(node),
+            Blow::Leave | Blow::Close => {}
             Blow::Pause => self.pause(node, time),
             Blow::Partition => self.partition(node, time),
             Blow::BreakWatches => self.break_watches(node),
