@@ -247,6 +247,8 @@ class _Commands:
         self._store.set(key, value)
 
     def store_get(self, key: str) -> bytes:
+        """Wait for a key, after another one has said so."""
+        self._store.set(f"waits for {key}", str(os.getpid()))
         return bytes(self._store.get(key))
 
     def exit(self) -> None:

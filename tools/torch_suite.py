@@ -20,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 _TORCH = "torch.distributed.elastic.rendezvous"
 _NAMES = ("etcd_server", "etcd_store", "etcd_rendezvous", "etcd_rendezvous_backend")
@@ -146,7 +146,7 @@ def _run_file(
     command += [str(path.parent), "-p", "no:cacheprovider", "-q", "--tb=short", "-rfE"]
     command += [f"--timeout={options.timeout}", f"--junitxml={report}"]
     command += ["-k", options.keyword] if options.keyword else []
-    command += ["-v", "--durations=5"] if options.verbose else []
+    command += ["-vv", "--durations=5"] if options.verbose else []
     started = time.monotonic()
     process = subprocess.Popen([*command, str(path)], env=environment, start_new_session=True)
     try:
