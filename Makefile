@@ -49,7 +49,7 @@ test: build test-rust test-python  ## Everything that must pass
 
 .PHONY: test-rust
 test-rust: $(VENV)/.built
-	TORCHETCD_TEST_ETCD="$$($(BIN)/python -m torchetcd.etcd_server --binary)" \
+	TORCHETCD_TEST_ETCD="$$($(BIN)/python -c 'from torchetcd.etcd_server import find_binary as f; print(f())')" \
 	    $(CARGO) test --quiet --no-default-features --profile $(PROFILE)
 
 .PHONY: test-python
