@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-from store_helpers import in_background, opened, seconds
+from store_helpers import Proxy, compact, in_background, opened, seconds
 
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_store import (
@@ -330,18 +330,69 @@ class TestWaiting:
         assert direct.get("k") == b"v"
         thread.join()
 
-    def test_compaction_while_waiting(
-        self, store: dist.Store, client: Client, prefix: str
+    @pytest.mark.parametrize("operation", ["get", "multi_get", "wait"])
+    @pytest.mark.parametrize("missed", [True, False])
+    def test_compaction_while_disconnected(
+        self, client: Client, prefix: str, operation: str, missed: bool
     ) -> None:
-        with opened(client, f"{prefix}-other") as other:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=30) as waiting,
+            opened(client, prefix) as store,
+        ):
+            store.set("early", "e")
 
             def write() -> None:
-                for i in range(50):
-                    other.set("k", str(i))
-                store.set("late", "1")
+                proxy.cut()
+                store.set("early", "e2")
+                if missed:
+                    store.set("late", "l")
+                compact(client)
+                proxy.mend()
+                if not missed:
+                    pause = threading.Event()
+                    pause.wait(0.5)  # for the new watch
+                    store.set("late", "l")
 
-            thread = in_background(write, after=0.2)
-            assert store.get("late") == b"1"
+            thread = in_background(write, after=0.3)
+            if operation == "get":
+                assert waiting.get("late") == b"l"
+            elif operation == "multi_get":
+                assert waiting.multi_get(["early", "late"]) == [b"e2", b"l"]
+            else:
+                waiting.wait(["early", "late"])
+            thread.join()
+
+    def test_outage_while_waiting(self, client: Client, prefix: str) -> None:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=30) as waiting,
+            opened(client, prefix) as store,
+        ):
+
+            def write() -> None:
+                proxy.cut()
+                store.set("late", "l")
+                store.delete_key("late")
+                store.set("other", "l")
+                proxy.mend()
+
+            thread = in_background(write, after=0.3)
+            # Nothing that happened meanwhile is lost.
+            waiting.wait(["late", "other"])
+            thread.join()
+
+    def test_no_connection_when_the_time_is_over(self, client: Client, prefix: str) -> None:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=6) as waiting,
+        ):
+            thread = in_background(proxy.cut, after=0.3)
+            with pytest.raises(StoreConnectionError):
+                waiting.get("missing")
             thread.join()
 
     def test_other_threads_go_on(self, store: dist.Store) -> None:
