@@ -92,6 +92,12 @@ class EtcdRendezvous:
     ) -> None:
         from torchetcd._torchetcd import Rendezvous  # noqa: PLC0415 - starts threads
 
+        if not 1 <= num_min_workers <= num_max_workers:
+            message = (
+                "The numbers of nodes must satisfy 1 <= min_nodes <= max_nodes, not min_nodes "
+                f"{num_min_workers} and max_nodes {num_max_workers}."
+            )
+            raise ValueError(message)
         self.client = as_client(client)
         options = options or parse_options({})
         self._run_id = str(run_id)
@@ -229,7 +235,8 @@ class EtcdRendezvous:
             key: Any string.
             value: Anything that JSON can hold.
         """
-        self._extra_data(rdzv_version).set(key, json.dumps(value))
+        with self._extra_data(rdzv_version) as store:
+            store.set(key, json.dumps(value))
 
     def load_extra_data(self, rdzv_version: int, key: str, timeout: float | None = None) -> Any:
         """Wait for a value that a node of the round stores, and return it.
@@ -242,9 +249,9 @@ class EtcdRendezvous:
         Raises:
             LookupError: if it is not there in time; also a `torch.distributed.DistStoreError`.
         """
-        store = self._extra_data(rdzv_version)
-        store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
-        return json.loads(store.get(key))
+        with self._extra_data(rdzv_version) as store:
+            store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
+            return json.loads(store.get(key))
 
     def _extra_data(self, rdzv_version: int) -> EtcdStore:
         native = self._node.store(rdzv_version, "extra_data")
@@ -280,18 +287,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises."""
-        self._record("The node attempts to join the next round of the rendezvous.")
+        method = "next_rendezvous"
+        self._record(method, "The node attempts to join the next round of the rendezvous.")
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
         except Exception as exc:
-            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
         message = (
             f"The node has joined round {version} of the rendezvous '{self.get_run_id()}' as rank {rank} "
             f"in a world of size {world_size}."
         )
-        self._record(message, rank=rank)
+        self._record(method, message, rank=rank)
         _logger.info("%s", message)
         return RendezvousInfo(store, rank, world_size, master)
 
@@ -301,7 +309,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def set_closed(self) -> None:
         """Close the run for good."""
-        self._close("set_closed() was called")
+        self._close("set_closed")
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
@@ -315,7 +323,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             an error, but not when a signal ends it (torch `launcher/api.py`).
         """
         try:
-            self._close("shutdown() was called")
+            self._close("shutdown")
         except RendezvousError as exc:
             _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
             return False
@@ -323,22 +331,25 @@ class EtcdRendezvousHandler(RendezvousHandler):
             self._rdzv_impl.leave()
         return True
 
-    def _close(self, reason: str) -> None:
+    def _close(self, method: str) -> None:
         try:
-            self._rdzv_impl.set_closed(reason)
+            self._rdzv_impl.set_closed(f"{method}() was called")
         except Exception as exc:
-            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
-        self._record(
-            f"The node has closed the rendezvous '{self.get_run_id()}'.", NodeState.SUCCEEDED
-        )
+        message = f"The node has closed the rendezvous '{self.get_run_id()}'."
+        self._record(method, message, NodeState.SUCCEEDED)
 
     def _record(
-        self, message: str, state: NodeState = NodeState.RUNNING, rank: int | None = None
+        self,
+        method: str,
+        message: str,
+        state: NodeState = NodeState.RUNNING,
+        rank: int | None = None,
     ) -> None:
         # At transitions only: one event costs half a millisecond (it inspects the stack).
         construct_and_record_rdzv_event(
-            name=f"{type(self).__name__}.next_rendezvous" if rank is not None else "",
+            name=f"{type(self).__name__}.{method}",
             run_id=self.get_run_id(),
             message=message,
             node_state=state,
