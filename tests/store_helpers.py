@@ -52,7 +52,7 @@ def in_background(work: Callable[[], object], after: float = 0.0) -> threading.T
 def _report(results: Any, work: Callable[..., object], *args: object) -> None:
     try:
         results.put((args[0], work(*args), None))
-    except BaseException as exc:  # noqa: BLE001 - the test reports it
+    except BaseException as exc:
         results.put((args[0], None, f"{type(exc).__name__}: {exc}"))
 
 
@@ -174,8 +174,8 @@ def compact(client: Client) -> None:
     """Let etcd forget all of its history."""
     native = client._native
     revision = native.txn([], [("put", b"/compacted", b"", 0)], [])[1]
-    request = urllib.request.Request(  # noqa: S310 - http
+    request = urllib.request.Request(
         f"{client.base_uri}/v3/kv/compaction",
         json.dumps({"revision": revision, "physical": True}).encode(),
     )
-    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - http
+    urllib.request.urlopen(request, timeout=10).close()

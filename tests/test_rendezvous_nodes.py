@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import eventually
 from rendezvous_helpers import TTL, Node, NodeError, Run, check_agreement, join_all
-
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from store_helpers import opened, seconds
 
+from store_helpers import opened, seconds
 from torchetcd.etcd import Client
 
 KEYS = ["", "a", "b", "c/d", "ключ", "n1", "n2"]
@@ -97,7 +97,7 @@ def is_number(value: bytes) -> bool:
 def test_the_same_script(
     client: Client, prefix: str, tcp_store: dist.Store, kind: str, seed: int
 ) -> None:
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    rng = random.Random(seed)
     theirs = tcp_store if kind == "direct" else dist.PrefixStore("below", tcp_store)
     with opened(client, prefix, kind, timeout=0) as ours:
         operations = script(rng, queues=kind == "direct")

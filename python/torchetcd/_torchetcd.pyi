@@ -1,13 +1,16 @@
 """Types of the native half, which only this package uses."""
 
-from typing import Any, Literal
+from typing import Any, Literal, final
+
+from typing_extensions import Self
 
 KeyValue = tuple[bytes, bytes, int, int, int, int]
 Event = tuple[Literal["put", "delete"], KeyValue, KeyValue | None]
 
+@final
 class Client:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         endpoints: str,
         *,
         tls: bool = False,
@@ -18,7 +21,7 @@ class Client:
         password: str | None = None,
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 60.0,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def endpoints(self) -> list[str]: ...
     def txn(
@@ -39,9 +42,10 @@ class Client:
     def members(self, timeout_s: float | None = None) -> list[str]: ...
     def close(self) -> None: ...
 
+@final
 class Rendezvous:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         client: Client,
         run_prefix: str,
         *,
@@ -54,7 +58,7 @@ class Rendezvous:
         run_ttl_s: float,
         restart_on_member_loss: bool,
         host: str,
-    ) -> None: ...
+    ) -> Self: ...
     def join(self, master_addr: str, master_port: int) -> None: ...
     def wait_joined(self, timeout_s: float) -> tuple[int, int, int, str, int] | None: ...
     def progress(self) -> tuple[int, int, bool, bool]: ...
@@ -64,14 +68,15 @@ class Rendezvous:
     def store(self, round: int, name: str = ...) -> Store: ...
     def leave(self) -> None: ...
 
+@final
 class Store:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         client: Client,
         prefix: bytes,
         lease: int = 0,
         request_timeout_s: float | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def set(self, key: bytes, value: bytes) -> None: ...
     def get(self, key: bytes, timeout_s: float) -> bytes: ...
     def add(self, key: bytes, n: int) -> int: ...

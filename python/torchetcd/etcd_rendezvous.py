@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._address import local_address, reserved_port
-from torchetcd._lifecycle import leave_at_exit
+from torchetcd._lifecycle import leave_at_exit, leaving_on_sigterm
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -147,7 +147,7 @@ class EtcdRendezvous:
         return version, rank, world_size
 
     def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
-        with reserved_port() as port:
+        with reserved_port() as port, leaving_on_sigterm(self._node.leave):
             self._node.join(local_addr or self._host, port)
             try:
                 version, rank, world_size, addr, master_port = self._wait()
@@ -223,9 +223,7 @@ class EtcdRendezvous:
         A wait in it ends early when a member of the round is lost.
         """
         native = self._node.store(rdzv_version)
-        return EtcdStore._of_round(
-            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
-        )
+        return EtcdStore._of_round(self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native)
 
     def store_extra_data(self, rdzv_version: int, key: str, value: Any) -> None:
         """Keep a value that the nodes of a round can load by `load_extra_data`.
