@@ -13,9 +13,9 @@ from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from store_helpers import in_background, opened, seconds
 from torch.distributed.elastic.utils import store as store_util
 
+from store_helpers import in_background, opened, seconds
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore, StoreTimeoutError
 
