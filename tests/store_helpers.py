@@ -140,6 +140,8 @@ class Proxy:
                     continue
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [near, far]
+                for sock in (near, far):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 doomed = threading.Event()
                 for args in ((near, far, doomed, True), (far, near, doomed, False)):
                     self._run(self._pump, *args)

@@ -329,7 +329,7 @@ class TestWaiting:
         store.wait(["there"])
 
     def test_timeout_names_some_of_many(self, direct: EtcdStore) -> None:
-        with pytest.raises(StoreTimeoutError, match="20 of 20 keys missing.* and 15 more"):
+        with pytest.raises(StoreTimeoutError, match=r"20 of 20 keys missing.* and 15 more"):
             direct.wait([f"k{i}" for i in range(20)], seconds(0))
 
     def test_negative_timeout_is_none(self, direct: EtcdStore) -> None:
@@ -555,7 +555,7 @@ class TestFailures:
                 lambda: store.check(["k"]),
                 store.num_keys,
             ):
-                with pytest.raises(StoreConnectionError, match="127.0.0.1:1") as caught:
+                with pytest.raises(StoreConnectionError, match=r"127\.0\.0\.1:1") as caught:
                     operation()
                 assert isinstance(caught.value, dist.DistNetworkError)
                 assert isinstance(caught.value.__cause__, EtcdConnectionFailed)
@@ -634,7 +634,7 @@ def test_parts_of_the_layout_stay_after_use(direct: EtcdStore, client: Client, p
     assert names == {"/aw==", "/.op"}
     # Receipts live under a lease of their own.
     receipts = client._native.txn(
-        [], [("get", f"{prefix}/.op/".encode(), f"{prefix}/.op0".encode(), 0, True, 0)], []
+        [], [("get", f"{prefix}/.op/".encode(), f"{prefix}/.op0".encode(), 0, False, 0)], []
     )[2][0][0]
     assert receipts
     assert all(kv[5] != 0 for kv in receipts)

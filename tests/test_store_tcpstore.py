@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from store_helpers import opened, seconds
+from store_helpers import Proxy, opened, seconds
 from torchetcd.etcd import Client
 
 KEYS = ["", "a", "b", "c/d", "ключ", "n1", "n2"]
@@ -92,32 +92,47 @@ def is_number(value: bytes) -> bool:
     return found is not None and -(2**63) <= int(found[1]) < 2**63
 
 
+def compare(ours: dist.Store, theirs: dist.Store, seed: int, steps: int) -> None:
+    """Run one script on both."""
+    rng = random.Random(seed)
+    direct = not isinstance(ours, dist.PrefixStore)
+    operations = script(rng, queues=direct)
+    for step in range(steps):
+        method, *args = next(operations)
+        if method in ("get", "multi_get") and direct:
+            # TCPStore answers b"" where there is no key but a queue of this name.
+            names = args[0] if method == "multi_get" else [args[0]]
+            if not set(names) <= set(theirs.list_keys()):
+                continue
+        if method == "add":
+            # TCPStore breaks the connection, without taking effect.
+            there = args[0] in ours.list_keys() if direct else ours.check([args[0]])
+            if there and not is_number(ours.get(args[0])):
+                with pytest.raises(ValueError, match="needs an integer"):
+                    ours.add(*args)
+                continue
+        context = f"seed {seed}, step {step}: {method}{tuple(args)}"
+        assert run(ours, method, tuple(args)) == run_tcp(theirs, method, tuple(args)), context
+
+
 @pytest.mark.parametrize("kind", ["direct", "prefixed"])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_same_script(
     client: Client, prefix: str, tcp_store: dist.Store, kind: str, seed: int
 ) -> None:
-    rng = random.Random(seed)
     theirs = tcp_store if kind == "direct" else dist.PrefixStore("below", tcp_store)
     with opened(client, prefix, kind, timeout=0) as ours:
-        operations = script(rng, queues=kind == "direct")
-        for step in range(STEPS):
-            method, *args = next(operations)
-            if method in ("get", "multi_get"):
-                # TCPStore answers b"" where there is no key but a queue of this name.
-                names = args[0] if method == "multi_get" else [args[0]]
-                if kind == "direct" and not set(names) <= set(theirs.list_keys()):
-                    continue
-            if method == "add":
-                # TCPStore breaks the connection, without taking effect.
-                found = ours.get(args[0]) if has(ours, args[0], kind) else b"0"
-                if not is_number(found):
-                    with pytest.raises(ValueError, match="needs an integer"):
-                        ours.add(*args)
-                    continue
-            context = f"seed {seed}, step {step}: {method}{tuple(args)}"
-            assert run(ours, method, tuple(args)) == run_tcp(theirs, method, tuple(args)), context
+        compare(ours, theirs, seed, steps=400)
 
 
-def has(store: dist.Store, key: str, kind: str) -> bool:
-    return key in store.list_keys() if kind == "direct" else store.check([key])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_script_while_answers_are_lost(
+    client: Client, prefix: str, tcp_store: dist.Store, seed: int
+) -> None:
+    with (
+        Proxy(client.port, every=2) as proxy,
+        Client(port=proxy.port) as far,
+        opened(far, prefix, timeout=0) as ours,
+    ):
+        compare(ours, tcp_store, 1000 + seed, steps=150)
+        assert proxy.lost > 20
