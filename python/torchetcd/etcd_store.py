@@ -223,14 +223,8 @@ class EtcdStore(Store):
             keys: What to wait for. Nothing is there at once.
             override_timeout: Used instead of `timeout`.
         """
-<<<<<<< HEAD
-        given = override_timeout
-        seconds = self._timeout_s() if given is None else given.total_seconds()
-        self._native.wait(_all_bytes(keys), seconds)
-=======
         timeout: timedelta = self.timeout if override_timeout is None else override_timeout
         self._native.wait(_all_bytes(keys), timeout.total_seconds())
->>>>>>> store
 
     def delete_key(self, key: Data) -> bool:
         """Delete a key and return whether it existed."""
