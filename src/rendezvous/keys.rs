@@ -54,12 +54,14 @@ impl Keys {
         format!("{}rdzv/round/{round}/join/{node:016x}", self.run)
     }
 
-    pub fn members(&self, round: u64) -> String {
-        format!("{}rdzv/round/{round}/member/", self.run)
+    /// Each attempt to complete a round has member keys of its own: what is left of one that failed is
+    /// nobody's membership, and is neither counted nor missed.
+    pub fn members(&self, round: u64, attempt: &str) -> String {
+        format!("{}rdzv/round/{round}/member/{attempt}/", self.run)
     }
 
-    pub fn member(&self, round: u64, node: NodeId) -> String {
-        format!("{}rdzv/round/{round}/member/{node:016x}", self.run)
+    pub fn member(&self, round: u64, attempt: &str, node: NodeId) -> String {
+        format!("{}rdzv/round/{round}/member/{attempt}/{node:016x}", self.run)
     }
 
     pub fn waitings(&self, round: u64) -> String {

@@ -6,14 +6,30 @@ use std::time::Duration;
 use super::keys::{NodeId, node_of};
 use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
 use super::ranks::{Candidate, assign};
-use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, State};
+use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, Previous, State};
+use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 /// etcd takes 128 operations in a transaction.
-const MEMBERS_PER_TXN: usize = 120;
-const PAGE: i64 = 2000;
+fn members_per_txn() -> usize {
+    #[cfg(test)]
+    if let Some(few) = super::sim::hooks::get().members_per_txn {
+        return few;
+    }
+    120
+}
+
+/// How many join keys are read at once.
+fn page() -> i64 {
+    #[cfg(test)]
+    if let Some(few) = super::sim::hooks::get().page {
+        return few;
+    }
+    2000
+}
+
 /// How often the coordinator tells how many have joined: growing pauses, since everybody is told.
 const FIRST_REPORT: Duration = Duration::from_secs(1);
 const LAST_REPORT: Duration = Duration::from_secs(60);
@@ -32,8 +48,7 @@ pub(super) enum LeadStep {
 }
 
 pub(super) struct Lead {
-    /// The last completed round; 0 when there was none.
-    previous: u64,
+    previous: Option<Previous>,
     load: Load,
     joined: BTreeMap<NodeId, (i64, Join)>,
     /// Live members of the last world, with their ranks.
@@ -84,7 +99,7 @@ struct Attempt {
 }
 
 impl Lead {
-    pub fn new(previous: u64) -> Self {
+    pub fn new(previous: Option<Previous>) -> Self {
         Self {
             previous,
             load: Load::default(),
@@ -114,12 +129,6 @@ impl Lead {
 
     pub fn abort_attempt(&mut self) {
         self.void_first |= self.writing.take().is_some();
-    }
-
-    pub fn reload(&mut self) {
-        self.load = Load::default();
-        self.joined.clear();
-        self.survivors.clear();
     }
 
     fn survivors_missing(&self) -> bool {
@@ -243,15 +252,16 @@ impl Machine {
         let page = Range {
             key: lead.load.from.clone().unwrap_or_else(|| joins.clone().into()),
             range_end: Some(prefix_end(joins.as_bytes())),
-            limit: PAGE,
+            limit: page(),
             revision: lead.load.revision,
             ..Range::default()
         };
         let mut reads = vec![Op::Get(page)];
         if first {
             reads.push(Op::get(keys.last_call(round)));
-            if lead.previous > 0 {
-                reads.push(Op::Get(Range::prefix(keys.members(lead.previous))));
+            if let Some(previous) = &lead.previous {
+                let members = keys.members(previous.round, &previous.attempt);
+                reads.push(Op::Get(Range::prefix(members)));
             }
         }
         self.txn(Step::Lead(LeadStep::Load), Txn::when([]).then(reads), deadline);
@@ -265,6 +275,7 @@ impl Machine {
             lead.load.revision = reply.revision;
             if let Some(kv) = reply.range(1).kvs.first()
                 && let Ok(LastCall { lease }) = records::decode("", &kv.value)
+                && !wrong(Variant::ForgetsLastCall)
             {
                 lead.last_call = Clock::Inherited(lease);
             }
@@ -287,9 +298,7 @@ impl Machine {
         }
         lead.load.done = true;
         lead.load.from = None;
-        let (previous, start_revision) = (lead.previous, lead.load.revision + 1);
-        let watches = lead.watches.take();
-        self.unwatch_lead(watches);
+        let (previous, start_revision) = (lead.previous.clone(), lead.load.revision + 1);
         let joins = keys.joins(round);
         let joins = self.watch(WatchSpec {
             range_end: Some(prefix_end(joins.as_bytes())),
@@ -297,8 +306,8 @@ impl Machine {
             start_revision,
             deletes_only: false,
         });
-        let survivors = (previous > 0).then(|| {
-            let members = keys.members(previous);
+        let survivors = previous.map(|previous| {
+            let members = keys.members(previous.round, &previous.attempt);
             self.watch(WatchSpec {
                 range_end: Some(prefix_end(members.as_bytes())),
                 key: members.into(),
@@ -325,11 +334,19 @@ impl Machine {
                     lead.survivors.remove(&node);
                 }
             }
-            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => {
-                lead.abort_attempt();
-                lead.reload();
-            }
+            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => self.reload(),
         }
+    }
+
+    /// Events are missing: read everything anew. What the old watches still bring is older than that.
+    pub(super) fn reload(&mut self) {
+        let Some(lead) = &mut self.lead else { return };
+        lead.abort_attempt();
+        lead.load = Load::default();
+        lead.joined.clear();
+        lead.survivors.clear();
+        let watches = lead.watches.take();
+        self.unwatch_lead(watches);
     }
 
     fn put_last_call(&mut self, lease: i64, deadline: Time) {
@@ -359,7 +376,10 @@ impl Machine {
         }
         let members = assign(&lead.candidates(), self.settings.max);
         self.attempts += 1;
-        let id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
+        let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
+        if wrong(Variant::AnyAttempt) {
+            id = "all".into();
+        }
         lead.writing = Some(Attempt { id, members, written: 0, since: 0 });
         self.write_on(deadline);
     }
@@ -370,16 +390,13 @@ impl Machine {
         if attempt.written == attempt.members.len() {
             return self.complete(deadline);
         }
-        let to = attempt.members.len().min(attempt.written + MEMBERS_PER_TXN);
+        let to = attempt.members.len().min(attempt.written + members_per_txn());
         let mut writes = Vec::with_capacity(to - attempt.written);
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
             let Some((_, join)) = lead.joined.get(node) else { continue };
-            let member = Member {
-                rank: u32::try_from(rank).unwrap_or(u32::MAX),
-                attempt: attempt.id.clone(),
-                node: join.node.clone(),
-            };
-            let key = self.settings.keys.member(round, *node);
+            let member =
+                Member { rank: u32::try_from(rank).unwrap_or(u32::MAX), node: join.node.clone() };
+            let key = self.settings.keys.member(round, &attempt.id, *node);
             writes.push(Op::put(key, records::encode(&member), *node));
         }
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
@@ -387,7 +404,8 @@ impl Machine {
     }
 
     fn complete(&mut self, deadline: Time) {
-        let Some((control, previous)) = self.completion() else { return };
+        let Some(control) = self.completion() else { return };
+        let previous = self.lead.as_ref().and_then(|lead| lead.previous.as_ref());
         let State::Final(complete) = &control.state else { return };
         let keys = &self.settings.keys;
         let round = control.round;
@@ -403,16 +421,20 @@ impl Machine {
             store("MASTER_ADDR", &complete.master_addr),
             store("MASTER_PORT", &complete.master_port.to_string()),
         ];
-        if previous > 0 {
-            writes.push(Op::delete_prefix(keys.round(previous)));
-            writes.push(Op::delete_prefix(keys.round_data(previous)));
+        if let Some(previous) = previous {
+            writes.push(Op::delete_prefix(keys.round(previous.round)));
+            writes.push(Op::delete_prefix(keys.round_data(previous.round)));
         }
-        let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
+        let mut guards = self.still_coordinator().to_vec();
+        if wrong(Variant::UnguardedCompletion) {
+            guards.remove(0);
+        }
+        let txn = Txn::when(guards).then(writes).or_else(self.get_head());
         self.txn(Step::Lead(LeadStep::Complete), txn, deadline);
     }
 
     /// The control record of the round as the present attempt completes it.
-    fn completion(&self) -> Option<(Control, u64)> {
+    fn completion(&self) -> Option<Control> {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
         let attempt = lead.writing.as_ref()?;
         let (_, first) = lead.joined.get(attempt.members.first()?)?;
@@ -423,7 +445,7 @@ impl Machine {
             master_addr: first.master_addr.clone(),
             master_port: first.master_port,
         };
-        Some((Control::new(round, State::Final(complete)), lead.previous))
+        Some(Control::new(round, State::Final(complete)))
     }
 
     pub(super) fn lead_answered(&mut self, now: Time, step: LeadStep, answer: Answer) {
@@ -477,7 +499,7 @@ impl Machine {
                 }
             }
             LeadStep::Complete => {
-                if let Some((control, _)) = self.completion() {
+                if let Some(control) = self.completion() {
                     self.control_written(control, reply.revision);
                 }
                 self.stop_leading();

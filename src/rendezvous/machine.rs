@@ -192,9 +192,9 @@ pub(super) enum Step {
     GrantNode(i64),
     GrantRun,
     ReadHead,
-    Create,
     JoinRound(u64),
-    Open(u64),
+    /// With the record that opens the round.
+    Open(Box<Control>),
     ReadMembership(u64),
     Wait(u64),
     Recount(u64),
@@ -426,10 +426,7 @@ impl Machine {
             return;
         }
         if let EtcdError::Compacted { .. } = &error {
-            if let Some(lead) = &mut self.lead {
-                lead.reload();
-            }
-            return;
+            return self.reload();
         }
         if let Step::Confirm(_) = step {
             // Silence of etcd is no news of the members: ask again.

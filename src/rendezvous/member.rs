@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
 use super::records::{self, Control, Final, State};
+use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
 
@@ -48,12 +49,15 @@ impl Machine {
             resync: false,
         });
         // Waiting keys of a round are written after its completion, member keys not before `since`.
-        self.watch_members(outcome.round, complete.since + 1, self.control.modified + 1);
+        let completed = self.control.modified;
+        let since = if wrong(Variant::WatchesFromFinal) { completed } else { complete.since };
+        self.watch_members(since + 1, completed + 1);
     }
 
-    fn watch_members(&mut self, round: u64, members_from: i64, waiting_from: i64) {
+    fn watch_members(&mut self, members_from: i64, waiting_from: i64) {
+        let Some(Membership { round, attempt, .. }) = &self.membership else { return };
         let keys = &self.settings.keys;
-        let (members, waiting) = (keys.members(round), keys.waitings(round));
+        let (members, waiting) = (keys.members(*round, attempt), keys.waitings(*round));
         let members = self.watch(WatchSpec {
             range_end: Some(prefix_end(members.as_bytes())),
             key: members.into(),
@@ -146,7 +150,7 @@ impl Machine {
         if membership.resync {
             let reads = [
                 control,
-                Op::Get(Range::prefix(keys.members(round)).count_only()),
+                Op::Get(Range::prefix(keys.members(round, &membership.attempt)).count_only()),
                 Op::Get(Range::prefix(keys.waitings(round)).keys_only()),
             ];
             self.txn(Step::Confirm(round), Txn::when([]).then(reads), deadline);
@@ -173,7 +177,7 @@ impl Machine {
         membership.confirmed = membership.confirmed.max(lost);
         membership.waiting = reply.range(2).kvs.iter().filter_map(|kv| node_of(&kv.key)).collect();
         self.stop_watching_members();
-        self.watch_members(round, reply.revision + 1, reply.revision + 1);
+        self.watch_members(reply.revision + 1, reply.revision + 1);
     }
 
     pub(super) fn member_watched(&mut self, watch: WatchId, message: WatchMessage) {
@@ -198,8 +202,7 @@ impl Machine {
             match (of_members, &event) {
                 (true, Event::Delete(kv)) => {
                     let record: Option<records::Member> = records::decode("", &kv.value).ok();
-                    let ours = record.as_ref().is_none_or(|r| r.attempt == membership.attempt);
-                    if ours && node != membership.lease {
+                    if node != membership.lease {
                         let name = record.map_or_else(
                             || format!("node {node:016x}"),
                             |r| format!("rank {} on {}", r.rank, r.node),

@@ -15,6 +15,7 @@ mod records;
 #[cfg(test)]
 mod sim;
 mod steps;
+mod variants;
 
 pub use driver::Handle;
 pub use keys::{Keys, NodeId};

@@ -18,20 +18,27 @@ pub struct Control {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum State {
-    /// Nodes join. `previous` is the last completed round, 0 when there was none.
+    /// Nodes join.
     Open {
-        previous: u64,
+        previous: Option<Previous>,
         by: String,
     },
     Final(Final),
     Closed(Closed),
 }
 
+/// The last completed round, and the attempt that completed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    pub round: u64,
+    pub attempt: String,
+}
+
 /// A completed round. The same few bytes whatever the number of members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Final {
     pub world: u32,
-    /// Which of the coordinators' attempts this is: member keys of another one do not count.
+    /// Which of the coordinators' attempts this is; member keys of another one do not count.
     pub attempt: String,
     /// The revision of the attempt's first member key: deletions after it are losses.
     pub since: i64,
@@ -94,7 +101,6 @@ pub struct Master {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub rank: u32,
-    pub attempt: String,
     #[serde(flatten)]
     pub node: NodeInfo,
 }
@@ -156,7 +162,10 @@ mod tests {
     fn a_control_record_reads_as_it_was_written() {
         let closed = Closed { by: "a (pid 1)".into(), reason: "done".into(), at: 7 };
         for state in [
-            State::Open { previous: 3, by: "a (pid 1)".into() },
+            State::Open {
+                previous: Some(Previous { round: 3, attempt: "1-1".into() }),
+                by: "a (pid 1)".into(),
+            },
             State::Final(Final {
                 world: 2,
                 attempt: "1-1".into(),
@@ -175,7 +184,7 @@ mod tests {
     fn garbage_and_newer_versions_are_named() {
         for (value, cause) in [
             (&b"\xff\x00"[..], "expected value"),
-            (br#"{"v":2,"round":1,"state":"open","previous":0,"by":""}"#, "version 2"),
+            (br#"{"v":2,"round":1,"state":"open","previous":null,"by":""}"#, "version 2"),
             (br#"{"v":1,"round":1,"state":"odd"}"#, "unknown variant"),
         ] {
             let error = decode_control("/k", value).unwrap_err().to_string();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::lead::Lead;
 use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
-use super::records::{self, Control, Coordinator, Join, State, Waiting};
+use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Waiting};
+use super::variants::{Variant, wrong};
 use crate::etcd::WatchSpec;
 use crate::etcd::kv::{
     Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, prefix_end, range_of,
@@ -44,22 +45,22 @@ impl Machine {
                 self.finish(Err(RendezvousError::Closed(closed)));
                 return true;
             }
-            State::Open { previous, .. } => {
+            State::Open { .. } => {
                 if self.place == Place::Joined(round) {
-                    self.take_part(now, previous, lease, deadline);
+                    self.take_part(now, lease, deadline);
                 } else {
                     self.join_round(round, lease, deadline);
                 }
             }
-            State::Final(_) => match self.place {
+            State::Final(complete) => match self.place {
                 Place::Joined(joined) if joined == round => {
-                    self.read_membership(round, lease, deadline);
+                    self.read_membership(round, &complete, lease, deadline);
                 }
                 Place::Waiting(waiting) if waiting == round => {
-                    self.wait_for_next(now, round, deadline);
+                    self.wait_for_next(now, round, &complete, deadline);
                 }
-                _ if self.was_member(round) => self.open(round, lease, deadline),
-                _ => self.wait_outside(round, lease, deadline),
+                _ if self.was_member(round) => self.open(round, complete, lease, deadline),
+                _ => self.wait_outside(round, &complete, lease, deadline),
             },
         }
         false
@@ -91,10 +92,7 @@ impl Machine {
                     deletes_only: false,
                 }));
             }
-            (Step::Create, Answer::Txn(reply)) => self.opened(1, 0, &reply),
-            (Step::Open(previous), Answer::Txn(reply)) => {
-                self.opened(previous + 1, previous, &reply);
-            }
+            (Step::Open(control), Answer::Txn(reply)) => self.opened(*control, &reply),
             (Step::JoinRound(round), Answer::Txn(reply)) => self.joined_round(round, &reply),
             (Step::Claim, Answer::Txn(reply)) => self.claimed(&reply),
             (Step::ReadMembership(round), Answer::Txn(reply)) => {
@@ -169,38 +167,36 @@ impl Machine {
     }
 
     fn create(&mut self, lease: i64, deadline: Time) {
-        self.open_txn(Step::Create, 0, lease, deadline);
+        self.open_round(1, None, lease, deadline);
     }
 
-    /// Opens the round after `previous`, with this node as its first participant and coordinator.
-    fn open(&mut self, previous: u64, lease: i64, deadline: Time) {
-        self.open_txn(Step::Open(previous), previous, lease, deadline);
+    /// Opens the round after a completed one.
+    fn open(&mut self, round: u64, complete: Final, lease: i64, deadline: Time) {
+        let previous = Previous { round, attempt: complete.attempt };
+        self.open_round(round + 1, Some(previous), lease, deadline);
     }
 
-    fn open_txn(&mut self, step: Step, previous: u64, lease: i64, deadline: Time) {
-        let round = previous + 1;
-        let control = self.opening(round, previous);
+    /// This node is the first participant of the round it opens, and its coordinator.
+    fn open_round(&mut self, round: u64, previous: Option<Previous>, lease: i64, deadline: Time) {
+        let by = self.settings.node.to_string();
+        let control = Control::new(round, State::Open { previous, by });
         let mut writes = vec![self.put_control(&control), self.put_coordinator(1, false, lease)];
         writes.extend(self.put_join(round, lease));
-        if self.place == Place::Waiting(previous) {
-            writes.push(Op::delete(self.settings.keys.waiting(previous, lease)));
+        if let Place::Waiting(waited) = self.place {
+            writes.push(Op::delete(self.settings.keys.waiting(waited, lease)));
         }
         let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
-        self.txn(step, txn, deadline);
+        self.txn(Step::Open(Box::new(control)), txn, deadline);
     }
 
-    fn opening(&self, round: u64, previous: u64) -> Control {
-        Control::new(round, State::Open { previous, by: self.settings.node.to_string() })
-    }
-
-    fn opened(&mut self, round: u64, previous: u64, reply: &TxnReply) {
+    fn opened(&mut self, control: Control, reply: &TxnReply) {
         if !reply.succeeded {
             return self.observe_head(reply, 0);
         }
-        let control = self.opening(round, previous);
+        let round = control.round;
         self.control_written(control, reply.revision);
         self.set_place(Place::Joined(round));
-        self.coordinates(round, previous, reply.revision);
+        self.coordinates(round, reply.revision);
     }
 
     fn join_round(&mut self, round: u64, lease: i64, deadline: Time) {
@@ -229,16 +225,16 @@ impl Machine {
                 let range = range_of(replies, 0);
                 self.observe_coordinator(range.kvs.first(), reply.revision);
             }
-            _ => self.coordinates_current(reply.revision),
+            _ => self.coordinates(round, reply.revision),
         }
     }
 
     /// Waits for the round to complete, as its coordinator or as one of the others.
-    fn take_part(&mut self, now: Time, previous: u64, lease: i64, deadline: Time) {
+    fn take_part(&mut self, now: Time, lease: i64, deadline: Time) {
         match self.coordinator.value.as_ref().map(|(_, holder)| *holder) {
             Some(holder) if holder == lease => {
                 if self.lead.is_none() {
-                    self.lead = Some(Lead::new(previous));
+                    self.begin_to_lead();
                 }
                 self.step_lead(now, deadline);
             }
@@ -271,15 +267,13 @@ impl Machine {
     }
 
     fn claimed(&mut self, reply: &TxnReply) {
+        let Place::Joined(round) = self.place else { return };
         if reply.succeeded {
-            return self.coordinates_current(reply.revision);
+            return self.coordinates(round, reply.revision);
         }
         self.observe_head(reply, 0);
         // A round that is complete by now is another matter: this node may be a member of it.
-        if let Place::Joined(round) = self.place
-            && !self.is_final(round)
-            && reply.range(2).kvs.is_empty()
-        {
+        if !self.is_final(round) && reply.range(2).kvs.is_empty() {
             // Our join key is gone (an operator removed it).
             self.set_place(Place::Outside);
         }
@@ -292,33 +286,35 @@ impl Machine {
         )
     }
 
-    /// This node wrote the coordinator's key at `revision`.
-    fn coordinates_current(&mut self, revision: i64) {
-        if let Some(Control { round, state: State::Open { previous, .. }, .. }) = self.control.value
-        {
-            self.coordinates(round, previous, revision);
-        }
-    }
-
-    fn coordinates(&mut self, round: u64, previous: u64, revision: i64) {
+    /// This node wrote the coordinator's key of this round at `revision`.
+    fn coordinates(&mut self, round: u64, revision: i64) {
         if let (Place::Joined(joined), Some(lease)) = (self.place, self.lease)
             && joined == round
         {
             self.coordinator_written(1, false, lease, revision);
             if self.coordinator.value.as_ref().is_some_and(|(_, holder)| *holder == lease) {
-                self.lead = Some(Lead::new(previous));
+                self.begin_to_lead();
             }
         }
     }
 
-    fn read_membership(&mut self, round: u64, lease: i64, deadline: Time) {
+    fn begin_to_lead(&mut self) {
+        if let Some(Control { state: State::Open { previous, .. }, .. }) = &self.control.value {
+            self.lead = Some(Lead::new(previous.clone()));
+        }
+    }
+
+    fn read_membership(&mut self, round: u64, complete: &Final, lease: i64, deadline: Time) {
         let keys = &self.settings.keys;
-        let reads = [Op::get(keys.control()), Op::get(keys.member(round, lease))];
+        let member = keys.member(round, &complete.attempt, lease);
+        let reads = [Op::get(keys.control()), Op::get(member)];
         self.txn(Step::ReadMembership(round), Txn::when([]).then(reads), deadline);
     }
 
     fn read_membership_answered(&mut self, round: u64, reply: &TxnReply) {
-        self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        if !wrong(Variant::UncheckedMembership) {
+            self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        }
         let Some(Control { round: current, state: State::Final(complete), .. }) =
             self.control.value.clone()
         else {
@@ -327,12 +323,11 @@ impl Machine {
         if current != round {
             return;
         }
-        let key = self.settings.keys.members(round);
         let member = reply.range(1).kvs.into_iter().next();
         let record: Option<records::Member> =
-            member.and_then(|kv| records::decode(&key, &kv.value).ok());
+            member.and_then(|kv| records::decode("", &kv.value).ok());
         match (record, self.lease) {
-            (Some(record), Some(lease)) if record.attempt == complete.attempt => {
+            (Some(record), Some(lease)) => {
                 let outcome = Outcome {
                     round,
                     rank: record.rank,
@@ -352,11 +347,11 @@ impl Machine {
 
     /// The round is complete without this node: say so, which makes the members open the next one when
     /// they have room.
-    fn wait_outside(&mut self, round: u64, lease: i64, deadline: Time) {
+    fn wait_outside(&mut self, round: u64, complete: &Final, lease: i64, deadline: Time) {
         let keys = &self.settings.keys;
         let record = records::encode(&Waiting { node: self.settings.node.clone() });
         let writes = [
-            Op::Get(Range::prefix(keys.members(round)).count_only()),
+            Op::Get(Range::prefix(keys.members(round, &complete.attempt)).count_only()),
             Op::put(keys.waiting(round, lease), record, lease),
             Op::delete(keys.join(round, lease)),
         ];
@@ -369,15 +364,18 @@ impl Machine {
             return self.observe_head(reply, 0);
         }
         self.set_place(Place::Waiting(round));
-        self.watch_members_go(round, reply.revision);
+        self.watch_members_go(reply.revision);
         if reply.range(0).count == 0 {
             let pause = self.jitter(Duration::from_millis(200));
             self.look_at = Some(now + pause);
         }
     }
 
-    fn watch_members_go(&mut self, round: u64, seen: i64) {
-        let members = self.settings.keys.members(round);
+    fn watch_members_go(&mut self, seen: i64) {
+        let Some(Control { round, state: State::Final(complete), .. }) = &self.control.value else {
+            return;
+        };
+        let members = self.settings.keys.members(*round, &complete.attempt);
         self.waiting_watch = Some(self.watch(WatchSpec {
             range_end: Some(prefix_end(members.as_bytes())),
             key: members.into(),
@@ -387,10 +385,11 @@ impl Machine {
     }
 
     /// A waiting node opens the next round only when no member is left who would.
-    fn wait_for_next(&mut self, now: Time, round: u64, deadline: Time) {
+    fn wait_for_next(&mut self, now: Time, round: u64, complete: &Final, deadline: Time) {
         if self.look_at.is_some_and(|at| now >= at) {
             self.look_at = None;
-            let members = Range::prefix(self.settings.keys.members(round)).count_only();
+            let members = self.settings.keys.members(round, &complete.attempt);
+            let members = Range::prefix(members).count_only();
             let reads = [Op::get(self.settings.keys.control()), Op::Get(members)];
             self.txn(Step::Recount(round), Txn::when([]).then(reads), deadline);
         }
@@ -398,16 +397,19 @@ impl Machine {
 
     fn recounted(&mut self, round: u64, reply: &TxnReply) {
         self.observe_control(reply.range(0).kvs.first(), reply.revision);
-        if self.place == Place::Waiting(round) && self.waiting_watch.is_none() {
-            self.watch_members_go(round, reply.revision);
+        let (Some(Control { round: current, state: State::Final(complete), .. }), Some(lease)) =
+            (self.control.value.clone(), self.lease)
+        else {
+            return;
+        };
+        let Some(deadline) = self.joining.as_ref().map(|joining| joining.deadline) else { return };
+        if current != round || self.place != Place::Waiting(round) {
+            return;
         }
-        if let (true, 0, Some(lease), Some(deadline)) = (
-            self.is_final(round),
-            reply.range(1).count,
-            self.lease,
-            self.joining.as_ref().map(|joining| joining.deadline),
-        ) {
-            self.open(round, lease, deadline);
+        if reply.range(1).count == 0 {
+            self.open(round, complete, lease, deadline);
+        } else if self.waiting_watch.is_none() {
+            self.watch_members_go(reply.revision);
         }
     }
 
@@ -503,6 +505,8 @@ impl Machine {
 
     /// The lease is gone, and with it every key of this node: it starts anew as another node.
     pub(super) fn drop_lease(&mut self) {
+        // An answer that is on its way is about the node that was: a join that it reports is undone.
+        self.call = None;
         self.set_place(Place::Outside);
         if let Some(lease) = self.lease.take() {
             self.act(Action::Revoke(lease));

@@ -21,10 +21,11 @@ pub enum Fault {
     Outage,
     WorkersFail,
     Finish,
+    Trap,
 }
 
 impl Fault {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Crash,
         Self::CrashCoordinator,
         Self::Leave,
@@ -37,6 +38,7 @@ impl Fault {
         Self::Outage,
         Self::WorkersFail,
         Self::Finish,
+        Self::Trap,
     ];
 }
 
@@ -96,6 +98,7 @@ impl World {
                 let chosen = self.rng.pick(&training);
                 chosen.into_iter().for_each(|node| self.nodes[node].agent.fails = true);
             }
+            Fault::Trap => self.trap = super::traps::Trap::any(&mut self.rng),
             Fault::Finish => {
                 let training = self.training();
                 let chosen = self.rng.pick(&training);
@@ -179,6 +182,7 @@ impl World {
     pub fn heal(&mut self) {
         self.note(|| "--- all faults end".into());
         self.chaos = false;
+        self.trap = None;
         self.link = Link::CALM;
         self.recover(Recovery::EtcdIsBack);
         for node in 0..self.nodes.len() {

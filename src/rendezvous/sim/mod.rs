@@ -8,6 +8,7 @@
 
 mod agent;
 mod faults;
+pub(super) mod hooks;
 mod invariants;
 mod model;
 mod network;
@@ -16,5 +17,6 @@ mod rng;
 mod scenario;
 mod seeds;
 mod trace;
+mod traps;
 mod watches;
 mod world;

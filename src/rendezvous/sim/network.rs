@@ -67,7 +67,7 @@ impl World {
         }
         let reply = self.apply(request);
         self.note(|| format!("etcd: n{node} {} -> {}", call, super::trace::reply(&reply)));
-        self.written();
+        self.written(Some(node));
         if current && self.reachable(node) && !self.rng.chance(self.link.lost) {
             let travel = self.travel();
             self.after(travel, Event::Answer(node, call, attempt, Rc::new(reply)));
@@ -126,20 +126,23 @@ impl World {
     }
 
     pub fn keep_alive(&mut self, node: NodeIx, lease: i64, ttl: Duration) {
-        if self.nodes[node].keep_alives.insert(lease, ttl).is_none() {
-            self.after(ttl / 3, Event::Renew(node, lease));
-        }
+        let state = &mut self.nodes[node];
+        state.last_keep_alive += 1;
+        let task = state.last_keep_alive;
+        state.keep_alives.insert(lease, (ttl, task));
+        self.after(ttl / 3, Event::Renew(node, lease, task));
     }
 
-    pub fn renew(&mut self, node: NodeIx, lease: i64) {
-        let Some(ttl) = self.nodes[node].keep_alives.get(&lease).copied() else { return };
+    pub fn renew(&mut self, node: NodeIx, lease: i64, task: u64) {
+        let renews = self.nodes[node].keep_alives.get(&lease).filter(|(_, t)| *t == task);
+        let Some((ttl, _)) = renews.copied() else { return };
         self.nodes[node].costs.renewals += 1;
         if !self.reachable(node) || self.rng.chance(self.link.lost) {
             let pause = self.rng.time(Duration::from_millis(100), Duration::from_millis(800));
-            return self.after(pause, Event::Renew(node, lease));
+            return self.after(pause, Event::Renew(node, lease, task));
         }
         if self.etcd.renew(self.now, lease) {
-            self.after(ttl / 3, Event::Renew(node, lease));
+            self.after(ttl / 3, Event::Renew(node, lease, task));
         } else {
             let travel = self.travel();
             self.after(travel, Event::LeaseLost(node, lease));

@@ -68,7 +68,9 @@ pub struct Node {
     pub partitioned: bool,
     pub calls: BTreeMap<CallId, Call>,
     pub watches: BTreeMap<WatchId, Watch>,
-    pub keep_alives: BTreeMap<i64, Duration>,
+    /// The TTL, and which of the node's tasks renews it.
+    pub keep_alives: BTreeMap<i64, (Duration, u64)>,
+    pub last_keep_alive: u64,
     /// When the next tick is due, so that it is sent once.
     pub tick: Option<Time>,
     /// Ticks in a row at one moment: a machine that asks for them for ever would spin.
@@ -90,6 +92,7 @@ impl Node {
             calls: BTreeMap::new(),
             watches: BTreeMap::new(),
             keep_alives: BTreeMap::new(),
+            last_keep_alive: 0,
             tick: None,
             spins: 0,
             answered: 0,

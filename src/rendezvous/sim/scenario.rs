@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::faults::Fault;
+use super::hooks::Hooks;
 use super::rng::Rng;
 use crate::rendezvous::keys::Keys;
 use crate::rendezvous::machine::{OnMemberLoss, Settings};
@@ -48,6 +49,7 @@ pub struct Scenario {
     pub most_nodes: usize,
     /// Faults stop, and then one coordinator dies all the same.
     pub last_crash: bool,
+    pub hooks: Hooks,
 }
 
 impl Scenario {
@@ -77,6 +79,7 @@ impl Scenario {
             faults: Vec::new(),
             most_nodes: nodes,
             last_crash: false,
+            hooks: Hooks::default(),
         }
     }
 
@@ -112,6 +115,10 @@ impl Scenario {
             split: rng.between(0, 500),
             patience: rng.time(millis(300), seconds(4)),
         };
+        if rng.chance(500) {
+            scenario.hooks.members_per_txn = Some(1 + rng.below(3));
+            scenario.hooks.page = Some(1 + rng.between(0, 2) as i64);
+        }
         // Each seed knows a few kinds of faults only: together they would hide each other.
         for fault in Fault::ALL {
             if rng.chance(450) {

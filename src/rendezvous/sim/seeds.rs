@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::agent::Doing;
+use super::hooks;
 use super::invariants::{Violation, garbage, progress};
 use super::scenario::Scenario;
 use super::world::{Event, World};
@@ -16,6 +17,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Chaos, then peace, then the end.
 pub fn run(seed: u64, world: &mut World) -> Result<(), Violation> {
+    hooks::set(world.scenario.hooks);
     let nodes = world.scenario.nodes;
     for _ in 0..nodes {
         let pause = world.rng.time(Duration::ZERO, world.scenario.arrivals);

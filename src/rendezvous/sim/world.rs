@@ -34,7 +34,7 @@ pub enum Event {
     OpenWatch(NodeIx, WatchId),
     /// Events, or the end of the watch, reach the node.
     Deliver(NodeIx, WatchId),
-    Renew(NodeIx, i64),
+    Renew(NodeIx, i64, u64),
     LeaseLost(NodeIx, i64),
     Agent(NodeIx),
     Expire,
@@ -80,6 +80,7 @@ pub struct World {
     pub link: Link,
     pub nodes: Vec<Node>,
     pub etcd_down: bool,
+    pub trap: Option<super::traps::Trap>,
     /// Faults happen.
     pub chaos: bool,
     /// From when on there are no faults.
@@ -107,6 +108,7 @@ impl World {
             scenario,
             nodes: Vec::new(),
             etcd_down: false,
+            trap: None,
             chaos: false,
             healed: None,
             watchers: BTreeMap::new(),
@@ -226,7 +228,7 @@ impl World {
             Event::Tick(node, at) => self.tick(node, at),
             Event::OpenWatch(node, watch) => self.open_watch(node, watch),
             Event::Deliver(node, watch) => self.deliver(node, watch),
-            Event::Renew(node, lease) => self.renew(node, lease),
+            Event::Renew(node, lease, order) => self.renew(node, lease, order),
             Event::LeaseLost(node, lease) => {
                 self.nodes[node].keep_alives.remove(&lease);
                 self.feed(node, Input::LeaseLost(lease));
@@ -249,7 +251,7 @@ impl World {
             | Event::Retry(node, ..)
             | Event::Tick(node, _)
             | Event::Deliver(node, _)
-            | Event::Renew(node, _)
+            | Event::Renew(node, ..)
             | Event::LeaseLost(node, _)
             | Event::Agent(node) => *node,
             _ => return Some(event),
@@ -265,7 +267,7 @@ impl World {
     /// A node that was paused catches up, in no particular order.
     pub fn catch_up(&mut self, node: NodeIx) {
         for event in self.deferred.remove(&node).unwrap_or_default() {
-            let pause = self.rng.time(Duration::ZERO, Duration::from_millis(2));
+            let pause = self.rng.time(Duration::ZERO, self.link.latency * 4);
             self.after(pause, event);
         }
     }
@@ -307,6 +309,7 @@ impl World {
             Action::Revoke(lease) => self.revoke(node, lease),
             Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
+            Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
             Action::Joined(result) => self.agent_joined(node, result),
@@ -344,17 +347,18 @@ impl World {
             for lease in self.etcd.expire(self.now) {
                 self.note(|| format!("etcd: lease {lease:016x} ran out"));
             }
-            self.written();
+            self.written(None);
         }
     }
 
     /// Tells who watches, and the invariants, what was written.
-    pub fn written(&mut self) {
+    pub fn written(&mut self, writer: Option<NodeIx>) {
         for touched in self.etcd.take_touched() {
             self.note(|| super::trace::touched(&touched));
             self.wake_watchers(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);
+            self.spring_trap(writer, &touched);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the keys of the run said, revision by revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Violation;
 use crate::rendezvous::keys::{Keys, NodeId, node_of};
@@ -28,8 +28,8 @@ pub struct Round {
     pub completed: Option<(Since, Final)>,
     /// Every member key that was written, in the order of the writes.
     pub written: BTreeMap<NodeId, Vec<MemberKey>>,
-    /// The member keys that are there.
-    pub present: BTreeMap<NodeId, MemberKey>,
+    /// The member keys that are there, by attempt.
+    present: BTreeSet<(String, NodeId)>,
     /// The members as of the completion, by rank.
     pub members: BTreeMap<u32, NodeId>,
     /// A member of the completed round was lost.
@@ -62,13 +62,14 @@ impl History {
         let rounds = self.keys.round(0).replace("0/", "");
         let Some(rest) = key.strip_prefix(&rounds) else { return Ok(None) };
         let parts: Vec<&str> = rest.split('/').collect();
-        if let ([round, kind, _], Some(node)) = (&parts[..], node_of(&kv.key))
+        if let ([round, kind, rest @ ..], Some(node)) = (&parts[..], node_of(&kv.key))
             && let Ok(round) = round.parse()
         {
+            let attempt = rest.first().copied().unwrap_or_default();
             let round: &mut Round = self.rounds.entry(round).or_default();
             match *kind {
-                "member" if touched.deleted => round.member_gone(node, since),
-                "member" => round.member_written(node, since, &kv.value),
+                "member" if touched.deleted => round.member_gone(node, attempt, since),
+                "member" => round.member_written(node, attempt, since, &kv.value),
                 "waiting" if touched.deleted => drop(round.waiting.remove(&node)),
                 "waiting" => {
                     round.waiting.entry(node).or_insert(since);
@@ -96,15 +97,16 @@ impl History {
             let text = format!("{text}: {control:?} at {}", since.revision);
             Err(Violation::new("I2", text))
         };
-        match control.state {
+        match &control.state {
             State::Open { previous, .. } => {
-                if newest.unwrap_or(0) + 1 != control.round || previous + 1 != control.round {
+                let after = previous.as_ref().map_or(0, |previous| previous.round);
+                if newest.unwrap_or(0) + 1 != control.round || after + 1 != control.round {
                     return out_of_order("a round opened out of order");
                 }
                 round.opened = Some(since);
                 Ok(None)
             }
-            State::Final(ref complete) => {
+            State::Final(complete) => {
                 if newest != Some(control.round) || round.completed.is_some() {
                     return out_of_order("a round completed that was not open");
                 }
@@ -130,32 +132,37 @@ impl History {
 }
 
 impl Round {
-    fn member_written(&mut self, node: NodeId, since: Since, value: &[u8]) {
-        if let Ok(Member { rank, attempt, .. }) = records::decode("member", value) {
-            let key = MemberKey { rank, attempt, revision: since.revision };
-            self.written.entry(node).or_default().push(key.clone());
-            self.present.insert(node, key);
+    fn member_written(&mut self, node: NodeId, attempt: &str, since: Since, value: &[u8]) {
+        if let Ok(Member { rank, .. }) = records::decode("member", value) {
+            let key = MemberKey { rank, attempt: attempt.into(), revision: since.revision };
+            self.written.entry(node).or_default().push(key);
+            self.present.insert((attempt.into(), node));
         }
     }
 
-    fn member_gone(&mut self, node: NodeId, since: Since) {
-        let was = self.present.remove(&node);
-        if let (Some(key), Some((_, complete))) = (was, &self.completed)
-            && key.attempt == complete.attempt
-        {
+    fn member_gone(&mut self, node: NodeId, attempt: &str, since: Since) {
+        self.present.remove(&(attempt.to_string(), node));
+        if self.completed.as_ref().is_some_and(|(_, complete)| complete.attempt == attempt) {
             self.lost.get_or_insert(since);
         }
     }
 
+    /// The members of the completed round that etcd still has.
+    pub fn live(&self) -> impl Iterator<Item = NodeId> {
+        let attempt = self.completed.as_ref().map(|(_, complete)| complete.attempt.clone());
+        let of_attempt = self.present.iter().filter(move |(a, _)| Some(a) == attempt.as_ref());
+        of_attempt.map(|(_, node)| *node)
+    }
+
     fn complete(&mut self, since: Since, complete: &Final) {
         let listed = self.written.iter().filter_map(|(node, keys)| {
-            let key = keys.last().filter(|key| key.attempt == complete.attempt)?;
+            let key = keys.iter().rfind(|key| key.attempt == complete.attempt)?;
             Some((key.rank, *node))
         });
         self.members = listed.collect();
-        if self.members.values().any(|node| !self.present.contains_key(node)) {
+        self.completed = Some((since, complete.clone()));
+        if self.live().count() < self.members.len() {
             self.lost = Some(since);
         }
-        self.completed = Some((since, complete.clone()));
     }
 }

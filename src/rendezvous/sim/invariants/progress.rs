@@ -93,7 +93,7 @@ pub fn unsettled(world: &World) -> Option<String> {
     }
     let round = world.checks.history.round(control.round)?;
     let is_up = |lease: &i64| world.holder(*lease).is_some_and(|node| world.nodes[node].is_up());
-    if let Some(dead) = round.present.keys().find(|lease| !is_up(lease)) {
+    if let Some(dead) = round.live().find(|lease| !is_up(lease)) {
         return Some(format!("the lease of the dead member {dead:016x} has time left"));
     }
     let full = training.len() >= settings.max;
