@@ -64,6 +64,10 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
 	done
 
+.PHONY: bench-rendezvous
+bench-rendezvous: build  ## Seconds and calls of a rendezvous among N agents: N="2 32 256"
+	$(BIN)/python benches/rendezvous.py $(N)
+
 .PHONY: verify
 verify: build  ## Lint and types; never writes the tree
 	$(CARGO) fmt --check

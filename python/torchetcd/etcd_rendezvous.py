@@ -126,6 +126,7 @@ class EtcdRendezvous:
             restart_on_member_loss=options.on_member_loss == "restart",
             host=_host_name(self._host),
         )
+        self._told_why = False
         leave_at_exit(self)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
@@ -148,6 +149,7 @@ class EtcdRendezvous:
 
     def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
         with reserved_port() as port, leaving_on_sigterm(self._node.leave):
+            self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
                 version, rank, world_size, addr, master_port = self._wait()
@@ -195,7 +197,13 @@ class EtcdRendezvous:
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member; asks nobody."""
-        return self._node.num_nodes_waiting()
+        waiting = self._node.num_nodes_waiting()
+        if waiting and not self._told_why:
+            # Once per round: agents ask up to ten times a second.
+            self._told_why = True
+            reason = self._node.broken() or f"{waiting} more nodes want to join"
+            _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
+        return waiting
 
     def is_closed(self) -> bool:
         """Return whether the run is closed; asks etcd at most once, then a watch tells."""
