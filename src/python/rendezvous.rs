@@ -109,11 +109,7 @@ impl PyRendezvous {
     }
 
     /// Round, rank, world size, master address and port; `None` when `timeout_s` passed first.
-    fn wait_joined(
-        &self,
-        py: Python<'_>,
-        timeout_s: f64,
-    ) -> PyResult<Option<Joined>> {
+    fn wait_joined(&self, py: Python<'_>, timeout_s: f64) -> PyResult<Option<Joined>> {
         let limit = duration("timeout_s", timeout_s)?;
         let receiver = self.joining.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut receiver) = receiver else {
