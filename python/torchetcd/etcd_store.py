@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from torch.distributed import Store
 
+import torchetcd._lifecycle  # noqa: F401 - ends the native threads when the interpreter ends
 from torchetcd._errors import (
     MemberLostError,
     QueueEmptyError,
