@@ -49,7 +49,7 @@ test: build test-rust test-python  ## Everything that must pass
 
 .PHONY: test-rust
 test-rust: $(VENV)/.built
-	TORCHETCD_TEST_ETCD="$$($(BIN)/python -m torchetcd.etcd_server --binary)" \
+	TORCHETCD_TEST_ETCD="$$($(BIN)/python -c 'from torchetcd.etcd_server import find_binary as f; print(f())')" \
 	    $(CARGO) test --quiet --no-default-features --profile $(PROFILE)
 
 .PHONY: test-python
@@ -63,6 +63,10 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    echo "== $$($$etcd --version | head -n 1) ($$etcd)"; \
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
 	done
+
+.PHONY: bench-rendezvous
+bench-rendezvous: build  ## Seconds and calls of a rendezvous among N agents: N="2 32 256"
+	$(BIN)/python benches/rendezvous.py $(N)
 
 .PHONY: verify
 verify: build  ## Lint and types; never writes the tree

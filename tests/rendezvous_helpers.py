@@ -17,10 +17,10 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from conftest import eventually
 from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from conftest import eventually
 from torchetcd.etcd import Client, EtcdKeyNotFound
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 
@@ -247,6 +247,8 @@ class _Commands:
         self._store.set(key, value)
 
     def store_get(self, key: str) -> bytes:
+        """Wait for a key, after another one has said so."""
+        self._store.set(f"waits for {key}", str(os.getpid()))
         return bytes(self._store.get(key))
 
     def exit(self) -> None:

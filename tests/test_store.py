@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
-from store_helpers import in_background, opened, seconds
 
+from store_helpers import Proxy, compact, in_background, opened, seconds
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_store import (
     EtcdStore,
@@ -20,7 +20,17 @@ from torchetcd.etcd_store import (
 )
 
 MIB = 1 << 20
-AWKWARD = ["", "plain", "with / slash", "ключ-キー-🔑", "nul\0inside", "x" * 2000, ".op/1", "#1", "+"]
+AWKWARD = [
+    "",
+    "plain",
+    "with / slash",
+    "ключ-キー-🔑",
+    "nul\0inside",
+    "x" * 2000,
+    ".op/1",
+    "#1",
+    "+",
+]
 VALUES = [b"", b"plain", b"\0\xff\xfe", b"#5", "ключ".encode(), b"x" * 100_000]
 
 
@@ -139,7 +149,9 @@ class TestAdd:
         store.set("n", str(2**63 - 1))
         assert store.add("n", 2) == -(2**63) + 1
 
-    def test_of_many_different_numbers(self, store: dist.Store, client: Client, prefix: str) -> None:
+    def test_of_many_different_numbers(
+        self, store: dist.Store, client: Client, prefix: str
+    ) -> None:
         total = 0
         for n in range(1, 101):
             total += n
@@ -317,7 +329,7 @@ class TestWaiting:
         store.wait(["there"])
 
     def test_timeout_names_some_of_many(self, direct: EtcdStore) -> None:
-        with pytest.raises(StoreTimeoutError, match="20 of 20 keys missing.* and 15 more"):
+        with pytest.raises(StoreTimeoutError, match=r"20 of 20 keys missing.* and 15 more"):
             direct.wait([f"k{i}" for i in range(20)], seconds(0))
 
     def test_negative_timeout_is_none(self, direct: EtcdStore) -> None:
@@ -330,18 +342,69 @@ class TestWaiting:
         assert direct.get("k") == b"v"
         thread.join()
 
-    def test_compaction_while_waiting(
-        self, store: dist.Store, client: Client, prefix: str
+    @pytest.mark.parametrize("operation", ["get", "multi_get", "wait"])
+    @pytest.mark.parametrize("missed", [True, False])
+    def test_compaction_while_disconnected(
+        self, client: Client, prefix: str, operation: str, missed: bool
     ) -> None:
-        with opened(client, f"{prefix}-other") as other:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=30) as waiting,
+            opened(client, prefix) as store,
+        ):
+            store.set("early", "e")
 
             def write() -> None:
-                for i in range(50):
-                    other.set("k", str(i))
-                store.set("late", "1")
+                proxy.cut()
+                store.set("early", "e2")
+                if missed:
+                    store.set("late", "l")
+                compact(client)
+                proxy.mend()
+                if not missed:
+                    pause = threading.Event()
+                    pause.wait(0.5)  # for the new watch
+                    store.set("late", "l")
 
-            thread = in_background(write, after=0.2)
-            assert store.get("late") == b"1"
+            thread = in_background(write, after=0.3)
+            if operation == "get":
+                assert waiting.get("late") == b"l"
+            elif operation == "multi_get":
+                assert waiting.multi_get(["early", "late"]) == [b"e2", b"l"]
+            else:
+                waiting.wait(["early", "late"])
+            thread.join()
+
+    def test_outage_while_waiting(self, client: Client, prefix: str) -> None:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=30) as waiting,
+            opened(client, prefix) as store,
+        ):
+
+            def write() -> None:
+                proxy.cut()
+                store.set("late", "l")
+                store.delete_key("late")
+                store.set("other", "l")
+                proxy.mend()
+
+            thread = in_background(write, after=0.3)
+            # Nothing that happened meanwhile is lost.
+            waiting.wait(["late", "other"])
+            thread.join()
+
+    def test_no_connection_when_the_time_is_over(self, client: Client, prefix: str) -> None:
+        with (
+            Proxy(client.port) as proxy,
+            Client(port=proxy.port) as far,
+            opened(far, prefix, timeout=6) as waiting,
+        ):
+            thread = in_background(proxy.cut, after=0.3)
+            with pytest.raises(StoreConnectionError):
+                waiting.get("missing")
             thread.join()
 
     def test_other_threads_go_on(self, store: dist.Store) -> None:
@@ -492,7 +555,7 @@ class TestFailures:
                 lambda: store.check(["k"]),
                 store.num_keys,
             ):
-                with pytest.raises(StoreConnectionError, match="127.0.0.1:1") as caught:
+                with pytest.raises(StoreConnectionError, match=r"127\.0\.0\.1:1") as caught:
                     operation()
                 assert isinstance(caught.value, dist.DistNetworkError)
                 assert isinstance(caught.value.__cause__, EtcdConnectionFailed)
@@ -540,9 +603,12 @@ class TestFailures:
             store.add("n", 1)
             store.queue_push("q", "v")
             client._native.lease_revoke(lease)
-            assert client._native.txn(
-                [], [("get", prefix.encode() + b"/", prefix.encode() + b"0", 0, False, 0)], []
-            )[2][0][1] == 0
+            assert (
+                client._native.txn(
+                    [], [("get", prefix.encode() + b"/", prefix.encode() + b"0", 0, False, 0)], []
+                )[2][0][1]
+                == 0
+            )
             with pytest.raises(StoreError, match="lease of this store has run out"):
                 store.set("k", "v")
 
@@ -558,9 +624,7 @@ class TestFailures:
         timer.join()
 
 
-def test_parts_of_the_layout_stay_after_use(
-    direct: EtcdStore, client: Client, prefix: str
-) -> None:
+def test_parts_of_the_layout_stay_after_use(direct: EtcdStore, client: Client, prefix: str) -> None:
     direct.set("k", "v")
     direct.add("n", 1)
     direct.delete_key("n")
@@ -570,7 +634,7 @@ def test_parts_of_the_layout_stay_after_use(
     assert names == {"/aw==", "/.op"}
     # Receipts live under a lease of their own.
     receipts = client._native.txn(
-        [], [("get", f"{prefix}/.op/".encode(), f"{prefix}/.op0".encode(), 0, True, 0)], []
+        [], [("get", f"{prefix}/.op/".encode(), f"{prefix}/.op0".encode(), 0, False, 0)], []
     )[2][0][0]
     assert receipts
     assert all(kv[5] != 0 for kv in receipts)

@@ -9,19 +9,19 @@ import torch.distributed as dist
 from torch.distributed import DistNetworkError, DistStoreError
 
 
-class StoreError(DistStoreError):  # type: ignore[misc]
+class StoreError(DistStoreError):
     """A store's operation failed."""
 
 
-class StoreTimeoutError(DistStoreError, LookupError):  # type: ignore[misc]
+class StoreTimeoutError(DistStoreError, LookupError):
     """Keys were not there in time. torch's EtcdStore raises a `LookupError` then."""
 
 
-class MemberLostError(DistStoreError):  # type: ignore[misc]
+class MemberLostError(DistStoreError):
     """A member of the round was lost while this node waited for a key of the round's store."""
 
 
-class StoreConnectionError(DistNetworkError):  # type: ignore[misc]
+class StoreConnectionError(DistNetworkError):
     """etcd could not be reached, or did not answer in time."""
 
 
@@ -33,7 +33,7 @@ if hasattr(dist, "QueueEmptyError"):
     QueueEmptyError: type[DistStoreError] = dist.QueueEmptyError
 else:  # torch before 2.7
 
-    class _QueueEmptyError(DistStoreError):  # type: ignore[misc]
+    class _QueueEmptyError(DistStoreError):
         """There is nothing in the queue."""
 
     QueueEmptyError = _QueueEmptyError

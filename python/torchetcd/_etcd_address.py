@@ -46,12 +46,16 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
 def _parse(part: str, port: int, protocol: str) -> Address:
     # An IPv6 address without brackets has no port.
     bare_ipv6 = part.count(":") > 1 and not part.startswith("[") and "://" not in part
-    url = urlsplit(part if "://" in part else f"//{f'[{part}]' if bare_ipv6 else part}")
-    scheme = url.scheme or protocol
-    if not url.hostname or scheme not in ("http", "https") or url.path not in ("", "/"):
+    try:
+        url = urlsplit(part if "://" in part else f"//{f'[{part}]' if bare_ipv6 else part}")
+        scheme, given_port = url.scheme or protocol, url.port
+        valid = scheme in ("http", "https") and url.path in ("", "/")
+    except ValueError:
+        valid = False
+    if not valid or not url.hostname:
         message = (
             f"The etcd endpoint {part!r} is not valid. Expected host, host:port, [ipv6]:port, "
             "http://host:port or https://host:port, or several of them separated by commas."
         )
         raise ValueError(message)
-    return Address(scheme, url.hostname, port if url.port is None else url.port)
+    return Address(scheme, url.hostname, port if given_port is None else given_port)

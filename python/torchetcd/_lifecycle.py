@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
+import signal
+import threading
 import weakref
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +24,33 @@ def leave_at_exit(node: EtcdRendezvous) -> None:
     close the run, but its peers should learn of it at once and not when its lease has run out.
     """
     _nodes.add(node)
+
+
+@contextlib.contextmanager
+def leaving_on_sigterm(leave: Callable[[], None]) -> Iterator[None]:
+    """Leave before SIGTERM ends the process, where nobody handles that signal.
+
+    torch's agent handles it from the moment that it has started workers (torch
+    `multiprocessing/api.py`, `PContext.start`). Until then, so in its first barrier, the signal
+    would end it without a word to the peers.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(signum: int, _frame: object) -> None:
+        # First, so that a second signal ends the process at once.
+        signal.signal(signum, signal.SIG_DFL)
+        leave()
+        os.kill(os.getpid(), signum)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @atexit.register

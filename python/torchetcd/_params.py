@@ -39,7 +39,7 @@ def _seconds(least: int) -> Callable[[str, Any], int]:
     def parse(name: str, value: Any) -> int:
         try:
             number = int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or number < least or isinstance(value, bool):
             message = (
@@ -55,6 +55,14 @@ def _seconds(least: int) -> Callable[[str, Any], int]:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         message = f"The rendezvous parameter '{name}' must be a non-empty string, not {value!r}."
+        raise ValueError(message)
+    return value
+
+
+def _secret(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        # Without the value: messages end up in logs.
+        message = f"The rendezvous parameter '{name}' must be a non-empty string."
         raise ValueError(message)
     return value
 
@@ -148,7 +156,7 @@ PARAMETERS = (
     Parameter(
         ("password",),
         None,
-        _text,
+        _secret,
         "Password in etcd; better given by `TORCHETCD_PASSWORD` or a file named by "
         "`TORCHETCD_PASSWORD_FILE`, because torchrun logs the parameters.",
     ),
@@ -190,7 +198,7 @@ class Options:
     ssl_cert: str | None
     ssl_cert_key: str | None
     user: str | None
-    password: str | None
+    password: str | None = dataclasses.field(repr=False)
     read_timeout: int
 
 

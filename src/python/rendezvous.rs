@@ -151,6 +151,11 @@ impl PyRendezvous {
         Ok(self.handle()?.status().waiting)
     }
 
+    /// Why the world of this member is over, or no longer whole; `None` while it is.
+    fn broken(&self) -> PyResult<Option<String>> {
+        Ok(self.handle()?.status().broken.map(|(_, reason)| reason))
+    }
+
     /// Who closed the run, why, and when (Unix time); `None` while it is open. Asks etcd the first
     /// time only, then a watch tells.
     fn closed(&self, py: Python<'_>) -> PyResult<Option<(String, String, u64)>> {

@@ -29,6 +29,11 @@ pub fn handle() -> Handle {
     lock(state).handle.clone()
 }
 
+/// Whether [`shutdown`] was called.
+pub fn ended() -> bool {
+    RUNTIME.get().is_some_and(|state| lock(state).runtime.is_none())
+}
+
 fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
     state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -10,7 +10,8 @@ use super::handle::Store;
 use crate::etcd::kv::Event;
 use crate::etcd::{WatchMessage, WatchReceiver, WatchSpec};
 
-/// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once.
+/// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once. Less where
+/// the client has less for a request.
 const READ_AT_LEAST: Duration = Duration::from_secs(5);
 /// Waits at least this long look once more before they report a timeout: etcd may have been out of
 /// reach all the time, and then that is the error.
@@ -23,6 +24,7 @@ pub(super) struct Waiter {
     started: Instant,
     deadline: Instant,
     timeout: Duration,
+    read_at_least: Duration,
     abort: Option<watch::Receiver<Option<String>>>,
 }
 
@@ -44,7 +46,13 @@ impl Waiter {
     pub fn new(store: &Store, timeout: Duration) -> Self {
         let started = Instant::now();
         let timeout = timeout.min(LONGEST);
-        Self { started, deadline: started + timeout, timeout, abort: store.abort.clone() }
+        Self {
+            started,
+            deadline: started + timeout,
+            timeout,
+            read_at_least: READ_AT_LEAST.min(store.client.config().request_timeout),
+            abort: store.abort.clone(),
+        }
     }
 
     pub fn timeout(&self) -> Duration {
@@ -52,7 +60,7 @@ impl Waiter {
     }
 
     pub fn read_deadline(&self) -> Instant {
-        self.deadline.max(self.started + READ_AT_LEAST)
+        self.deadline.max(self.started + self.read_at_least)
     }
 
     /// For a read after the end: `None` where it is not worth one.

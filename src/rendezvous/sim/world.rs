@@ -314,6 +314,7 @@ impl World {
                 self.call(node, call, Request::TimeToLive(lease), deadline);
             }
             Action::Revoke(lease) => self.revoke(node, lease),
+            Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
             Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),

@@ -1,0 +1,212 @@
+"""What the package shows to the outside: its names, its registration, the README's table."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed import Store
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
+
+import torchetcd
+from torchetcd._params import PARAMETERS
+
+README = Path(__file__).parent.parent / "README.md"
+
+# With torch's own, what the takeover has to make room for.
+SHOW_REGISTRY = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
+{then}
+for name in ("etcd", "etcd-v2", "etcd-v3", "c10d", "static"):
+    print(name, registry._registry[name].__module__)
+"""
+TORCHS_OWN = "torch.distributed.elastic.rendezvous.registry"
+OURS = "torchetcd._registration"
+
+
+def _run(source: str, **env: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHETCD_", "TORCH_"))}
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        env=inherited | env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+class TestNames:
+    def test_of_the_package(self) -> None:
+        assert set(torchetcd.__all__) == {"__version__", "register"}
+        assert torchetcd.__version__ == importlib.metadata.version("torchetcd")
+
+    @pytest.mark.parametrize(
+        ("module", "names"),
+        [
+            (
+                "etcd_rendezvous",
+                [
+                    "EtcdRendezvous",
+                    "EtcdRendezvousHandler",
+                    "EtcdRendezvousRetryImmediately",
+                    "EtcdRendezvousRetryableFailure",
+                    "create_rdzv_handler",
+                ],
+            ),
+            ("etcd_rendezvous_backend", ["EtcdRendezvousBackend", "create_backend"]),
+            ("etcd_server", ["EtcdServer", "find_free_port", "stop_etcd"]),
+            ("etcd_store", ["EtcdStore"]),
+            ("etcd", ["Client", "EtcdResult", "EtcdException", "EtcdKeyNotFound"]),
+        ],
+    )
+    def test_of_modules_are_torchs(self, module: str, names: list[str]) -> None:
+        ours = importlib.import_module(f"torchetcd.{module}")
+        for name in names:
+            assert getattr(ours, name).__doc__
+        if module != "etcd":
+            # Found, not imported: some of torch's need python-etcd or urllib3.
+            assert importlib.util.find_spec(f"torch.distributed.elastic.rendezvous.{module}")
+
+    @pytest.mark.parametrize(
+        ("module", "name", "parameters"),
+        [
+            (
+                "etcd_rendezvous",
+                "EtcdRendezvous",
+                "client prefix run_id num_min_workers num_max_workers timeout last_call_timeout",
+            ),
+            ("etcd_rendezvous", "EtcdRendezvousHandler", "rdzv_impl local_addr"),
+            ("etcd_rendezvous", "create_rdzv_handler", "params"),
+            ("etcd_rendezvous_backend", "EtcdRendezvousBackend", "client run_id key_prefix ttl"),
+            ("etcd_rendezvous_backend", "create_backend", "params"),
+            ("etcd_server", "EtcdServer", "data_dir"),
+            ("etcd_server", "find_free_port", ""),
+            ("etcd_store", "EtcdStore", "etcd_client etcd_store_prefix timeout"),
+        ],
+    )
+    def test_parameters_are_torchs(self, module: str, name: str, parameters: str) -> None:
+        """By position and, where users give them so, by name."""
+        ours = getattr(importlib.import_module(f"torchetcd.{module}"), name)
+        wanted = parameters.split()
+        assert list(inspect.signature(ours).parameters)[: len(wanted)] == wanted
+
+    def test_bases_are_torchs(self) -> None:
+        from torchetcd.etcd_rendezvous import EtcdRendezvousHandler
+        from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend
+        from torchetcd.etcd_store import EtcdStore
+
+        assert issubclass(EtcdRendezvousHandler, RendezvousHandler)
+        assert issubclass(EtcdRendezvousBackend, RendezvousBackend)
+        assert issubclass(EtcdStore, Store)
+        assert not inspect.isabstract(EtcdRendezvousHandler)
+
+    def test_types_are_shipped(self) -> None:
+        assert (Path(torchetcd.__file__).parent / "py.typed").is_file()
+
+
+def test_an_import_is_cheap() -> None:
+    """No torch, no thread; and no thread either where a handler could be made."""
+    source = """
+import sys, os
+import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd._registration, torchetcd._params
+assert not any(name == "torch" or name.startswith("torch.") for name in sys.modules)
+assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
+client = torchetcd.etcd.Client("localhost")
+assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
+import torch
+before = len(os.listdir("/proc/self/task"))
+import torchetcd.etcd_rendezvous, torchetcd.etcd_store, torchetcd.etcd_rendezvous_backend
+assert len(os.listdir("/proc/self/task")) == before
+assert not __import__("logging").getLogger("torchetcd").handlers
+print("ok")
+"""
+    assert _run(source).stdout == "ok\n"
+
+
+class TestRegistration:
+    """In processes of their own: torch registers once, when its rendezvous package is imported."""
+
+    @pytest.fixture
+    def python_etcd(self, tmp_path: Path) -> str:
+        """Where a module named as python-etcd's is found."""
+        package = tmp_path / "etcd"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        return str(tmp_path)
+
+    def _registry(
+        self, then: str = "", python_etcd: str | None = None, **env: str
+    ) -> tuple[dict[str, str], str]:
+        if python_etcd is not None:
+            paths = [python_etcd, os.environ.get("PYTHONPATH", "")]
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        done = _run(SHOW_REGISTRY.format(then=then), **env)
+        shown = dict(line.split() for line in done.stdout.splitlines())
+        assert shown.pop("c10d") == shown.pop("static") == TORCHS_OWN
+        assert shown["etcd-v3"] == OURS
+        assert shown["etcd"] == shown["etcd-v2"]
+        lines = [line for line in done.stderr.splitlines() if line.startswith("torchetcd")]
+        assert len(lines) == 1 + bool(then)
+        return shown, lines[-1]
+
+    def test_without_python_etcd(self) -> None:
+        shown, line = self._registry()
+        assert shown["etcd"] == OURS
+        assert "'etcd' and 'etcd-v2': python-etcd is not installed" in line
+
+    def test_with_python_etcd(self, python_etcd: str) -> None:
+        shown, line = self._registry(python_etcd=python_etcd)
+        assert shown["etcd"] == TORCHS_OWN
+        assert "stay, because python-etcd is installed" in line
+        assert "TORCHETCD_OVERRIDE=1" in line
+
+    def test_by_the_environment(self, python_etcd: str) -> None:
+        shown, line = self._registry(python_etcd=python_etcd, TORCHETCD_OVERRIDE="1")
+        assert shown["etcd"] == OURS
+        assert line.endswith("TORCHETCD_OVERRIDE=1 is set.")
+        shown, _ = self._registry(python_etcd=python_etcd, TORCHETCD_OVERRIDE="0")
+        assert shown["etcd"] == TORCHS_OWN
+
+    def test_by_a_call(self, python_etcd: str) -> None:
+        override = "import torchetcd; torchetcd.register(override=True)"
+        shown, line = self._registry(override, python_etcd)
+        assert shown["etcd"] == OURS
+        assert "register(override=True) was called" in line
+        shown, _ = self._registry("import torchetcd; torchetcd.register()", python_etcd)
+        assert shown["etcd"] == TORCHS_OWN
+
+    def test_a_folder_named_etcd_is_no_python_etcd(self, tmp_path: Path) -> None:
+        """Such as the data of a server in the working directory."""
+        (tmp_path / "etcd" / "member").mkdir(parents=True)
+        shown, _ = self._registry(python_etcd=str(tmp_path))
+        assert shown["etcd"] == OURS
+
+
+def test_the_table_of_the_readme() -> None:
+    table = README.read_text(encoding="utf-8").split("<!-- parameters -->", 1)[1]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.split("<!-- /parameters -->")[0].splitlines()
+        if line.startswith("|")
+    ]
+    shown = [(re.findall("`([^`]+)`", names), default, text) for names, default, text in rows[2:]]
+    wanted = [
+        (
+            list(parameter.names),
+            "" if parameter.default is None else f"`{parameter.default}`",
+            parameter.meaning,
+        )
+        for parameter in PARAMETERS
+    ]
+    assert shown == wanted

@@ -1,0 +1,604 @@
+"""The handler and its parts in one process: names, parameters, results, errors, events, log lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from torch.distributed import DistStoreError
+from torch.distributed.elastic import events
+from torch.distributed.elastic.events import NodeState, RdzvEvent
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousParameters,
+    RendezvousStateError,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+
+from conftest import eventually
+from torchetcd import etcd_rendezvous
+from torchetcd._params import PARAMETERS, parse_options
+from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
+
+CONTROL = "rdzv/head/control"
+
+
+@pytest.fixture
+def run_id(prefix: str) -> str:
+    return prefix.strip("/")
+
+
+@pytest.fixture
+def make(etcd_server: EtcdServer, run_id: str) -> Iterator[Callable[..., EtcdRendezvousHandler]]:
+    """Make handlers of one run, by torch's parameters; those of one node unless told otherwise."""
+    made = []
+
+    def create(least: int = 1, most: int = 1, **config: Any) -> EtcdRendezvousHandler:
+        given = {"backend": "etcd-v3", "run_id": run_id, "endpoint": etcd_server.get_endpoint()}
+        given |= {"local_addr": "127.0.0.1", "last_call_timeout": 0} | config
+        handler = create_rdzv_handler(
+            RendezvousParameters(min_nodes=least, max_nodes=most, **given)
+        )
+        made.append(handler)
+        return handler
+
+    yield create
+    for handler in made:
+        handler._rdzv_impl.leave()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RdzvEvent]:
+    """Torch records no event unless there is a place for them."""
+    found: list[RdzvEvent] = []
+    monkeypatch.setattr(events, "get_logging_handler", lambda _destination: logging.StreamHandler())
+    monkeypatch.setattr(events, "record_rdzv_event", found.append)
+    return found
+
+
+class TestRendezvous:
+    """The seven positional arguments of torch, and a handler made with one."""
+
+    @pytest.mark.parametrize("path", ["/test/p2p", "test/p2p", "/test/p2p/", "//test/p2p//"])
+    def test_a_rendezvous_of_one(self, client: Client, run_id: str, path: str) -> None:
+        rdzv = EtcdRendezvous(client, path, run_id, 1, 1, 30, 5)
+        handler = EtcdRendezvousHandler(rdzv)
+        info = handler.next_rendezvous()
+        assert (info.rank, info.world_size) == (0, 1)
+        assert client.read(f"/test/p2p/run_{run_id}/{CONTROL}").value
+        assert rdzv.get_path("/x") == rdzv.get_path("x") == f"/test/p2p/run_{run_id}/x"
+        assert handler.shutdown()
+
+    def test_the_barrier(self, client: Client, prefix: str) -> None:
+        rdzv = EtcdRendezvous(client, prefix, 17, 1, 1, 30, 5)
+        assert EtcdRendezvousHandler(rdzv).get_run_id() == "17"
+        assert rdzv.rendezvous_barrier() == (1, 0, 1)
+        assert rdzv.rendezvous_barrier() == (2, 0, 1)
+        rdzv.set_closed()
+        with pytest.raises(RendezvousClosedError):
+            rdzv.rendezvous_barrier()
+
+    def test_the_empty_prefix(self, client: Client, run_id: str) -> None:
+        rdzv = EtcdRendezvous(client, "/", run_id, 1, 1, 30, 5)
+        assert rdzv.get_path("x") == f"/run_{run_id}/x"
+
+    def test_the_store_of_a_round(self, client: Client, prefix: str) -> None:
+        rdzv = EtcdRendezvous(client, prefix, "run", 1, 1, 30, 5)
+        version, _, _ = rdzv.rendezvous_barrier()
+        rdzv.setup_kv_store(version).set("key", "value")
+        assert rdzv.setup_kv_store(version).get("key") == b"value"
+        rdzv.leave()
+
+    def test_extra_data(self, client: Client, prefix: str) -> None:
+        rdzv = EtcdRendezvous(client, prefix, "run", 1, 1, 30, 5)
+        version, _, _ = rdzv.rendezvous_barrier()
+        value = {"hosts": ["a", "b"], "ports": [1, 2], "größe": None}
+        rdzv.store_extra_data(version, "key", value)
+        assert rdzv.load_extra_data(version, "key") == value
+        with pytest.raises(LookupError) as raised:
+            rdzv.load_extra_data(version, "other", timeout=0.2)
+        assert isinstance(raised.value, DistStoreError)
+        rdzv.leave()
+
+    def test_extra_data_that_comes_later(self, client: Client, prefix: str) -> None:
+        one, other = (EtcdRendezvous(client, prefix, "run", 2, 2, 30, 5) for _ in range(2))
+        with ThreadPoolExecutor(2) as pool:
+            barriers = [pool.submit(rdzv.rendezvous_barrier) for rdzv in (one, other)]
+            version = barriers[0].result()[0]
+            barriers[1].result()
+            waiting = pool.submit(one.load_extra_data, version, "key", 20)
+            other.store_extra_data(version, "key", "value")
+            assert waiting.result() == "value"
+        one.leave()
+        other.leave()
+
+    @pytest.mark.parametrize(("least", "most"), [(0, 1), (2, 1), (-1, 1)])
+    def test_impossible_numbers_of_nodes(self, client: Client, least: int, most: int) -> None:
+        with pytest.raises(ValueError, match="1 <= min_nodes <= max_nodes"):
+            EtcdRendezvous(client, "/p", "run", least, most, 30, 5)
+
+    def test_a_client_of_python_etcd(self, etcd_server: EtcdServer, prefix: str) -> None:
+        # What `as_client` needs of python-etcd's class.
+        foreign = types.SimpleNamespace(
+            host=etcd_server.get_host(),
+            port=etcd_server.get_port(),
+            protocol="http",
+            read_timeout=9,
+        )
+        rdzv = EtcdRendezvous(foreign, prefix, "run", 1, 1, 30, 5)  # type: ignore[arg-type]
+        assert rdzv.rendezvous_barrier() == (1, 0, 1)
+        rdzv.leave()
+
+    def test_something_that_is_no_client(self) -> None:
+        with pytest.raises(TypeError, match=r"torchetcd\.etcd\.Client or a client of python-etcd"):
+            EtcdRendezvous("localhost:2379", "/p", "run", 1, 1, 30, 5)  # type: ignore[arg-type]
+
+
+class TestHandler:
+    def test_names(self, make: Callable[..., EtcdRendezvousHandler], run_id: str) -> None:
+        handler = make()
+        assert isinstance(handler, RendezvousHandler)
+        assert handler.get_run_id() == run_id
+        assert handler.get_backend() == "etcd-v3"
+        assert make(backend="etcd-v2").get_backend() == "etcd-v2"
+        assert EtcdRendezvousHandler(handler._rdzv_impl).get_backend() == "etcd"
+        assert handler.use_agent_store is False
+
+    def test_next_rendezvous(self, make: Callable[..., EtcdRendezvousHandler]) -> None:
+        handler = make()
+        info = handler.next_rendezvous()
+        assert (info.rank, info.world_size) == (0, 1)
+        info.store.set("key", "value")
+        assert info.store.get("key") == b"value"
+        master = info.bootstrap_store_info
+        assert isinstance(master, RendezvousStoreInfo)
+        assert master.master_addr == "127.0.0.1"
+        assert info.store.get("MASTER_ADDR") == b"127.0.0.1"
+        assert info.store.get("MASTER_PORT") == str(master.master_port).encode()
+        # The port is free for the workers.
+        with socket.create_server((master.master_addr, master.master_port)):
+            pass
+
+    def test_an_address_that_peers_can_reach(
+        self, make: Callable[..., EtcdRendezvousHandler]
+    ) -> None:
+        master = make(local_addr=None).next_rendezvous().bootstrap_store_info
+        # An address and no name; it is one of this host's.
+        assert master.master_addr == socket.gethostbyname(master.master_addr)
+        with socket.create_server((master.master_addr, master.master_port)):
+            socket.create_connection((master.master_addr, master.master_port), 5).close()
+
+    def test_every_round_has_a_store_of_its_own(
+        self, make: Callable[..., EtcdRendezvousHandler]
+    ) -> None:
+        handler = make()
+        handler.next_rendezvous().store.set("key", "first")
+        store = handler.next_rendezvous().store
+        assert not store.check(["key"])
+        assert store.check(["MASTER_ADDR", "MASTER_PORT"])
+
+    def test_closing(self, make: Callable[..., EtcdRendezvousHandler]) -> None:
+        handler, other = make(), make()
+        assert not handler.is_closed()
+        handler.set_closed()
+        assert handler.is_closed()
+        handler.set_closed()
+        eventually(other.is_closed)
+        with pytest.raises(RendezvousClosedError) as raised:
+            other.next_rendezvous()
+        assert f"{os.uname().nodename} (pid {os.getpid()}): set_closed() was called" in str(
+            raised.value
+        )
+        assert make().is_closed()
+
+    def test_shutdown(self, make: Callable[..., EtcdRendezvousHandler], client: Client) -> None:
+        handler = make()
+        handler.next_rendezvous()
+        assert handler.shutdown() is True
+        assert handler.is_closed()
+        assert handler.shutdown() is True
+        # It has left: only the record of the closing is there, and what belongs to the round.
+        impl = handler._rdzv_impl
+        assert impl.get_path("rdzv/round/1/member") not in client
+        with pytest.raises(RendezvousClosedError, match=r"shutdown\(\) was called"):
+            make().next_rendezvous()
+
+    def test_shutdown_without_etcd(self, run_id: str, caplog: pytest.LogCaptureFixture) -> None:
+        with EtcdServer() as server:
+            handler = create_rdzv_handler(
+                RendezvousParameters(
+                    "etcd-v3", server.get_endpoint(), run_id, 1, 1, close_timeout=2
+                )
+            )
+            handler.next_rendezvous()
+        assert handler.shutdown() is False
+        assert "could not be closed" in caplog.text
+
+    def test_runs_are_strangers(
+        self, make: Callable[..., EtcdRendezvousHandler], run_id: str, client: Client
+    ) -> None:
+        """Also where the name of one is a path below, or the beginning of, another's."""
+        names = [f"{run_id}{end}" for end in ("", "/b", "b", "%2Fb", " b", "/../x", "/rdzv/head")]
+        handlers = [make(run_id=name) for name in names]
+        paths = [handler._rdzv_impl.get_path("") for handler in handlers]
+        assert len(set(paths)) == len(paths)
+        assert not any(a != b and a.startswith(b) for a in paths for b in paths)
+        for handler, name in zip(handlers, names, strict=True):
+            assert handler.next_rendezvous().world_size == 1
+            assert handler.get_run_id() == name
+        handlers[0].set_closed()
+        assert not any(handler.is_closed() for handler in handlers[1:])
+
+    def test_the_prefix(
+        self, make: Callable[..., EtcdRendezvousHandler], prefix: str, run_id: str, client: Client
+    ) -> None:
+        make(etcd_prefix=prefix).next_rendezvous()
+        assert client.read(f"{prefix}/run_{run_id}/{CONTROL}").value
+
+
+class TestErrors:
+    @pytest.fixture
+    def silent_port(self) -> Iterator[int]:
+        """A port that nobody listens on."""
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            yield sock.getsockname()[1]
+
+    def test_etcd_cannot_be_reached(self, silent_port: int) -> None:
+        endpoint = f"127.0.0.1:{silent_port}"
+        with pytest.raises(RendezvousConnectionError) as raised:
+            create_rdzv_handler(
+                RendezvousParameters("etcd", endpoint, "run", 1, 1, close_timeout=1)
+            )
+        assert endpoint in str(raised.value)
+        assert isinstance(raised.value.__cause__, EtcdConnectionFailed)
+        assert endpoint in str(raised.value.__cause__)
+
+    def test_the_next_endpoint_is_used(
+        self,
+        make: Callable[..., EtcdRendezvousHandler],
+        etcd_server: EtcdServer,
+        silent_port: int,
+    ) -> None:
+        endpoint = f"127.0.0.1:{silent_port},{etcd_server.get_endpoint()}"
+        assert make(endpoint=endpoint).next_rendezvous().world_size == 1
+
+    @pytest.mark.parametrize(
+        "record",
+        ["garbage", '{"v":1,"round":1,"state":"odd"}', '{"v":99,"round":1,"state":"open"}', "{}"],
+    )
+    def test_a_corrupt_record(
+        self, make: Callable[..., EtcdRendezvousHandler], client: Client, run_id: str, record: str
+    ) -> None:
+        key = f"/torchelastic/p2p/run_{run_id}/{CONTROL}"
+        client.write(key, record)
+        with pytest.raises(RendezvousStateError) as raised:
+            make()
+        assert key in str(raised.value)
+
+    def test_a_record_that_becomes_corrupt(
+        self, make: Callable[..., EtcdRendezvousHandler], client: Client
+    ) -> None:
+        handler = make(2, 2)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(handler.next_rendezvous)
+            key = handler._rdzv_impl.get_path(CONTROL)
+            eventually(lambda: key in client)
+            client.write(key, "garbage")
+            with pytest.raises(RendezvousStateError, match="control"):
+                waiting.result(10)
+
+    def test_nobody_comes(self, make: Callable[..., EtcdRendezvousHandler]) -> None:
+        handler = make(2, 3, timeout="1")
+        with pytest.raises(RendezvousTimeoutError) as raised:
+            handler.next_rendezvous()
+        assert "1 of at least 2 nodes joined, 1 missing" in str(raised.value)
+        assert f"(pid {os.getpid()})" in str(raised.value)
+
+
+class TestParameters:
+    def test_minimum(self, etcd_server: EtcdServer, run_id: str) -> None:
+        handler = create_rdzv_handler(
+            RendezvousParameters("etcd", etcd_server.get_endpoint(), run_id, 1, 1)
+        )
+        assert handler.next_rendezvous().world_size == 1
+        assert handler.shutdown()
+
+    def test_additional(self, make: Callable[..., EtcdRendezvousHandler], prefix: str) -> None:
+        """As `--rdzv-conf` gives them: strings."""
+        handler = make(
+            1,
+            4,
+            timeout="60",
+            last_call_timeout="1",
+            close_timeout="10",
+            keep_alive_ttl="5",
+            on_member_loss="Ignore",
+            run_ttl="60",
+            etcd_prefix=prefix,
+            protocol="hTTp",
+            read_timeout="10",
+            heartbeat_timeout="5",
+            cas_backoff_max_seconds="1",
+        )
+        assert handler.next_rendezvous().world_size == 1
+
+    def test_names_of_both_of_torchs_handlers(self) -> None:
+        assert parse_options({"timeout": "7"}).join_timeout == 7
+        assert parse_options({"join_timeout": 7}).join_timeout == 7
+        assert parse_options({"join_timeout": "7", "timeout": 7}).join_timeout == 7
+        file = __file__
+        options = parse_options({"cacert": file, "cert": file, "key": file})
+        assert options == parse_options({"ca_cert": file, "ssl_cert": file, "ssl_cert_key": file})
+
+    def test_defaults(self) -> None:
+        options = parse_options({})
+        assert (options.join_timeout, options.last_call_timeout, options.close_timeout) == (
+            600,
+            30,
+            30,
+        )
+        assert (options.keep_alive_ttl, options.run_ttl) == (10, 7200)
+        assert (options.etcd_prefix, options.protocol) == ("/torchelastic/p2p", "http")
+        assert (options.on_member_loss, options.read_timeout) == ("restart", 60)
+        assert parse_options({"timeout": None}) == options
+
+    @pytest.mark.parametrize(
+        ("config", "ttl"),
+        [
+            ({"keep_alive_interval": "2", "keep_alive_max_attempt": "4"}, 8),
+            ({"keep_alive_interval": 10}, 30),
+            ({"keep_alive_max_attempt": 2}, 10),
+            ({"keep_alive_interval": 1, "keep_alive_max_attempt": 1}, 2),
+            ({"keep_alive_ttl": 3, "keep_alive_interval": 9, "keep_alive_max_attempt": 9}, 3),
+        ],
+    )
+    def test_the_ttl(self, config: dict[str, Any], ttl: int) -> None:
+        assert parse_options(config).keep_alive_ttl == ttl
+
+    @pytest.mark.parametrize(
+        ("name", "value", "allowed"),
+        [
+            ("timeout", "0", "at least 1"),
+            ("join_timeout", "-1", "at least 1"),
+            ("join_timeout", "soon", "a whole number of seconds"),
+            ("join_timeout", "1.5", "a whole number of seconds"),
+            ("join_timeout", "", "a whole number of seconds"),
+            ("join_timeout", True, "a whole number of seconds"),
+            ("join_timeout", float("inf"), "a whole number of seconds"),
+            ("join_timeout", float("nan"), "a whole number of seconds"),
+            ("join_timeout", [], "a whole number of seconds"),
+            ("last_call_timeout", "-1", "at least 0"),
+            ("close_timeout", "0", "at least 1"),
+            ("keep_alive_ttl", "1", "at least 2"),
+            ("keep_alive_interval", "0", "at least 1"),
+            ("keep_alive_max_attempt", "x", "at least 1"),
+            ("run_ttl", 1, "at least 2"),
+            ("read_timeout", "0", "at least 1"),
+            ("read_timeout", "ten", "a whole number of seconds"),
+            ("on_member_loss", "maybe", "restart or ignore"),
+            ("protocol", "ftp", "http or https"),
+            ("etcd_prefix", "", "a non-empty string"),
+            ("etcd_prefix", 7, "a non-empty string"),
+            ("user", "", "a non-empty string"),
+            ("password", 12345, "a non-empty string"),
+            ("ca_cert", "/no/such/file", "is not there"),
+            ("cacert", "/no/such/file", "is not there"),
+            ("ssl_cert", "/no/such/file", "is not there"),
+            ("cert", "/no/such/file", "is not there"),
+            ("ssl_cert_key", "/no/such/file", "is not there"),
+            ("key", "/no/such/file", "is not there"),
+        ],
+    )
+    def test_invalid(self, name: str, value: object, allowed: str) -> None:
+        # Nobody listens there: nothing is sent before all is checked.
+        params = RendezvousParameters("etcd-v3", "127.0.0.1:1", "run", 1, 1, **{name: value})
+        with pytest.raises(ValueError, match="^The rendezvous parameter") as raised:
+            create_rdzv_handler(params)
+        message = str(raised.value)
+        assert f"'{name}'" in message
+        assert allowed in message
+        # A password is not for the log.
+        assert (str(value) in message) == (name != "password")
+
+    def test_two_names_with_two_values(self) -> None:
+        """Torchrun adds timeout=900 to what it is given."""
+        assert parse_options({"timeout": 900, "join_timeout": "7"}).join_timeout == 7
+        with pytest.raises(ValueError, match="'timeout'.* not 'x'"):
+            parse_options({"timeout": "x", "join_timeout": "7"})
+
+    def test_a_key_without_its_certificate(self) -> None:
+        with pytest.raises(ValueError, match="'ssl_cert_key' needs 'ssl_cert'"):
+            parse_options({"key": __file__})
+
+    @pytest.mark.parametrize("config", [{"user": "a"}, {"password": "b"}])
+    def test_half_of_the_credentials(self, config: dict[str, str]) -> None:
+        with pytest.raises(ValueError, match="was given without a"):
+            parse_options(config)
+
+    def test_credentials_of_the_environment(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    ) -> None:
+        file = tmp_path / "password"
+        file.write_text("from file\n")
+        monkeypatch.setenv("TORCHETCD_USER", "from env")
+        monkeypatch.setenv("TORCHETCD_PASSWORD_FILE", str(file))
+        options = parse_options({})
+        assert (options.user, options.password) == ("from env", "from file")
+        monkeypatch.setenv("TORCHETCD_PASSWORD", "from env")
+        assert parse_options({}).password == "from env"
+        options = parse_options({"user": "u", "password": "p"})
+        assert (options.user, options.password) == ("u", "p")
+        monkeypatch.delenv("TORCHETCD_PASSWORD")
+        monkeypatch.setenv("TORCHETCD_PASSWORD_FILE", "/no/such/file")
+        with pytest.raises(ValueError, match="/no/such/file.*cannot be read"):
+            parse_options({})
+
+    def test_a_password_is_not_shown(self) -> None:
+        options = parse_options({"user": "name", "password": "secret"})
+        assert "secret" not in repr(options)
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("last_call_timout", "'last_call_timeout'"),
+            ("keepalive_ttl", "'keep_alive_ttl'"),
+            ("etcd_prefx", "'etcd_prefix'"),
+        ],
+    )
+    def test_misspelt(self, caplog: pytest.LogCaptureFixture, name: str, hint: str) -> None:
+        parse_options({name: "1"})
+        assert f"The rendezvous parameter '{name}' is not known" in caplog.text
+        assert f"Did you mean {hint}?" in caplog.text
+
+    def test_unknown(self, caplog: pytest.LogCaptureFixture) -> None:
+        parse_options({"zzz": "1"})
+        assert "'zzz' is not known" in caplog.text
+        assert "Did you mean" not in caplog.text
+
+    def test_known(self, caplog: pytest.LogCaptureFixture) -> None:
+        parse_options({name: None for parameter in PARAMETERS for name in parameter.names})
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        "endpoint", ["", "host:port", "host:0", "host:65536", "[::1", "http://", "a b"]
+    )
+    def test_an_endpoint_that_is_none(self, endpoint: str) -> None:
+        with pytest.raises(ValueError, match="endpoint") as raised:
+            create_rdzv_handler(RendezvousParameters("etcd-v3", endpoint, "run", 1, 1))
+        assert endpoint in str(raised.value)
+
+    @pytest.mark.parametrize("name", ["none", "None"])
+    def test_the_run_that_has_no_name(
+        self,
+        make: Callable[..., EtcdRendezvousHandler],
+        caplog: pytest.LogCaptureFixture,
+        prefix: str,
+        name: str,
+    ) -> None:
+        make(run_id=name, etcd_prefix=prefix)
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "--rdzv-id" in record.message
+
+
+class TestEvents:
+    def test_of_a_round_and_its_end(
+        self, make: Callable[..., EtcdRendezvousHandler], recorded: list[RdzvEvent], run_id: str
+    ) -> None:
+        handler = make()
+        handler.next_rendezvous()
+        # Agents ask all the time: that is nothing to record.
+        for _ in range(3):
+            handler.num_nodes_waiting()
+            handler.is_closed()
+        handler.shutdown()
+        assert [event.node_state for event in recorded] == [
+            NodeState.RUNNING,
+            NodeState.RUNNING,
+            NodeState.SUCCEEDED,
+        ]
+        assert [event.rank for event in recorded] == [None, 0, None]
+        assert {event.run_id for event in recorded} == {run_id}
+        assert {event.pid for event in recorded} == {os.getpid()}
+        assert {event.hostname for event in recorded} == {"127.0.0.1"}
+        assert [event.name for event in recorded] == [
+            "etcd_rendezvous.py:EtcdRendezvousHandler.next_rendezvous",
+            "etcd_rendezvous.py:EtcdRendezvousHandler.next_rendezvous",
+            "etcd_rendezvous.py:EtcdRendezvousHandler.shutdown",
+        ]
+        assert "attempts to join" in recorded[0].message
+        assert "rank 0 in a world of size 1" in recorded[1].message
+        assert "has closed the rendezvous" in recorded[2].message
+
+    def test_of_a_failure(
+        self, make: Callable[..., EtcdRendezvousHandler], recorded: list[RdzvEvent]
+    ) -> None:
+        handler = make()
+        handler.set_closed()
+        with pytest.raises(RendezvousClosedError):
+            handler.next_rendezvous()
+        closed, _, failed = recorded
+        assert closed.name == "etcd_rendezvous.py:EtcdRendezvousHandler.set_closed"
+        assert failed.node_state == NodeState.FAILED
+        assert failed.message.startswith("RendezvousClosedError: ")
+        assert "Traceback" in failed.error_trace
+
+
+class TestLogLines:
+    @pytest.fixture(autouse=True)
+    def _often(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        monkeypatch.setattr(etcd_rendezvous, "_FIRST_NOTE_S", 0.1)
+        caplog.set_level(logging.INFO, "torchetcd")
+
+    def test_while_nodes_are_missing(
+        self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        one, other = make(2, 2), make(2, 2)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(one.next_rendezvous)
+            line = "round 1, 1 of at least 2 nodes have joined"
+            eventually(lambda: caplog.text.count(line) >= 3)
+            second = pool.submit(other.next_rendezvous)
+            assert first.result(10).world_size == second.result(10).world_size == 2
+        lines = [record for record in caplog.records if line in record.message]
+        pauses = [b.created - a.created for a, b in zip(lines, lines[1:], strict=False)]
+        assert pauses[1] > 1.5 * pauses[0]
+        assert "joining the next round of at least 2 and at most 2 nodes" in caplog.text
+        assert "has joined round 1" in caplog.text
+        assert {record.name for record in caplog.records} == {"torchetcd.etcd_rendezvous"}
+
+    def test_of_a_spare(
+        self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        member, spare = make(), make()
+        member.next_rendezvous()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(spare.next_rendezvous)
+            eventually(lambda: "round 1 is complete; waiting for a place" in caplog.text)
+            assert member.num_nodes_waiting() == 0
+            member._rdzv_impl.leave()
+            assert waiting.result(10).world_size == 1
+
+    def test_a_wait_that_nobody_is_told_of(
+        self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A barrier that completes at once is worth one line at its start and one at its end."""
+        make().next_rendezvous()
+        assert len(caplog.records) == 2
+
+
+def test_no_handler_for_signals_is_left(make: Callable[..., EtcdRendezvousHandler]) -> None:
+    handler = make()
+    before = signal.getsignal(signal.SIGTERM)
+    handler.next_rendezvous()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handler.next_rendezvous).result().world_size == 1
+
+
+def test_threads_may_ask_at_once(make: Callable[..., EtcdRendezvousHandler]) -> None:
+    handler = make()
+    handler.next_rendezvous()
+    start = threading.Barrier(8)
+
+    def ask() -> tuple[int, bool]:
+        start.wait()
+        return handler.num_nodes_waiting(), handler.is_closed()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [future.result() for future in [pool.submit(ask) for _ in range(8)]]
+    assert answers == [(0, False)] * 8

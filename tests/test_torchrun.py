@@ -1,0 +1,225 @@
+"""Real `torchrun` agents with gloo workers, on the backend as it is installed: nothing imports it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import eventually
+from rendezvous_helpers import TTL, Run
+from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
+
+TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
+# For the start of interpreters with torch, on a busy machine.
+PATIENCE_S = 60
+
+# All ranks add 1 in each step until a file tells rank 0 to end it.
+STEPS = """
+import os, sys, time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+stop, first = sys.argv[1], True
+while True:
+    told = torch.tensor([1, 1 if rank == 0 and os.path.exists(stop) else 0])
+    dist.all_reduce(told)
+    assert told[0] == world
+    if rank == 0 and first:
+        print("world", world, flush=True)
+    first = False
+    if told[1]:
+        break
+    time.sleep(0.05)
+dist.destroy_process_group()
+"""
+
+# Rank 0 fails in its first life.
+FAILS_ONCE = """
+import os, sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+one = torch.ones(1)
+dist.all_reduce(one)
+rank, marker = dist.get_rank(), sys.argv[1]
+if rank == 0 and not os.path.exists(marker):
+    open(marker, "w").close()
+    sys.exit(7)
+dist.all_reduce(one)
+if rank == 0:
+    print("world", dist.get_world_size(), "sum", int(one), flush=True)
+dist.destroy_process_group()
+"""
+
+
+class Agent:
+    """A `torchrun` with one worker, and what both write."""
+
+    def __init__(self, log: Path, command: list[str]) -> None:
+        self._log = log
+        env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "torchetcd"}
+        env.pop("TORCHETCD_OVERRIDE", None)
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=env,
+            )
+
+    def text(self) -> str:
+        """All that was written."""
+        return self._log.read_text(errors="replace")
+
+    def await_text(self, wanted: str, times: int = 1) -> None:
+        """Wait until it wrote something so many times."""
+        try:
+            eventually(lambda: self.text().count(wanted) >= times, PATIENCE_S)
+        except AssertionError:
+            pytest.fail(f"{times} x {wanted!r} is not in:\n{self.text()}")
+
+    def lose(self) -> None:
+        """Take the agent and its workers away, as a power failure does."""
+        # Stopped first, so that it starts no worker meanwhile.
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+            for pid in _children(self.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            self.process.kill()
+        self.process.wait()
+
+    def end(self) -> str:
+        """Wait for a good end, and return all that was written."""
+        code = self.process.wait(PATIENCE_S)
+        assert code == 0, self.text()
+        return self.text()
+
+
+class Job:
+    """The agents of one run."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run = run
+        self._folder = folder
+        self._agents: list[Agent] = []
+
+    def agent(self, nodes: str, script: Path, *args: object, backend: str = "etcd-v3") -> Agent:
+        conf = f"keep_alive_ttl={TTL},last_call_timeout=1,join_timeout={PATIENCE_S}"
+        command = ["--nnodes", nodes, "--nproc-per-node", "1", "--max-restarts", "5"]
+        command += ["--rdzv-id", self.run.run_id, "--rdzv-backend", backend]
+        command += ["--rdzv-endpoint", self.run.endpoint, "--rdzv-conf", conf]
+        command += ["--local-addr", "127.0.0.1", str(script), *map(str, args)]
+        agent = Agent(self._folder / f"agent{len(self._agents)}.log", command)
+        self._agents.append(agent)
+        return agent
+
+    def script(self, source: str) -> Path:
+        path = self._folder / "worker.py"
+        path.write_text(source)
+        return path
+
+    def end(self) -> None:
+        for agent in self._agents:
+            agent.lose()
+
+
+@pytest.fixture
+def job(etcd_server: EtcdServer, client: Client, tmp_path: Path) -> Iterator[Job]:
+    with Run(etcd_server.get_endpoint(), client) as run:
+        made = Job(run, tmp_path)
+        yield made
+        made.end()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "backend"), [(2, "etcd-v3"), (3, "etcd-v3"), (2, "etcd"), (2, "etcd-v2")]
+)
+def test_training(job: Job, tmp_path: Path, nodes: int, backend: str) -> None:
+    args = ("--steps", 10, "--step-s", 0, "--checkpoint", tmp_path / "checkpoint.pt")
+    agents = [job.agent(str(nodes), TRAIN, *args, backend=backend) for _ in range(nodes)]
+    texts = [agent.end() for agent in agents]
+    assert sum("done: 10 steps" in text for text in texts) == 1
+    assert sum(f"world of {nodes}: training from step 0" in text for text in texts) == 1
+    # No other rendezvous did it.
+    assert all("torchetcd" in text for text in texts)
+    assert job.run.control()["state"] == "closed"
+
+
+def test_a_worker_fails_once(job: Job, tmp_path: Path) -> None:
+    script = job.script(FAILS_ONCE)
+    agents = [job.agent("2", script, tmp_path / "marker") for _ in range(2)]
+    texts = [agent.end() for agent in agents]
+    assert sum("world 2 sum 4" in text for text in texts) == 1
+    assert job.run.control()["round"] >= 2
+
+
+def test_an_agent_is_killed_and_replaced(job: Job, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    # Enough steps that the end does not come before the loss, however slow this test is.
+    args = ("--steps", 80, "--step-s", 0.05, "--checkpoint", checkpoint)
+    agents = [job.agent("2", TRAIN, *args) for _ in range(2)]
+    eventually(checkpoint.exists, PATIENCE_S)
+    lost, left = agents
+    lost.lose()
+    texts = [agent.end() for agent in (left, job.agent("2", TRAIN, *args))]
+    assert sum("done: 80 steps" in text for text in texts) == 1
+    resumed = re.search(r"world of 2: training from step ([1-9]\d*)", "".join(texts))
+    assert resumed, texts
+
+
+def test_one_two_one_three_nodes(job: Job, tmp_path: Path) -> None:
+    script, stop = job.script(STEPS), tmp_path / "stop"
+    first = job.agent("1:3", script, stop)
+    first.await_text("world 1\n")
+    second = job.agent("1:3", script, stop)
+    first.await_text("world 2\n")
+    second.lose()
+    first.await_text("world 1\n", times=2)
+    more = [job.agent("1:3", script, stop) for _ in range(2)]
+    first.await_text("world 3\n")
+    stop.touch()
+    for agent in [first, *more]:
+        agent.end()
+
+
+def test_scale_down(job: Job, tmp_path: Path) -> None:
+    script, stop = job.script(STEPS), tmp_path / "stop"
+    agents = [job.agent("1:3", script, stop) for _ in range(3)]
+    eventually(lambda: any("world 3\n" in agent.text() for agent in agents), PATIENCE_S)
+    # In order: an agent that is told to end leaves at once.
+    leaving = agents.pop()
+    leaving.process.terminate()
+    eventually(lambda: any("world 2\n" in agent.text() for agent in agents), PATIENCE_S)
+    stop.touch()
+    for agent in agents:
+        agent.end()
+    assert leaving.process.wait(PATIENCE_S) != 0
+    assert "got signal" in leaving.text()
+
+
+def test_a_signal_ends_an_agent_in_the_barrier(job: Job, tmp_path: Path) -> None:
+    agent = job.agent("2", job.script(STEPS), tmp_path / "stop")
+    job.run.await_joined(1, timeout=PATIENCE_S)
+    began = time.monotonic()
+    agent.process.terminate()
+    eventually(lambda: not job.run.keys("/rdzv/round/1/join"), 1)
+    # torch's agent has no handler of its own in its first barrier.
+    assert agent.process.wait(PATIENCE_S) == -signal.SIGTERM
+    assert time.monotonic() - began < 1
+    assert job.run.control()["state"] == "open"
+
+
+def _children(pid: int) -> list[int]:
+    """All processes below this one; workers have sessions of their own."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    found = [int(child) for child in listed.stdout.split()]
+    return [*found, *(below for child in found for below in _children(child))]
