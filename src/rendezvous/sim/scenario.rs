@@ -95,10 +95,10 @@ impl Scenario {
         let nodes = 1 + rng.below(max + 2);
         let mut scenario = Self::calm(nodes, min, max);
         let settings = &mut scenario.settings;
-        settings.run_ttl = seconds(300);
+        settings.run_ttl = seconds(rng.between(45, 90));
         settings.ttl = seconds(rng.between(2, 10));
         settings.last_call = millis(rng.between(300, 8000));
-        settings.close_timeout = seconds(rng.between(3, 30));
+        settings.close_timeout = seconds(rng.between(1, 30));
         settings.join_timeout = seconds(rng.between(20, 600));
         if rng.chance(250) {
             settings.on_member_loss = OnMemberLoss::Ignore;

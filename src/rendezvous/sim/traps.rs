@@ -19,9 +19,12 @@ pub enum Moment {
     Completed,
     Waiting,
     Deleted,
+    /// A watch ended because its next revision was compacted away.
+    Compacted,
+    LeaseLost,
 }
 
-const MOMENTS: [Moment; 9] = [
+const MOMENTS: [Moment; 11] = [
     Moment::Opened,
     Moment::Joined,
     Moment::LastCall,
@@ -31,6 +34,8 @@ const MOMENTS: [Moment; 9] = [
     Moment::Completed,
     Moment::Waiting,
     Moment::Deleted,
+    Moment::Compacted,
+    Moment::LeaseLost,
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -90,30 +95,41 @@ impl Trap {
 }
 
 impl World {
+    /// A key was written.
     pub fn spring_trap(&mut self, writer: Option<NodeIx>, touched: &Touched) {
-        let Some(trap) = &mut self.trap else { return };
-        let key = String::from_utf8_lossy(&touched.kv.key);
-        let value = String::from_utf8_lossy(&touched.kv.value);
-        let moment = match key.rsplit('/').nth(1) {
-            _ if touched.deleted => Moment::Deleted,
-            _ if value.contains("\"state\":\"open\"") => Moment::Opened,
-            _ if value.contains("\"state\":\"final\"") => Moment::Completed,
-            _ if key.ends_with("/last_call") => Moment::LastCall,
-            Some("member") => Moment::Member,
-            Some("join") => Moment::Joined,
-            Some("waiting") => Moment::Waiting,
-            _ => Moment::Coordinator,
-        };
-        if trap.moment != moment {
+        if self.trap.is_none() {
             return;
         }
+        let owner = node_of(&touched.kv.key).and_then(|lease| self.holder(lease));
+        let key = String::from_utf8_lossy(&touched.kv.key);
+        let value = String::from_utf8_lossy(&touched.kv.value);
+        let moment = match key.strip_prefix("/sim/run_a/rdzv/").unwrap_or_default() {
+            _ if touched.deleted => Moment::Deleted,
+            "head/control" if value.contains("\"state\":\"open\"") => Moment::Opened,
+            "head/control" => Moment::Completed,
+            "head/coordinator" => Moment::Coordinator,
+            rest if rest.ends_with("/last_call") => Moment::LastCall,
+            rest if rest.contains("/member/") => Moment::Member,
+            rest if rest.contains("/join/") => Moment::Joined,
+            rest if rest.contains("/waiting/") => Moment::Waiting,
+            _ => return,
+        };
+        self.spring_trap_at(moment, writer, owner);
+    }
+
+    pub fn spring_trap_at(
+        &mut self,
+        moment: Moment,
+        writer: Option<NodeIx>,
+        owner: Option<NodeIx>,
+    ) {
+        let Some(trap) = self.trap.as_mut().filter(|trap| trap.moment == moment) else { return };
         if trap.spared > 0 {
             trap.spared -= 1;
             return;
         }
         let Trap { victim, blow, .. } = *trap;
         self.trap = None;
-        let owner = node_of(&touched.kv.key).and_then(|lease| self.holder(lease));
         let live = self.live();
         let node = match victim {
             Victim::Writer => writer,

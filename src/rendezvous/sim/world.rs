@@ -178,7 +178,7 @@ impl World {
             ..self.scenario.settings.clone()
         };
         let agent = Agent::new(&self.scenario, &mut self.rng);
-        self.nodes.push(Node::new(Machine::new(settings), agent));
+        self.nodes.push(Node::new(Machine::new(settings), agent, self.now));
         self.note(|| format!("n{index} starts"));
         self.after(Duration::ZERO, Event::Agent(index));
         index
@@ -236,6 +236,7 @@ impl World {
             Event::LeaseLost(node, lease) => {
                 self.nodes[node].keep_alives.remove(&lease);
                 self.feed(node, Input::LeaseLost(lease));
+                self.spring_trap_at(super::traps::Moment::LeaseLost, Some(node), Some(node));
             }
             Event::Agent(node) => self.agent_acts(node),
             Event::Expire => self.expire_leases(),
@@ -316,7 +317,6 @@ impl World {
             Action::Revoke(lease) => self.revoke(node, lease),
             Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
-            Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
             Action::Joined(result) => self.agent_joined(node, result),
@@ -364,6 +364,8 @@ impl World {
             self.note(|| super::trace::touched(&touched));
             self.wake_watchers(&touched);
             let result = self.checks.key_touched(self.now, &touched);
+            self.require(result);
+            let result = super::invariants::run_lease::is_renewed(self, &touched);
             self.require(result);
             self.spring_trap(writer, &touched);
         }

@@ -67,8 +67,14 @@ impl History {
         let since = Since { revision: kv.mod_revision, at: now };
         let Ok(key) = std::str::from_utf8(&kv.key) else { return Ok(None) };
         if key == self.control_key {
-            self.control = None;
-            return if touched.deleted { Ok(None) } else { self.control_written(since, &kv.value) };
+            if touched.deleted {
+                // The run's lease has run out: what comes now is another run.
+                self.control = None;
+                self.rounds.clear();
+                self.closed = None;
+                return Ok(None);
+            }
+            return self.control_written(since, &kv.value);
         }
         let Some(rest) = key.strip_prefix(&self.in_rounds) else { return Ok(None) };
         let parts: Vec<&str> = rest.split('/').collect();
