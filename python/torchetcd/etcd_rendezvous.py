@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._address import local_address, reserved_port
-from torchetcd._lifecycle import leave_at_exit, leaving_on_sigterm
+from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -127,7 +127,7 @@ class EtcdRendezvous:
             host=_host_name(self._host),
         )
         self._told_why = False
-        leave_at_exit(self)
+        leave_at_end(self, self._node)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
         self._node.closed()
