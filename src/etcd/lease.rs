@@ -12,6 +12,8 @@ use super::error::{Verdict, classify};
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
+/// A shared lease is renewed within this time for the first time.
+const SOON: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +62,14 @@ impl Drop for KeepAlive {
 
 async fn renew_until_lost(client: &Client, id: i64, ttl: Duration) {
     let period = ttl / 3;
-    let mut renewed = Instant::now();
+    // A long lease is shared and may be nearly over: who stays for less than a period must have renewed
+    // it as well, or it runs out although somebody was always there.
+    let first = if ttl > STREAM_UP_TO { SOON.mul_f64(rand::random()) } else { period };
+    let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
     let mut stream = None;
     loop {
-        tokio::time::sleep_until(renewed + period).await;
+        tokio::time::sleep_until(due).await;
         // Measured from the request: the answer's travel must not stretch the period.
         let asked = Instant::now();
         let outcome = if ttl > STREAM_UP_TO {
@@ -74,7 +79,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration) {
         };
         match outcome {
             Renewal::Renewed => {
-                renewed = asked;
+                due = asked + period;
                 backoff.reset();
             }
             Renewal::Gone => return,

@@ -217,6 +217,8 @@ pub struct Machine {
     pub(super) coordinator: Observed<(Coordinator, NodeId)>,
     corrupt: Option<CorruptRecord>,
     pub(super) head_watch: Option<WatchId>,
+    /// The watch of the head has ended and there is no new one yet.
+    pub(super) deaf: bool,
 
     pub(super) call: Option<(CallId, Step)>,
     /// No step before this time: the last one failed in a way that time heals.
@@ -247,6 +249,7 @@ impl Machine {
             coordinator: Observed::default(),
             corrupt: None,
             head_watch: None,
+            deaf: false,
             call: None,
             pause: None,
             joining: None,
@@ -365,6 +368,11 @@ impl Machine {
             self.act(Action::Observed(Ok(())));
             return true;
         }
+        if self.deaf {
+            // Nobody asks for it now, but a member must learn of the next round whenever that may be.
+            self.read_head(now + self.settings.close_timeout);
+            return false;
+        }
         self.step_member(now);
         false
     }
@@ -428,10 +436,19 @@ impl Machine {
         if let EtcdError::Compacted { .. } = &error {
             return self.reload();
         }
-        if let Step::Confirm(_) = step {
-            // Silence of etcd is no news of the members: ask again.
+        if let Step::Confirm(_) | Step::ReadHead = step {
             self.pause = Some(now + Duration::from_secs(1));
-            return;
+            let silence =
+                matches!(error, EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. });
+            let asked = [
+                self.joining.as_ref().map(|joining| joining.deadline),
+                self.closing.as_ref().map(|(_, deadline)| *deadline),
+                self.observing,
+            ];
+            if silence && asked.into_iter().flatten().all(|deadline| now < deadline) {
+                // Silence of etcd is no news of the run: ask again, nobody's time is up.
+                return;
+            }
         }
         self.fail_all(&RendezvousError::Etcd(error));
     }
@@ -457,16 +474,15 @@ impl Machine {
                     }
                 }
                 // Read it anew; what was missed is in what is there now.
-                WatchMessage::Compacted { .. } => self.head_watch = None,
+                WatchMessage::Compacted { .. } => {
+                    self.head_watch = None;
+                    self.deaf = true;
+                }
                 WatchMessage::Failed(error) => {
                     self.head_watch = None;
+                    self.deaf = true;
                     self.failed(now, &Step::ReadHead, error);
                 }
-            }
-            if self.head_watch.is_none()
-                && (self.membership.is_some() || self.place != Place::Outside)
-            {
-                self.observing.get_or_insert(now + self.settings.close_timeout);
             }
         } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
             self.lead_watched(watch, message);

@@ -40,6 +40,10 @@ impl Machine {
             return false;
         };
         let round = control.round;
+        if !matches!(control.state, State::Closed(_)) {
+            // The record is under the run's lease, which a node that failed to join has let go.
+            self.hold_run_lease();
+        }
         match control.state {
             State::Closed(closed) => {
                 self.finish(Err(RendezvousError::Closed(closed)));
@@ -85,6 +89,7 @@ impl Machine {
                     self.hold_run_lease();
                 }
                 let head = self.settings.keys.head();
+                self.deaf = false;
                 self.head_watch = Some(self.watch(WatchSpec {
                     range_end: Some(prefix_end(head.as_bytes())),
                     key: head.into(),

@@ -71,11 +71,7 @@ impl World {
                 self.require(result);
                 let agent = &mut self.nodes[node].agent;
                 if agent.finishes {
-                    agent.doing = Doing::Closing;
-                    self.note(|| format!("n{node} has finished and closes the run"));
-                    let at = self.now.as_secs();
-                    let by = format!("n{node}");
-                    self.feed(node, Input::Close { by, reason: "done".into(), at });
+                    self.close(node);
                 } else if waiting > 0 || agent.fails {
                     agent.wanted_restart = agent.fails;
                     agent.fails = false;
@@ -99,6 +95,14 @@ impl World {
         agent.joined_at = self.now;
         let addr = format!("n{node}.{}", agent.joins);
         self.feed(node, Input::Join(Master { addr, port: 29500 }));
+    }
+
+    /// Its workers have finished, or it has failed: torch's launcher closes the run then.
+    pub fn close(&mut self, node: NodeIx) {
+        self.note(|| format!("n{node} closes the run"));
+        self.nodes[node].agent.doing = Doing::Closing;
+        let (by, at) = (format!("n{node}"), self.now.as_secs());
+        self.feed(node, Input::Close { by, reason: "done".into(), at });
     }
 
     pub fn agent_joined(&mut self, node: NodeIx, result: Result<Outcome, RendezvousError>) {
@@ -129,9 +133,7 @@ impl World {
             self.depart(node);
         } else {
             // It tries again.
-            self.nodes[node].agent.doing = Doing::Closing;
-            let (by, at) = (format!("n{node}"), self.now.as_secs());
-            self.feed(node, Input::Close { by, reason: "done".into(), at });
+            self.close(node);
         }
     }
 

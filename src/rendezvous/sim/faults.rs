@@ -98,7 +98,9 @@ impl World {
                 let chosen = self.rng.pick(&training);
                 chosen.into_iter().for_each(|node| self.nodes[node].agent.fails = true);
             }
-            Fault::Trap => self.trap = super::traps::Trap::any(&mut self.rng),
+            Fault::Trap => {
+                self.trap = super::traps::Trap::any(&mut self.rng, self.scenario.closes);
+            }
             Fault::Finish => {
                 let training = self.training();
                 let chosen = self.rng.pick(&training);

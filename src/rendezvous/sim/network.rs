@@ -130,7 +130,10 @@ impl World {
         state.last_keep_alive += 1;
         let task = state.last_keep_alive;
         state.keep_alives.insert(lease, (ttl, task));
-        self.after(ttl / 3, Event::Renew(node, lease, task));
+        // The run's lease may be nearly over: who takes it up renews it soon.
+        let shared = lease == self.keys.run_lease();
+        let first = if shared { self.rng.time(Duration::ZERO, ttl / 40) } else { ttl / 3 };
+        self.after(first, Event::Renew(node, lease, task));
     }
 
     pub fn renew(&mut self, node: NodeIx, lease: i64, task: u64) {

@@ -64,6 +64,7 @@ pub struct Node {
     pub machine: Machine,
     pub agent: Agent,
     pub health: Health,
+    pub started: Time,
     /// Cut off from etcd.
     pub partitioned: bool,
     pub calls: BTreeMap<CallId, Call>,
@@ -83,10 +84,11 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(machine: Machine, agent: Agent) -> Self {
+    pub fn new(machine: Machine, agent: Agent, started: Time) -> Self {
         Self {
             machine,
             agent,
+            started,
             health: Health::Up,
             partitioned: false,
             calls: BTreeMap::new(),

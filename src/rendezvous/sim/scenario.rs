@@ -49,6 +49,8 @@ pub struct Scenario {
     pub most_nodes: usize,
     /// Faults stop, and then one coordinator dies all the same.
     pub last_crash: bool,
+    /// The run may be closed while faults happen, which ends most of what there is to see.
+    pub closes: bool,
     pub hooks: Hooks,
 }
 
@@ -79,6 +81,7 @@ impl Scenario {
             faults: Vec::new(),
             most_nodes: nodes,
             last_crash: false,
+            closes: false,
             hooks: Hooks::default(),
         }
     }
@@ -92,10 +95,10 @@ impl Scenario {
         let nodes = 1 + rng.below(max + 2);
         let mut scenario = Self::calm(nodes, min, max);
         let settings = &mut scenario.settings;
-        settings.run_ttl = seconds(300);
+        settings.run_ttl = seconds(rng.between(45, 90));
         settings.ttl = seconds(rng.between(2, 10));
         settings.last_call = millis(rng.between(300, 8000));
-        settings.close_timeout = seconds(rng.between(3, 30));
+        settings.close_timeout = seconds(rng.between(1, 30));
         settings.join_timeout = seconds(rng.between(20, 600));
         if rng.chance(250) {
             settings.on_member_loss = OnMemberLoss::Ignore;
@@ -119,15 +122,22 @@ impl Scenario {
             scenario.hooks.members_per_txn = Some(1 + rng.below(3));
             scenario.hooks.page = Some(1 + rng.between(0, 2) as i64);
         }
+        let traps = rng.chance(400);
+        scenario.closes = rng.chance(if traps { 500 } else { 250 });
+        if traps {
+            scenario.faults = vec![Fault::Trap, Fault::Trap, Fault::Trap, Fault::Start];
+            scenario.fault_pause = rng.time(millis(50), millis(800));
+            if rng.chance(500) {
+                scenario.faults.push(Fault::WorkersFail);
+            }
+            return scenario;
+        }
         // Each seed knows a few kinds of faults only: together they would hide each other.
         for fault in Fault::ALL {
-            if rng.chance(450) {
+            if rng.chance(450) && (fault != Fault::Finish || scenario.closes) {
                 let often = rng.between(1, 4);
                 scenario.faults.extend((0..often).map(|_| fault));
             }
-        }
-        if scenario.faults.contains(&Fault::Finish) && !rng.chance(300) {
-            scenario.faults.retain(|fault| *fault != Fault::Finish);
         }
         scenario
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::model::Touched;
 use super::node::NodeIx;
 use super::rng::Rng;
-use super::world::World;
+use super::world::{Event, World};
 use crate::rendezvous::keys::node_of;
 
 /// What springs the trap.
@@ -19,9 +19,12 @@ pub enum Moment {
     Completed,
     Waiting,
     Deleted,
+    /// A watch ended because its next revision was compacted away.
+    Compacted,
+    LeaseLost,
 }
 
-const MOMENTS: [Moment; 9] = [
+const MOMENTS: [Moment; 11] = [
     Moment::Opened,
     Moment::Joined,
     Moment::LastCall,
@@ -31,6 +34,8 @@ const MOMENTS: [Moment; 9] = [
     Moment::Completed,
     Moment::Waiting,
     Moment::Deleted,
+    Moment::Compacted,
+    Moment::LeaseLost,
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -43,13 +48,15 @@ enum Victim {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+pub enum Blow {
     Crash,
+    Leave,
     Pause,
     Partition,
     BreakWatches,
     Compact,
     Outage,
+    Close,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +69,11 @@ pub struct Trap {
 }
 
 impl Trap {
-    pub fn any(rng: &mut Rng) -> Option<Self> {
-        let blows = [
+    pub fn any(rng: &mut Rng, closes: bool) -> Option<Self> {
+        let mut blows = vec![
             Blow::Crash,
-            Blow::Crash,
+            Blow::Leave,
+            Blow::Leave,
             Blow::Pause,
             Blow::Pause,
             Blow::Partition,
@@ -74,6 +82,9 @@ impl Trap {
             Blow::Compact,
             Blow::Outage,
         ];
+        if closes {
+            blows.extend([Blow::Close; 4]);
+        }
         Some(Self {
             moment: rng.pick(&MOMENTS)?,
             spared: if rng.chance(500) { 0 } else { rng.below(4) },
@@ -84,30 +95,41 @@ impl Trap {
 }
 
 impl World {
+    /// A key was written.
     pub fn spring_trap(&mut self, writer: Option<NodeIx>, touched: &Touched) {
-        let Some(trap) = &mut self.trap else { return };
-        let key = String::from_utf8_lossy(&touched.kv.key);
-        let value = String::from_utf8_lossy(&touched.kv.value);
-        let moment = match key.rsplit('/').nth(1) {
-            _ if touched.deleted => Moment::Deleted,
-            _ if value.contains("\"state\":\"open\"") => Moment::Opened,
-            _ if value.contains("\"state\":\"final\"") => Moment::Completed,
-            _ if key.ends_with("/last_call") => Moment::LastCall,
-            Some("member") => Moment::Member,
-            Some("join") => Moment::Joined,
-            Some("waiting") => Moment::Waiting,
-            _ => Moment::Coordinator,
-        };
-        if trap.moment != moment {
+        if self.trap.is_none() {
             return;
         }
+        let owner = node_of(&touched.kv.key).and_then(|lease| self.holder(lease));
+        let key = String::from_utf8_lossy(&touched.kv.key);
+        let value = String::from_utf8_lossy(&touched.kv.value);
+        let moment = match key.strip_prefix("/sim/run_a/rdzv/").unwrap_or_default() {
+            _ if touched.deleted => Moment::Deleted,
+            "head/control" if value.contains("\"state\":\"open\"") => Moment::Opened,
+            "head/control" => Moment::Completed,
+            "head/coordinator" => Moment::Coordinator,
+            rest if rest.ends_with("/last_call") => Moment::LastCall,
+            rest if rest.contains("/member/") => Moment::Member,
+            rest if rest.contains("/join/") => Moment::Joined,
+            rest if rest.contains("/waiting/") => Moment::Waiting,
+            _ => return,
+        };
+        self.spring_trap_at(moment, writer, owner);
+    }
+
+    pub fn spring_trap_at(
+        &mut self,
+        moment: Moment,
+        writer: Option<NodeIx>,
+        owner: Option<NodeIx>,
+    ) {
+        let Some(trap) = self.trap.as_mut().filter(|trap| trap.moment == moment) else { return };
         if trap.spared > 0 {
             trap.spared -= 1;
             return;
         }
         let Trap { victim, blow, .. } = *trap;
         self.trap = None;
-        let owner = node_of(&touched.kv.key).and_then(|lease| self.holder(lease));
         let live = self.live();
         let node = match victim {
             Victim::Writer => writer,
@@ -115,11 +137,26 @@ impl World {
             Victim::Anybody => self.rng.pick(&live),
         };
         let Some(node) = node.filter(|node| live.contains(node)) else { return };
-        let most =
-            if self.rng.chance(500) { self.scenario.settings.ttl * 2 } else { self.link.slowest };
+        let pause = self.rng.time(Duration::ZERO, self.link.latency * 3);
+        if self.rng.chance(500) {
+            self.strike(node, blow);
+        } else {
+            self.after(pause, Event::Strike(node, blow));
+        }
+    }
+
+    pub fn strike(&mut self, node: NodeIx, blow: Blow) {
+        if !self.chaos || !self.nodes[node].is_live() {
+            return;
+        }
+        let long = self.rng.chance(500);
+        let most = if long { self.scenario.settings.ttl * 2 } else { self.link.slowest };
         let time = self.rng.time(Duration::from_millis(5), most);
         match blow {
             Blow::Crash => self.crash(node),
+            Blow::Leave if self.nodes[node].is_up() => self.depart(node),
+            Blow::Close if self.nodes[node].is_up() => self.close(node),
+            Blow::Leave | Blow::Close => {}
             Blow::Pause => self.pause(node, time),
             Blow::Partition => self.partition(node, time),
             Blow::BreakWatches => self.break_watches(node),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::model::Touched;
 use super::node::{NodeIx, Watch};
+use super::traps::Moment;
 use super::world::{Event, World};
 use crate::etcd::{EtcdError, WatchMessage, WatchSpec};
 use crate::rendezvous::machine::{Input, WatchId};
@@ -89,7 +90,8 @@ impl World {
             Err(EtcdError::Compacted { oldest, .. }) if watch.scanned == watch.next => {
                 self.unwatch(node, id);
                 let message = WatchMessage::Compacted { oldest };
-                return self.feed(node, Input::Watched(id, message));
+                self.feed(node, Input::Watched(id, message));
+                return self.spring_trap_at(Moment::Compacted, Some(node), Some(node));
             }
             // It was open before the compaction: its events are on their way already.
             Err(_) => self.etcd.events_sent_before(&watch.spec, watch.scanned),

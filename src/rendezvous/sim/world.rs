@@ -13,7 +13,7 @@ use super::rng::Rng;
 use super::scenario::{Link, Scenario};
 use crate::rendezvous::keys::Keys;
 use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
-use crate::rendezvous::records::{self, Control, NodeInfo};
+use crate::rendezvous::records::{Control, NodeInfo};
 
 /// How often etcd looks for leases that have run out (`lessor.runLoop`).
 const EXPIRY: Duration = Duration::from_millis(500);
@@ -42,6 +42,7 @@ pub enum Event {
     /// The scenario's next fault.
     Fault,
     Recover(super::faults::Recovery),
+    Strike(NodeIx, super::traps::Blow),
 }
 
 struct Scheduled {
@@ -85,6 +86,8 @@ pub struct World {
     pub chaos: bool,
     /// From when on there are no faults.
     pub healed: Option<Time>,
+    /// All nodes are gone for good.
+    pub ended: bool,
     pub checks: Checks,
     pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
     failure: Option<Violation>,
@@ -111,6 +114,7 @@ impl World {
             trap: None,
             chaos: false,
             healed: None,
+            ended: false,
             watchers: BTreeMap::new(),
             failure: None,
             queue: BinaryHeap::new(),
@@ -174,7 +178,7 @@ impl World {
             ..self.scenario.settings.clone()
         };
         let agent = Agent::new(&self.scenario, &mut self.rng);
-        self.nodes.push(Node::new(Machine::new(settings), agent));
+        self.nodes.push(Node::new(Machine::new(settings), agent, self.now));
         self.note(|| format!("n{index} starts"));
         self.after(Duration::ZERO, Event::Agent(index));
         index
@@ -232,15 +236,19 @@ impl World {
             Event::LeaseLost(node, lease) => {
                 self.nodes[node].keep_alives.remove(&lease);
                 self.feed(node, Input::LeaseLost(lease));
+                self.spring_trap_at(super::traps::Moment::LeaseLost, Some(node), Some(node));
             }
             Event::Agent(node) => self.agent_acts(node),
             Event::Expire => self.expire_leases(),
             Event::Check => {
-                self.after(CHECK, Event::Check);
-                self.check();
+                if !self.ended {
+                    self.after(CHECK, Event::Check);
+                    self.check();
+                }
             }
             Event::Fault => self.next_fault(),
             Event::Recover(recovery) => self.recover(recovery),
+            Event::Strike(node, blow) => self.strike(node, blow),
         }
     }
 
@@ -309,7 +317,6 @@ impl World {
             Action::Revoke(lease) => self.revoke(node, lease),
             Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
-            Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
             Action::Joined(result) => self.agent_joined(node, result),
@@ -358,14 +365,14 @@ impl World {
             self.wake_watchers(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);
+            let result = super::invariants::run_lease::is_renewed(self, &touched);
+            self.require(result);
             self.spring_trap(writer, &touched);
         }
     }
 
-    pub fn control(&self) -> Option<Control> {
-        let key = self.keys.control();
-        let kv = self.etcd.get(&key)?;
-        records::decode_control(&key, &kv.value).ok()
+    pub fn control(&self) -> Option<&Control> {
+        self.checks.history.control.as_ref()
     }
 
     pub fn up(&self) -> Vec<NodeIx> {

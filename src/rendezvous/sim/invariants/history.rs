@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Violation;
 use crate::rendezvous::keys::{Keys, NodeId, node_of};
 use crate::rendezvous::machine::Time;
-use crate::rendezvous::records::{self, Final, Member, State};
+use crate::rendezvous::records::{self, Control, Final, Member, State};
 use crate::rendezvous::sim::model::Touched;
 
 /// When something was first true.
@@ -41,14 +41,24 @@ pub struct Round {
 }
 
 pub struct History {
-    keys: Keys,
+    control_key: String,
+    /// The control record.
+    pub control: Option<Control>,
+    /// The prefix of all rounds.
+    in_rounds: String,
     pub rounds: BTreeMap<u64, Round>,
     pub closed: Option<Since>,
 }
 
 impl History {
     pub fn new(keys: &Keys) -> Self {
-        Self { keys: keys.clone(), rounds: BTreeMap::new(), closed: None }
+        Self {
+            control_key: keys.control(),
+            control: None,
+            in_rounds: keys.round(0).replace("0/", ""),
+            rounds: BTreeMap::new(),
+            closed: None,
+        }
     }
 
     /// Gives back the round that this write completes.
@@ -56,11 +66,17 @@ impl History {
         let kv = &touched.kv;
         let since = Since { revision: kv.mod_revision, at: now };
         let Ok(key) = std::str::from_utf8(&kv.key) else { return Ok(None) };
-        if key == self.keys.control() {
-            return if touched.deleted { Ok(None) } else { self.control(since, &kv.value) };
+        if key == self.control_key {
+            if touched.deleted {
+                // The run's lease has run out: what comes now is another run.
+                self.control = None;
+                self.rounds.clear();
+                self.closed = None;
+                return Ok(None);
+            }
+            return self.control_written(since, &kv.value);
         }
-        let rounds = self.keys.round(0).replace("0/", "");
-        let Some(rest) = key.strip_prefix(&rounds) else { return Ok(None) };
+        let Some(rest) = key.strip_prefix(&self.in_rounds) else { return Ok(None) };
         let parts: Vec<&str> = rest.split('/').collect();
         if let ([round, kind, rest @ ..], Some(node)) = (&parts[..], node_of(&kv.key))
             && let Ok(round) = round.parse()
@@ -81,7 +97,7 @@ impl History {
         Ok(None)
     }
 
-    fn control(&mut self, since: Since, value: &[u8]) -> Result<Option<u64>, Violation> {
+    fn control_written(&mut self, since: Since, value: &[u8]) -> Result<Option<u64>, Violation> {
         let control = records::decode_control("control", value)
             .map_err(|error| Violation::new("record", error.to_string()))?;
         if let Some(closed) = &self.closed {
@@ -91,6 +107,7 @@ impl History {
             );
             return Err(Violation::new("I4", text));
         }
+        self.control = Some(control.clone());
         let newest = self.rounds.iter().filter(|(_, r)| r.opened.is_some()).map(|(n, _)| *n).max();
         let round = self.rounds.entry(control.round).or_default();
         let out_of_order = |text: &str| {

@@ -30,7 +30,10 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
     for node in world.up() {
         let state = &world.nodes[node];
         let Doing::Training { outcome, since } = &state.agent.doing else { continue };
-        let due = cause.max(healed).max(*since) + ONE;
+        // Who was lost itself learns it when it renews its lease.
+        let there = state.machine.lease.is_some_and(|lease| world.etcd.has_lease(lease));
+        let renewal = if there { Duration::ZERO } else { world.scenario.settings.ttl / 3 };
+        let due = cause.max(healed).max(*since) + ONE + renewal;
         if outcome.round != control.round || world.now <= due {
             continue;
         }

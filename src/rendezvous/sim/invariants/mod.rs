@@ -10,6 +10,7 @@ pub mod loss;
 pub mod membership;
 pub mod progress;
 pub mod ranks;
+pub mod run_lease;
 pub mod waiting;
 
 use std::fmt;
@@ -68,6 +69,10 @@ impl Checks {
     /// After each write.
     pub fn key_touched(&mut self, now: Time, touched: &Touched) -> Result<(), Violation> {
         let completed = self.history.take(now, touched)?;
+        if self.history.control.is_none() {
+            self.returned = membership::Returned::default();
+            self.closed = None;
+        }
         if let Some(round) = completed {
             agreement::of_the_record(&self.history, round, self.min, self.max)?;
             ranks::stable(&self.history, round)?;

@@ -20,8 +20,8 @@ pub struct Progress {
 }
 
 pub fn in_time(world: &mut World) -> Result<(), Violation> {
-    let enough = enough_joined(world);
-    let (Some(round), Some(_)) = (enough, world.healed) else {
+    let enough = world.healed.and_then(|_| enough_joined(world));
+    let Some(round) = enough else {
         world.checks.progress = Progress::default();
         return Ok(());
     };
