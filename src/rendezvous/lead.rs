@@ -59,8 +59,6 @@ pub(super) struct Lead {
     report_pause: Duration,
     reported: (usize, bool),
     writing: Option<Attempt>,
-    /// The next attempt must first change the coordinator's key, which voids what is left of this one.
-    void_first: bool,
 }
 
 /// Reading what is there, page by page at one revision.
@@ -111,7 +109,6 @@ impl Lead {
             report_pause: FIRST_REPORT,
             reported: (1, false),
             writing: None,
-            void_first: false,
         }
     }
 
@@ -128,7 +125,7 @@ impl Lead {
     }
 
     pub fn abort_attempt(&mut self) {
-        self.void_first |= self.writing.take().is_some();
+        self.writing = None;
     }
 
     fn survivors_missing(&self) -> bool {
@@ -369,11 +366,6 @@ impl Machine {
 
     fn begin_attempt(&mut self, deadline: Time) {
         let Some(lead) = &mut self.lead else { return };
-        if lead.void_first {
-            // A late copy of the last attempt's writes must find a coordinator's key it does not expect.
-            let joined = lead.joined.len();
-            return self.report(joined, true, deadline);
-        }
         let members = assign(&lead.candidates(), self.settings.max);
         self.attempts += 1;
         let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
@@ -487,7 +479,6 @@ impl Machine {
                 }
                 if let Some(lead) = &mut self.lead {
                     lead.reported = (joined, last_call);
-                    lead.void_first = false;
                 }
             }
             LeadStep::WriteMembers { to } => {

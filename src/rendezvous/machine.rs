@@ -437,7 +437,6 @@ impl Machine {
             return self.reload();
         }
         if let Step::Confirm(_) | Step::ReadHead = step {
-            self.pause = Some(now + Duration::from_secs(1));
             let silence =
                 matches!(error, EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. });
             let asked = [
@@ -445,8 +444,12 @@ impl Machine {
                 self.closing.as_ref().map(|(_, deadline)| *deadline),
                 self.observing,
             ];
-            if silence && asked.into_iter().flatten().all(|deadline| now < deadline) {
-                // Silence of etcd is no news of the run: ask again, nobody's time is up.
+            // Silence of etcd is no news of the run: unless somebody's time is up, ask again.
+            let time_is_up = asked.into_iter().flatten().any(|deadline| now >= deadline);
+            if !(silence && time_is_up) {
+                self.pause = Some(now + Duration::from_secs(1));
+            }
+            if silence && !time_is_up {
                 return;
             }
         }
