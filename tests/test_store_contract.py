@@ -139,6 +139,8 @@ def test_has_extended_api(store: dist.Store) -> None:
 
 
 def test_clone(store: dist.Store) -> None:
+    if not hasattr(store, "clone"):
+        pytest.skip("this torch has no clone of a PrefixStore")
     store.set("k", "v")
     clone = store.clone()
     assert clone.get("k") == b"v"

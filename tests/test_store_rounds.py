@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
-from store_helpers import in_background, seconds
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
+from store_helpers import in_background, seconds
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_store import EtcdStore, MemberLostError
@@ -62,16 +62,15 @@ def test_a_lost_member_ends_a_wait(members: list[Member], operation: str) -> Non
     store = members[0].store
     store.set("there", "v")
     thread = in_background(members[1].leave, after=0.2)
+    wait = {
+        "get": lambda: store.get("missing"),
+        "multi_get": lambda: store.multi_get(["there", "missing"]),
+        "wait": lambda: store.wait(["there", "missing"]),
+        "queue_pop": lambda: find_store(store).queue_pop("missing"),
+    }[operation]
     started = time.monotonic()
     with pytest.raises(MemberLostError, match="lost") as caught:
-        if operation == "get":
-            store.get("missing")
-        elif operation == "multi_get":
-            store.multi_get(["there", "missing"])
-        elif operation == "wait":
-            store.wait(["there", "missing"])
-        else:
-            find_store(store).queue_pop("missing")
+        wait()
     assert time.monotonic() - started < 10
     assert isinstance(caught.value, dist.DistStoreError)
     thread.join()

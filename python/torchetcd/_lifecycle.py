@@ -12,18 +12,28 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchetcd.etcd_rendezvous import EtcdRendezvous
+    from torchetcd._torchetcd import Rendezvous
 
-_nodes: weakref.WeakSet[EtcdRendezvous] = weakref.WeakSet()
+_leaving: set[weakref.finalize[[Rendezvous], object]] = set()
 
 
-def leave_at_exit(node: EtcdRendezvous) -> None:
-    """Let `node` leave its run when the interpreter ends.
+def leave_at_end(owner: object, node: Rendezvous) -> None:
+    """Let `node` leave its run when `owner` is gone, at the latest when the interpreter ends.
 
     An agent that ends without `shutdown()` (SIGTERM, an exception, the end of the script) must not
     close the run, but its peers should learn of it at once and not when its lease has run out.
     """
-    _nodes.add(node)
+    leaving = weakref.finalize(owner, _leave, node)
+    # At the end it is `_end` that calls it, before the native threads end.
+    leaving.atexit = False
+    _leaving.add(leaving)
+
+
+def _leave(node: Rendezvous) -> None:
+    _leaving.difference_update([leaving for leaving in _leaving if not leaving.alive])
+    # At the end nobody is there to be told; a lease that is not given back runs out.
+    with contextlib.suppress(Exception):
+        node.leave()
 
 
 @contextlib.contextmanager
@@ -55,10 +65,8 @@ def leaving_on_sigterm(leave: Callable[[], None]) -> Iterator[None]:
 
 @atexit.register
 def _end() -> None:
-    # At the end nobody is there to be told; a lease that is not given back runs out.
-    for node in list(_nodes):
-        with contextlib.suppress(Exception):
-            node.leave()
+    for leaving in list(_leaving):
+        leaving()
     # A native thread that outlives the interpreter can crash it.
     from torchetcd._torchetcd import shutdown  # noqa: PLC0415 - only where it was used
 

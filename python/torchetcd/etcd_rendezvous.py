@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._address import local_address, reserved_port
-from torchetcd._lifecycle import leave_at_exit, leaving_on_sigterm
+from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -127,7 +127,8 @@ class EtcdRendezvous:
             host=_host_name(self._host),
         )
         self._told_why = False
-        leave_at_exit(self)
+        self._stores: list[tuple[int, EtcdStore]] = []
+        leave_at_end(self, self._node)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
         self._node.closed()
@@ -231,7 +232,17 @@ class EtcdRendezvous:
         A wait in it ends early when a member of the round is lost.
         """
         native = self._node.store(rdzv_version)
-        return EtcdStore._of_round(self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native)
+        store = EtcdStore._of_round(
+            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
+        )
+        # A store stays alive until it is closed, because C++ may use it. Nobody uses one of two rounds
+        # ago: its keys are deleted when the next round completes.
+        for version, old in self._stores:
+            if version < rdzv_version - 1:
+                old.close()
+        self._stores = [kept for kept in self._stores if kept[0] >= rdzv_version - 1]
+        self._stores.append((rdzv_version, store))
+        return store
 
     def store_extra_data(self, rdzv_version: int, key: str, value: Any) -> None:
         """Keep a value that the nodes of a round can load by `load_extra_data`.

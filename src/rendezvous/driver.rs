@@ -16,6 +16,9 @@ use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
 /// A lease that is not revoked by then is left to run out.
 const REVOKE: Duration = Duration::from_secs(2);
+/// Who leaves waits no longer than this: a signal must end a process within a second, also when etcd
+/// does not answer.
+const LEAVE: Duration = Duration::from_millis(700);
 
 type JoinResult = Result<Outcome, RendezvousError>;
 type Done = Result<(), RendezvousError>;
@@ -99,7 +102,7 @@ impl Handle {
         receiver
     }
 
-    /// Resolves when the lease is revoked, or after two seconds.
+    /// Resolves when the lease is revoked, or after 0.7 s.
     pub fn leave(&self) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
         self.send(Command::Leave(sender));
@@ -170,10 +173,14 @@ impl Driver {
                 self.handle(Input::Leave);
                 let revoking = std::mem::take(&mut self.revoking);
                 tokio::spawn(async move {
-                    for task in revoking {
-                        // It ends by its own deadline, and cannot panic.
-                        let _ = task.await;
-                    }
+                    let all = async {
+                        for task in revoking {
+                            // It cannot panic, and nothing aborts it.
+                            let _ = task.await;
+                        }
+                    };
+                    // What is not done by then goes on for as long as the process does.
+                    let _ = tokio::time::timeout(LEAVE, all).await;
                     let _ = done.send(());
                 });
             }

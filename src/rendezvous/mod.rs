@@ -13,6 +13,11 @@ mod member;
 mod ranks;
 mod records;
 #[cfg(test)]
+#[allow(
+    clippy::needless_for_each,
+    clippy::unchecked_time_subtraction,
+    reason = "a simulation that computes a negative time has to fail"
+)]
 mod sim;
 mod steps;
 mod variants;
