@@ -7,6 +7,7 @@
 //! which progress must be made: a world that cannot heal has a bug.
 
 mod agent;
+mod conformance;
 mod faults;
 pub(super) mod hooks;
 mod invariants;
@@ -20,3 +21,4 @@ mod trace;
 mod traps;
 mod watches;
 mod world;
+mod wrong;

@@ -8,11 +8,10 @@ use super::hooks;
 use super::invariants::{Violation, garbage, progress};
 use super::scenario::Scenario;
 use super::world::{Event, World};
-use crate::rendezvous::variants::Variant;
 
 const DEFAULT: u64 = 3000;
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
@@ -113,40 +112,6 @@ pub fn explain(seed: u64) -> Result<(), (Violation, String)> {
     let _ = writeln!(text, "REPRODUCE WITH: TORCHETCD_SIM_SEED={seed} cargo test --lib every_seed");
     assert_eq!(again, Err(violation.clone()), "seed {seed} is not deterministic");
     Err((violation, text))
-}
-
-fn caught(variant: Variant) -> std::collections::BTreeMap<&'static str, Vec<u64>> {
-    let mut tally = std::collections::BTreeMap::new();
-    for seed in 0..number("TORCHETCD_SIM_SEEDS").unwrap_or(1000) {
-        let mut scenario = Scenario::of(seed);
-        scenario.hooks.variant = Some(variant);
-        if let Err(v) = run(seed, &mut World::new(scenario, seed)) {
-            tally.entry(v.invariant).or_insert_with(Vec::new).push(seed);
-        }
-    }
-    tally
-}
-
-#[test]
-fn survey_variants() {
-    let mut text = String::new();
-    for variant in [
-        Variant::UnguardedCompletion,
-        Variant::AnyAttempt,
-        Variant::UncheckedMembership,
-        Variant::ForgetsLastCall,
-        Variant::WatchesFromFinal,
-    ] {
-        for (name, seeds) in caught(variant) {
-            let _ = writeln!(
-                text,
-                "{variant:?} {name}: {} {:?}",
-                seeds.len(),
-                &seeds[..seeds.len().min(5)]
-            );
-        }
-    }
-    panic!("{text}");
 }
 
 #[test]

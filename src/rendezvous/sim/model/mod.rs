@@ -38,7 +38,6 @@ impl Etcd {
         txn::run(&mut self.store, &mut self.leases, txn)
     }
 
-    #[allow(dead_code)]
     /// Answers with the revision of the store, as the header of etcd's answer does.
     pub fn range(&self, range: &Range) -> Result<(i64, RangeReply), EtcdError> {
         rules::check_key(&range.key)?;

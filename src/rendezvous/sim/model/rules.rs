@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{in_range, refused};
+use super::refused;
 use crate::etcd::kv::{Op, Txn};
 use crate::etcd::{EtcdError, Refusal};
 
@@ -50,11 +50,13 @@ fn check_overlap(ops: &[Op]) -> Result<(BTreeSet<&[u8]>, Deleted<'_>), EtcdError
     let mut deleted: Deleted = Vec::new();
     for op in ops {
         if let Op::Delete { key, range_end } = op {
-            deleted.push((key, range_end.as_deref()));
+            deleted.push((key, range_end.as_deref().filter(|end| !end.is_empty())));
         }
     }
-    let hits =
-        |deleted: &Deleted, key: &[u8]| deleted.iter().any(|(from, end)| in_range(key, from, *end));
+    // Here an end of one NUL is just a small key: such a range counts as empty.
+    let hits = |deleted: &Deleted, key: &[u8]| {
+        deleted.iter().any(|(from, end)| end.map_or(key == *from, |end| key >= *from && key < end))
+    };
     let mut written: BTreeSet<&[u8]> = BTreeSet::new();
     for op in ops {
         let Op::Txn(inner) = op else { continue };

@@ -144,7 +144,11 @@ impl Store {
             kvs.truncate(limit);
         }
         if range.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value.clear());
+            for kv in &mut kvs {
+                kv.value.clear();
+                // From 3.7 on etcd answers from its index, which does not know the lease.
+                kv.lease = 0;
+            }
         }
         RangeReply { kvs, count, more }
     }
@@ -178,20 +182,31 @@ impl Store {
     pub fn events(&self, spec: &WatchSpec, from: i64) -> Vec<Event> {
         let first = self.history.partition_point(|change| change.kv.mod_revision < from);
         let end = spec.range_end.as_deref();
-        let wanted = |change: &&Change| {
-            (change.deleted || !spec.deletes_only) && in_range(&change.kv.key, &spec.key, end)
-        };
-        self.history[first..].iter().filter(wanted).map(|change| self.event(change, spec)).collect()
+        let mut events = Vec::new();
+        for (index, change) in self.history.iter().enumerate().skip(first) {
+            if (change.deleted || !spec.deletes_only) && in_range(&change.kv.key, &spec.key, end) {
+                events.push(self.event(index, spec));
+            }
+        }
+        events
     }
 
-    fn event(&self, change: &Change, spec: &WatchSpec) -> Event {
+    fn event(&self, index: usize, spec: &WatchSpec) -> Event {
+        let change = &self.history[index];
         let mut kv = change.kv.clone();
         if !change.deleted {
             return Event::Put(kv);
         }
-        // The previous value is read at the revision before, which may be compacted away.
+        // The previous value is read at the revision before, which may be compacted away; what the same
+        // transaction did to the key before it deleted it does not count.
         if spec.deletes_only && kv.mod_revision > self.compacted {
-            kv.value = change.previous.as_ref().map(|kv| kv.value.clone()).unwrap_or_default();
+            let same_revision = self.history[..index].iter().rev();
+            let first = same_revision
+                .take_while(|earlier| earlier.kv.mod_revision == kv.mod_revision)
+                .filter(|earlier| earlier.kv.key == kv.key)
+                .last()
+                .unwrap_or(change);
+            kv.value = first.previous.as_ref().map(|kv| kv.value.clone()).unwrap_or_default();
         }
         Event::Delete(kv)
     }
