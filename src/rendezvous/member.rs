@@ -18,14 +18,24 @@ pub(super) struct Membership {
     attempt: String,
     /// This node's own lease was lost.
     pub expelled: bool,
-    /// Members whose keys are gone, with what their record said of them.
-    lost: BTreeMap<NodeId, String>,
-    /// How many of `lost` are known to be no departure from a closed run.
+    /// Members whose keys are gone: when, and what their record said of them.
+    lost: BTreeMap<NodeId, (i64, String)>,
+    /// Members that are gone without having been seen to go: their number is all that is known.
+    unseen: usize,
+    /// How many of the lost are known to be no departure from a closed run.
     confirmed: usize,
+    /// How many of them the question under way is about.
+    asked: usize,
     waiting: BTreeSet<NodeId>,
     watches: Option<Watches>,
     /// Events are missing: count what is there.
     resync: bool,
+}
+
+impl Membership {
+    fn lost(&self) -> usize {
+        self.lost.len() + self.unseen
+    }
 }
 
 struct Watches {
@@ -43,7 +53,9 @@ impl Machine {
             attempt: complete.attempt.clone(),
             expelled: false,
             lost: BTreeMap::new(),
+            unseen: 0,
             confirmed: 0,
+            asked: 0,
             waiting: BTreeSet::new(),
             watches: None,
             resync: false,
@@ -126,7 +138,8 @@ impl Machine {
                 if membership.confirmed == 0 || !restarts {
                     return None;
                 }
-                let names: Vec<&str> = membership.lost.values().map(String::as_str).collect();
+                let names = membership.lost.values().map(|(_, name)| name.as_str());
+                let names: Vec<&str> = names.collect();
                 let names = if names.is_empty() { "a member".into() } else { names.join(", ") };
                 Some((round, format!("{names} of round {round} was lost")))
             }
@@ -142,7 +155,7 @@ impl Machine {
             // Members of a closed run may go as they like, and they will, all of them.
             return self.stop_watching_members();
         }
-        let Some(membership) = &self.membership else { return };
+        let Some(membership) = &mut self.membership else { return };
         let deadline = now + self.settings.close_timeout;
         let round = membership.round;
         let keys = &self.settings.keys;
@@ -154,7 +167,8 @@ impl Machine {
                 Op::Get(Range::prefix(keys.waitings(round)).keys_only()),
             ];
             self.txn(Step::Confirm(round), Txn::when([]).then(reads), deadline);
-        } else if membership.lost.len() > membership.confirmed {
+        } else if membership.lost() > membership.confirmed {
+            membership.asked = membership.lost();
             // The deletion may be a departure from a run that was closed just before, and the two watches
             // are not ordered: ask what the control record says now.
             self.txn(Step::Confirm(round), Txn::when([]).then([control]), deadline);
@@ -168,13 +182,15 @@ impl Machine {
         };
         if reply.replies.len() == 1 {
             // Losses that were seen after the question was sent are asked about again.
-            membership.confirmed = membership.lost.len();
+            membership.confirmed = membership.asked;
             return;
         }
         membership.resync = false;
         let present = usize::try_from(reply.range(1).count).unwrap_or(0);
         let lost = (membership.world as usize).saturating_sub(present);
-        membership.confirmed = membership.confirmed.max(lost);
+        let seen = membership.lost.values().filter(|(at, _)| *at <= reply.revision).count();
+        membership.unseen = lost.saturating_sub(seen);
+        membership.confirmed = lost;
         membership.waiting = reply.range(2).kvs.iter().filter_map(|kv| node_of(&kv.key)).collect();
         self.stop_watching_members();
         self.watch_members(reply.revision + 1, reply.revision + 1);
@@ -207,7 +223,7 @@ impl Machine {
                             || format!("node {node:016x}"),
                             |r| format!("rank {} on {}", r.rank, r.node),
                         );
-                        membership.lost.insert(node, name);
+                        membership.lost.insert(node, (kv.mod_revision, name));
                     }
                 }
                 (true, Event::Put(_)) => {}

@@ -185,6 +185,10 @@ impl World {
         self.note(|| "--- all faults end".into());
         self.chaos = false;
         self.trap = None;
+        for node in &mut self.nodes {
+            node.agent.fails = false;
+            node.agent.finishes = false;
+        }
         self.link = Link::CALM;
         self.recover(Recovery::EtcdIsBack);
         for node in 0..self.nodes.len() {

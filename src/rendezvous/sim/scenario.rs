@@ -105,8 +105,12 @@ impl Scenario {
         }
         scenario.most_nodes = max + 3;
         scenario.arrivals = rng.time(Duration::ZERO, seconds(5));
-        scenario.poll = rng.time(millis(20), millis(1500));
+        let slowest = if rng.chance(200) { 9000 } else { 1500 };
+        scenario.poll = rng.time(millis(20), millis(slowest));
         scenario.stop = rng.time(Duration::ZERO, millis(1000));
+        // Agents that are slower than the last call would for ever come too late, some of them each time.
+        let slow = scenario.poll + scenario.stop;
+        scenario.settings.last_call = scenario.settings.last_call.max(slow);
         scenario.chaos = rng.time(seconds(10), seconds(60));
         scenario.fault_pause = rng.time(millis(100), seconds(4));
         scenario.last_crash = rng.chance(400);

@@ -75,7 +75,7 @@ fn ends(seed: u64, world: &mut World) -> Result<(), Violation> {
     if seed % 2 == 0
         && let Some(node) = world.rng.pick(&training)
     {
-        world.nodes[node].agent.finishes = true;
+        world.close(node);
         world.run_until(world.now + Duration::from_secs(4))?;
         if world.checks.closed.is_none() {
             return Err(Violation::new("I4", "the run could not be closed"));

@@ -89,6 +89,7 @@ pub struct World {
     /// All nodes are gone for good.
     pub ended: bool,
     pub checks: Checks,
+    pub last_write: Time,
     pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
     failure: Option<Violation>,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -115,6 +116,7 @@ impl World {
             chaos: false,
             healed: None,
             ended: false,
+            last_write: Duration::ZERO,
             watchers: BTreeMap::new(),
             failure: None,
             queue: BinaryHeap::new(),
@@ -362,6 +364,7 @@ impl World {
     pub fn written(&mut self, writer: Option<NodeIx>) {
         for touched in self.etcd.take_touched() {
             self.note(|| super::trace::touched(&touched));
+            self.last_write = self.now;
             self.wake_watchers(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);

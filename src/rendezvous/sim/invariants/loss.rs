@@ -27,6 +27,9 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
     let waits = waits.and_then(|at| Some(at.max(room?)));
     let causes = [lost.map(|since| since.at), waits];
     let Some(cause) = causes.into_iter().flatten().min() else { return Ok(()) };
+    let live = round.live().count();
+    let missing = if restarts { round.members.len() - live } else { 0 };
+    let expected = missing + round.waiting.len().min(world.checks.max - live);
     for node in world.up() {
         let state = &world.nodes[node];
         let Doing::Training { outcome, since } = &state.agent.doing else { continue };
@@ -43,6 +46,10 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
                 "n{node} sees nobody waiting in round {} of {}; lost: {lost:?}, waiting: {waits:?}",
                 control.round, complete.world
             );
+            return Err(Violation::new("loss", text));
+        }
+        if there && world.now > due.max(world.last_write + ONE) && status.waiting != expected {
+            let text = format!("n{node} sees {} waiting, not {expected}", status.waiting);
             return Err(Violation::new("loss", text));
         }
         if lost.is_some_and(|lost| world.now > lost.at.max(healed).max(*since) + ONE)
