@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from conftest import eventually
 from rendezvous_helpers import TTL, Run
@@ -189,6 +191,10 @@ def test_one_two_one_three_nodes(job: Job, tmp_path: Path) -> None:
         agent.end()
 
 
+@pytest.mark.skipif(
+    "rdzv_handler.shutdown" in inspect.getsource(LocalElasticAgent._shutdown),
+    reason="the agent of this torch closes the run itself when a signal ends it",
+)
 def test_scale_down(job: Job, tmp_path: Path) -> None:
     script, stop = job.script(STEPS), tmp_path / "stop"
     agents = [job.agent("1:3", script, stop) for _ in range(3)]
