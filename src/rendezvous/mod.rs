@@ -14,9 +14,14 @@ mod ranks;
 mod records;
 #[cfg(test)]
 #[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::format_collect,
     clippy::needless_for_each,
     clippy::unchecked_time_subtraction,
-    reason = "a simulation that computes a negative time has to fail"
+    clippy::unused_self,
+    clippy::type_complexity,
+    reason = "a simulation's numbers are small, and one that computes a negative time has to fail"
 )]
 mod sim;
 mod steps;

@@ -71,7 +71,7 @@ fn heals(world: &mut World) -> Result<(), Violation> {
 /// Some close the run first; then all are gone.
 fn ends(seed: u64, world: &mut World) -> Result<(), Violation> {
     let training = world.training();
-    if seed % 2 == 0
+    if seed.is_multiple_of(2)
         && let Some(node) = world.rng.pick(&training)
     {
         world.close(node);

@@ -219,10 +219,7 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
-        let event = match self.for_a_node_that_runs(event) {
-            Some(event) => event,
-            None => return,
-        };
+        let Some(event) = self.for_a_node_that_runs(event) else { return };
         match event {
             Event::Arrive(node, call, attempt, request) => {
                 self.request_arrives(node, call, attempt, &request);

@@ -79,10 +79,10 @@ fn check_overlap(ops: &[Op]) -> Result<(BTreeSet<&[u8]>, Deleted<'_>), EtcdError
         deleted.extend(otherwise_deleted);
     }
     for op in ops {
-        if let Op::Put { key, .. } = op {
-            if hits(&deleted, key) || !written.insert(key) {
-                return Err(duplicate());
-            }
+        if let Op::Put { key, .. } = op
+            && (hits(&deleted, key) || !written.insert(key))
+        {
+            return Err(duplicate());
         }
     }
     Ok((written, deleted))
