@@ -358,3 +358,32 @@ class TestExtraArguments:
                 pytest.raises(EtcdInsufficientPermissions),
             ):
                 _ = client.machines
+
+
+class TestFindFreePort:
+    def test_a_family_without_sockets_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, asked = socket.socket, []
+
+        def without_the_first(*args: int) -> socket.socket:
+            asked.append(args)
+            if len(asked) == 1:
+                raise OSError("no such family here")
+            return real(socket.AF_INET, socket.SOCK_STREAM)
+
+        entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", None)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [entry, entry])
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", without_the_first)
+            found = etcd_server.find_free_port()
+        with found:
+            assert found.getsockname()[1] > 0
+            assert len(asked) == 2
+
+    def test_without_any(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: int) -> socket.socket:
+            raise OSError("no sockets")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", fail)
+            with pytest.raises(RuntimeError, match="Failed to create a socket"):
+                etcd_server.find_free_port()

@@ -49,14 +49,19 @@ def find_free_port() -> socket.socket:
         socket.getaddrinfo(_HOST, None, type=socket.SOCK_STREAM),
         key=lambda found: found[0] != socket.AF_INET,
     )
-    for family, kind, protocol, _, address in families:
-        sock = socket.socket(family, kind, protocol)
+    for family, kind, protocol, _, _ in families:
         try:
-            sock.bind((address[0], 0))
+            sock = socket.socket(family, kind, protocol)
+        except OSError as exc:
+            _logger.warning("No socket of family %s: %s", family, exc)
+            continue
+        try:
+            # By name, in the socket's own family: the address of an entry may be missing.
+            sock.bind((_HOST, 0))
             sock.listen(0)
         except OSError as exc:
             sock.close()
-            _logger.warning("No port on %s: %s", address[0], exc)
+            _logger.warning("No port on %s: %s", _HOST, exc)
         else:
             return sock
     message = "Failed to create a socket on the loopback interface."
