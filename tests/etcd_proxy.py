@@ -1,4 +1,4 @@
-"""A TCP proxy before etcd that loses the answer to one chosen request, or the request itself."""
+"""A TCP proxy before etcd that loses the answer to one chosen request, the request itself, or all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from collections.abc import Callable
 class EtcdProxy:
     """Stands between a client and etcd, and breaks the connection at one chosen request."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._port = port
         self._needle: bytes | None = None
         self._forward = True
         self._then: Callable[[], object] = lambda: None
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._flows = threading.Event()
+        self._flows.set()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.broken = 0
         self._run(self._accept)
@@ -33,11 +36,22 @@ class EtcdProxy:
         self._forward, self._then = forward, then
         self._needle = needle
 
+    def freeze(self) -> None:
+        """Stop forwarding without a word, as a cable does that is pulled out."""
+        self._flows.clear()
+
+    def __enter__(self) -> EtcdProxy:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         # A blocked `accept` or `recv` ends by a shutdown, not by a close.
         for sock in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        self._flows.set()  # what was held back goes nowhere
         for thread in self._threads:
             thread.join()
         for sock in (self._listener, *self._sockets):
@@ -65,6 +79,7 @@ class EtcdProxy:
                 if found:
                     self._needle = None
                     muted.set()
+                self._flows.wait()
                 if self._forward or not found:
                     far.sendall(data)
                 if found:
@@ -76,6 +91,7 @@ class EtcdProxy:
     def _answers(self, far: socket.socket, near: socket.socket, muted: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(1 << 16):
+                self._flows.wait()
                 if not muted.is_set():
                     near.sendall(data)
         if not muted.is_set():

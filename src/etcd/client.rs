@@ -1,6 +1,6 @@
 //! Calls to a cluster: one endpoint at a time, the next when it fails, a deadline on everything.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,9 @@ use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 /// How long one attempt may take before the next endpoint is asked; doubled for each attempt that
 /// timed out, so that a slow cluster is not asked for ever. etcd's own limit is 5 s and two elections.
 const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// How often one call takes a new token: each change of etcd's users can make the last one old.
+const RENEWALS: u32 = 5;
 
 /// What may be done when the answer to a request was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,8 @@ struct Shared {
 struct State {
     current: Option<Arc<Connection>>,
     next_endpoint: usize,
+    /// Whether there ever was a connection: settings that worked once are not given up at once.
+    connected: bool,
     closed: bool,
 }
 
@@ -58,7 +63,7 @@ impl Client {
         // Clients of one cluster spread over its members.
         let next_endpoint =
             usize::try_from(unique() % (config.endpoints.len().max(1) as u128)).unwrap_or(0);
-        let state = State { current: None, next_endpoint, closed: false };
+        let state = State { current: None, next_endpoint, connected: false, closed: false };
         let shared = Arc::new(Shared {
             config,
             state: Mutex::new(state),
@@ -224,7 +229,7 @@ impl Client {
         let mut causes = Causes::default();
         let mut backoff = Backoff::default();
         let mut limit = ATTEMPT;
-        let mut renewed_token = false;
+        let mut renewals = 0;
         let mut maybe_applied = false;
         loop {
             if Instant::now() >= deadline {
@@ -256,20 +261,34 @@ impl Client {
                             return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
                         }
                         Verdict::StaleToken => {
-                            if renewed_token || self.shared.config.credentials.is_none() {
+                            if self.shared.config.credentials.is_none() {
+                                return Err(EtcdError::Refused {
+                                    endpoint: connection.endpoint.to_string(),
+                                    kind: Refusal::AuthenticationFailed,
+                                    message: format!("it wants a user and a password ({text})"),
+                                });
+                            }
+                            if renewals == RENEWALS {
                                 return Err(refused(Refusal::AuthenticationFailed));
                             }
-                            renewed_token = true;
-                            if connection.renew_token(epoch).await.is_ok() {
-                                continue;
+                            renewals += 1;
+                            let renewal = connection.renew_token(epoch);
+                            match tokio::time::timeout_at(deadline, renewal).await {
+                                Ok(true) if renewals == 1 => continue,
+                                // Refused with a new token: the users are being changed.
+                                Ok(true) => {}
+                                _ => self.discard(&connection),
                             }
+                        }
+                        Verdict::NotApplied | Verdict::NoAuthentication => {
                             self.discard(&connection);
                         }
-                        Verdict::NotApplied => self.discard(&connection),
                         Verdict::MaybeApplied => {
                             maybe_applied = true;
-                            self.discard(&connection);
-                            if error.is_none() {
+                            if error.is_some() {
+                                self.discard(&connection);
+                            } else {
+                                self.abandon(&connection);
                                 limit *= 2;
                             }
                         }
@@ -297,13 +316,15 @@ impl Client {
             return Ok(Some(connection));
         }
         let endpoints = &self.shared.config.endpoints;
+        let mut untrusted = 0;
         for _ in 0..endpoints.len() {
-            let endpoint = {
+            let (endpoint, connected_before) = {
                 let mut state = self.state();
                 let endpoint = &endpoints[state.next_endpoint % endpoints.len()];
                 state.next_endpoint = (state.next_endpoint + 1) % endpoints.len();
-                endpoint
+                (endpoint, state.connected)
             };
+            causes.begin(endpoint);
             match Connection::open(&self.shared.config, endpoint).await {
                 Ok(connection) => {
                     let connection = Arc::new(connection);
@@ -311,12 +332,24 @@ impl Client {
                     if state.closed {
                         return Err(EtcdError::Closed);
                     }
+                    state.connected = true;
                     state.current = Some(connection.clone());
                     return Ok(Some(connection));
                 }
                 Err(ConnectError::Unreachable(cause)) => causes.add(endpoint, cause),
+                Err(ConnectError::Untrusted(cause)) => {
+                    untrusted += usize::from(!connected_before);
+                    causes.add(endpoint, cause);
+                }
+                // Certificates are being replaced: a run that goes on must not end by that.
+                Err(ConnectError::Final(EtcdError::Configuration(cause))) if connected_before => {
+                    causes.add(endpoint, cause);
+                }
                 Err(ConnectError::Final(error)) => return Err(error),
             }
+        }
+        if untrusted == endpoints.len() {
+            return Err(EtcdError::Untrusted { causes: causes.to_string() });
         }
         Ok(None)
     }
@@ -334,6 +367,12 @@ impl Client {
         }
     }
 
+    /// Leaves a connection on which an answer did not come, and has its streams leave it too.
+    pub(super) fn abandon(&self, connection: &Arc<Connection>) {
+        self.discard(connection);
+        connection.set_silent();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -344,6 +383,13 @@ impl Client {
 pub(super) struct Causes(Vec<(Endpoint, String)>);
 
 impl Causes {
+    /// The deadline may come before there is any cause.
+    fn begin(&mut self, endpoint: &Endpoint) {
+        if self.0.iter().all(|(known, _)| known != endpoint) {
+            self.add(endpoint, "no answer yet".into());
+        }
+    }
+
     pub(super) fn add(&mut self, endpoint: &Endpoint, cause: String) {
         match self.0.iter_mut().find(|(known, _)| known == endpoint) {
             Some((_, last)) => *last = cause,
@@ -352,19 +398,24 @@ impl Causes {
     }
 
     fn into_error(self, started: Instant, maybe_applied: bool) -> EtcdError {
-        let mut causes = String::new();
-        for (endpoint, cause) in &self.0 {
-            let separator = if causes.is_empty() { "" } else { "; " };
-            // Writing to a String cannot fail.
-            let _ = write!(causes, "{separator}{endpoint}: {cause}");
-        }
-        if causes.is_empty() {
-            causes.push_str("no attempt ended before the deadline");
-        }
+        let causes = self.to_string();
         if maybe_applied {
             EtcdError::Ambiguous { causes }
         } else {
             EtcdError::Unreachable { waited: started.elapsed(), causes }
         }
+    }
+}
+
+impl fmt::Display for Causes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no attempt ended before the deadline");
+        }
+        for (number, (endpoint, cause)) in self.0.iter().enumerate() {
+            let separator = if number == 0 { "" } else { "; " };
+            write!(f, "{separator}{endpoint}: {cause}")?;
+        }
+        Ok(())
     }
 }
