@@ -37,9 +37,7 @@ class Authority:
         )
         self.ca_cert = _write(directory / f"{name}.pem", _pem(cert))
 
-    def issue(
-        self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False
-    ) -> Pair:
+    def issue(self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False) -> Pair:
         """Make a certificate for a server with these names and addresses, and for a client `name`."""
         key = ec.generate_private_key(ec.SECP256R1())
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

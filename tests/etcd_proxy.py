@@ -24,6 +24,7 @@ class EtcdProxy:
         self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.broken = 0
+        self.connections = 0
         self._run(self._accept)
 
     def break_at(
@@ -68,6 +69,7 @@ class EtcdProxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._port))
                 self._sockets += [near, far]
+                self.connections += 1
                 muted = threading.Event()
                 self._run(self._requests, near, far, muted)
                 self._run(self._answers, far, near, muted)

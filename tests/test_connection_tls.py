@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+
 from certificates import Authority, Pair
 from etcd_proxy import EtcdProxy
 from rendezvous_helpers import Run
 from store_helpers import Proxy, in_background, opened
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
-
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_free_port
@@ -135,7 +135,10 @@ class TestOneSided:
         (tmp_path / "none.pem").touch()
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
         monkeypatch.delenv("SSL_CERT_DIR", raising=False)
-        with _client(server) as client, pytest.raises(ValueError, match="no CA certificates, and none was given"):
+        with (
+            _client(server) as client,
+            pytest.raises(ValueError, match="no CA certificates, and none was given"),
+        ):
             client.read("/x")
 
 
@@ -262,9 +265,7 @@ class TestFiles:
         assert f"'{mine.cert}', key '{other.key}'" in text
         assert "KeyMismatch" in text
 
-    def test_an_encrypted_key(
-        self, said: Callable[..., str], mine: Pair, tmp_path: Path
-    ) -> None:
+    def test_an_encrypted_key(self, said: Callable[..., str], mine: Pair, tmp_path: Path) -> None:
         path = tmp_path / "encrypted.pem"
         path.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n")
         assert f"The client key file '{path}' is encrypted" in said(cert=(mine.cert, str(path)))
@@ -294,7 +295,12 @@ class TestMutual:
     def test_rendezvous(
         self, mutual: EtcdServer, ca: Authority, mine: Pair, prefix: str, names: tuple[str, str]
     ) -> None:
-        config = {"protocol": "https", "ca_cert": ca.ca_cert, names[0]: mine.cert, names[1]: mine.key}
+        config = {
+            "protocol": "https",
+            "ca_cert": ca.ca_cert,
+            names[0]: mine.cert,
+            names[1]: mine.key,
+        }
         _rendezvous_of_one(mutual.get_endpoint(), prefix, config)
 
     def test_two_nodes(self, mutual: EtcdServer, ca: Authority, mine: Pair) -> None:
@@ -380,6 +386,7 @@ def _rendezvous_of_one(endpoint: str, prefix: str, config: dict[str, Any]) -> No
     handler = create_rdzv_handler(_parameters(endpoint, prefix, config))
     info = handler.next_rendezvous()
     assert (info.rank, info.world_size) == (0, 1)
-    info.store.set("key", "value")
-    assert info.store.get("key") == b"value"
+    with info.store as store:
+        store.set("key", "value")
+        assert store.get("key") == b"value"
     assert handler.shutdown()

@@ -250,26 +250,16 @@ impl Client {
                     };
                     let verdict = error.as_ref().map_or(Verdict::MaybeApplied, classify);
                     let text = error.as_ref().map_or_else(|| "no answer".to_string(), describe);
-                    let refused = |kind| EtcdError::Refused {
-                        endpoint: connection.endpoint.to_string(),
-                        kind,
-                        message: text.clone(),
-                    };
                     match verdict {
-                        Verdict::Final(kind) => return Err(refused(kind)),
+                        Verdict::Final(kind) => return Err(connection.refusal(kind, &text)),
                         Verdict::Compacted => {
                             return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
                         }
                         Verdict::StaleToken => {
-                            if self.shared.config.credentials.is_none() {
-                                return Err(EtcdError::Refused {
-                                    endpoint: connection.endpoint.to_string(),
-                                    kind: Refusal::AuthenticationFailed,
-                                    message: format!("it wants a user and a password ({text})"),
-                                });
-                            }
-                            if renewals == RENEWALS {
-                                return Err(refused(Refusal::AuthenticationFailed));
+                            if connection.user.is_none() || renewals == RENEWALS {
+                                return Err(
+                                    connection.refusal(Refusal::AuthenticationFailed, &text)
+                                );
                             }
                             renewals += 1;
                             let renewal = connection.renew_token(epoch);

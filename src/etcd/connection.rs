@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use etcd_client::{
-    Client, ConnectOptions, Error as ClientError, KvClient, LeaseClient, WatchClient,
-};
+use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -23,6 +21,8 @@ const LOG_IN: Duration = Duration::from_secs(30);
 
 pub(super) struct Connection {
     pub endpoint: Endpoint,
+    /// Whose credentials there are.
+    pub user: Option<String>,
     client: Client,
     kv: KvClient,
     watch: WatchClient,
@@ -60,7 +60,20 @@ impl Connection {
             match tokio::time::timeout(LOG_IN, log_in).await {
                 Ok(Ok(authenticated)) => client = authenticated,
                 Ok(Err(error)) if classify(&error) == Verdict::NoAuthentication => anonymous = true,
-                Ok(Err(error)) => return Err(refused(endpoint, &error)),
+                Ok(Err(error)) => {
+                    let text = describe(&error);
+                    return Err(match classify(&error) {
+                        Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
+                            ConnectError::Final(refusal(
+                                endpoint,
+                                Some(&credentials.user),
+                                kind,
+                                &text,
+                            ))
+                        }
+                        _ => ConnectError::Unreachable(text),
+                    });
+                }
                 Err(_) => {
                     return Err(ConnectError::Unreachable("no answer to the log-in".into()));
                 }
@@ -68,6 +81,7 @@ impl Connection {
         }
         Ok(Self {
             endpoint: endpoint.clone(),
+            user: config.credentials.as_ref().map(|credentials| credentials.user.clone()),
             kv: client.kv_client().max_decoding_message_size(usize::MAX),
             watch: client.watch_client().max_decoding_message_size(usize::MAX),
             lease: client.lease_client(),
@@ -93,6 +107,10 @@ impl Connection {
 
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    pub fn refusal(&self, kind: Refusal, text: &str) -> EtcdError {
+        refusal(&self.endpoint, self.user.as_deref(), kind, text)
     }
 
     /// Says that a request was not answered in time.
@@ -231,15 +249,14 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
     })
 }
 
-fn refused(endpoint: &Endpoint, error: &ClientError) -> ConnectError {
-    match classify(error) {
-        Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
-            ConnectError::Final(EtcdError::Refused {
-                endpoint: endpoint.to_string(),
-                kind,
-                message: describe(error),
-            })
+/// Says of whom it is that etcd refuses something.
+fn refusal(endpoint: &Endpoint, user: Option<&str>, kind: Refusal, text: &str) -> EtcdError {
+    let message = match (kind, user) {
+        (Refusal::AuthenticationFailed | Refusal::PermissionDenied, Some(user)) => {
+            format!("{text} (user '{user}')")
         }
-        _ => ConnectError::Unreachable(describe(error)),
-    }
+        (Refusal::AuthenticationFailed, None) => format!("it wants a user and a password ({text})"),
+        _ => text.to_string(),
+    };
+    EtcdError::Refused { endpoint: endpoint.to_string(), kind, message }
 }

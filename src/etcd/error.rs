@@ -81,6 +81,8 @@ pub(super) fn classify_message(message: &str) -> Option<Verdict> {
     let has = |text: &str| message.contains(text);
     let verdict = if has("invalid auth token")
         || has("revision of auth store is old")
+        // Until 3.5.2 the error of the layer below comes through.
+        || has("revision in header is old")
         || has("user name is empty")
     {
         Verdict::StaleToken
@@ -208,10 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_token_comes_under_three_codes() {
+    fn a_stale_token_comes_under_several_codes() {
         for (code, message) in [
             (Code::Unauthenticated, "etcdserver: invalid auth token"),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+            (Code::Unknown, "auth: revision in header is old"),
             (Code::InvalidArgument, "etcdserver: user name is empty"),
         ] {
             assert_eq!(verdict(code, message), Verdict::StaleToken, "{message}");

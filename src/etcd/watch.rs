@@ -266,21 +266,25 @@ impl Session<'_> {
             // The header's revision is 0 here: never store it (etcd issue 8668).
             WatchMessage::Compacted { oldest: response.compact_revision() }
         } else {
-            match classify_message(response.cancel_reason()) {
+            let has_user = self.connection.user.is_some();
+            let kind = match classify_message(response.cancel_reason()) {
+                Some(Verdict::StaleToken) if has_user => return Some(End::StaleToken),
+                Some(Verdict::StaleToken) => Refusal::AuthenticationFailed,
                 // Until 3.5.3 etcd says this of a watch whose token is stale.
-                Some(Verdict::Final(Refusal::PermissionDenied)) if self.first_denial(id) => {
+                Some(Verdict::Final(Refusal::PermissionDenied))
+                    if has_user && self.first_denial(id) =>
+                {
                     return Some(End::StaleToken);
                 }
-                Some(Verdict::Final(kind)) => WatchMessage::Failed(EtcdError::Refused {
-                    endpoint: self.connection.endpoint.to_string(),
-                    kind,
-                    message: response.cancel_reason().into(),
-                }),
-                Some(Verdict::StaleToken) => return Some(End::StaleToken),
+                Some(Verdict::Final(kind)) => kind,
                 // Our own cancellation, confirmed.
                 _ if !self.watches.contains_key(&id) => return None,
                 _ => return Some(End::Broken),
-            }
+            };
+            // The first words are those of etcd's own client.
+            let reason = response.cancel_reason();
+            let text = reason.split_once(" desc = ").map_or(reason, |(_, text)| text);
+            WatchMessage::Failed(self.connection.refusal(kind, text))
         };
         if let Some(watching) = self.watches.remove(&id) {
             let _ = watching.sender.send(fatal);
