@@ -288,7 +288,7 @@ class TestTheClusterIsGone:
             for thread in threads:
                 thread.join()
             # Nine calls of three seconds, with pauses that grow to a second.
-            assert 3 <= nobody.count < 150
+            assert 3 <= nobody.count < 50
 
 
 class TestHalfOpen:

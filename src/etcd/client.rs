@@ -43,10 +43,16 @@ pub struct Client {
 struct Shared {
     config: Config,
     state: Mutex<State>,
-    /// Held while connecting, so that calls that need a connection share one.
-    connecting: tokio::sync::Mutex<()>,
+    /// Held while connecting, so that calls that need a connection share one, and the pauses.
+    connecting: tokio::sync::Mutex<Pace>,
     /// Says it to the task that serves the watches, which makes no calls while all is well.
     closed: tokio::sync::watch::Sender<bool>,
+}
+
+/// When the endpoints may be tried again.
+struct Pace {
+    backoff: Backoff,
+    next: Instant,
 }
 
 struct State {
@@ -54,6 +60,8 @@ struct State {
     next_endpoint: usize,
     /// Whether there ever was a connection: settings that worked once are not given up at once.
     connected: bool,
+    /// Why there is no connection.
+    causes: Causes,
     closed: bool,
 }
 
@@ -63,11 +71,18 @@ impl Client {
         // Clients of one cluster spread over its members.
         let next_endpoint =
             usize::try_from(unique() % (config.endpoints.len().max(1) as u128)).unwrap_or(0);
-        let state = State { current: None, next_endpoint, connected: false, closed: false };
+        let state = State {
+            current: None,
+            next_endpoint,
+            connected: false,
+            causes: Causes::default(),
+            closed: false,
+        };
+        let pace = Pace { backoff: Backoff::default(), next: Instant::now() };
         let shared = Arc::new(Shared {
             config,
             state: Mutex::new(state),
-            connecting: tokio::sync::Mutex::new(()),
+            connecting: tokio::sync::Mutex::new(pace),
             closed: tokio::sync::watch::Sender::new(false),
         });
         Self { watches: WatchHub::default(), shared }
@@ -232,14 +247,20 @@ impl Client {
         let mut renewals = 0;
         let mut maybe_applied = false;
         loop {
-            if Instant::now() >= deadline {
-                return Err(causes.into_error(started, maybe_applied));
-            }
-            match tokio::time::timeout_at(deadline, self.connection(&mut causes)).await {
-                Err(_) => return Err(causes.into_error(started, maybe_applied)),
-                Ok(Err(error)) => return Err(error),
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(connection))) => {
+            let connection = if Instant::now() < deadline {
+                tokio::time::timeout_at(deadline, self.connection()).await.ok()
+            } else {
+                None
+            };
+            match connection {
+                None => {
+                    causes.update(&self.state().causes);
+                    return Err(causes.into_error(started, maybe_applied));
+                }
+                Some(Err(error)) => return Err(error),
+                // The next attempt to connect pauses by itself.
+                Some(Ok(None)) => continue,
+                Some(Ok(Some(connection))) => {
                     let epoch = connection.token_epoch();
                     let attempt_ends = deadline.min(Instant::now() + limit);
                     let answer = tokio::time::timeout_at(attempt_ends, request(connection.clone()));
@@ -294,17 +315,26 @@ impl Client {
     }
 
     /// The present connection, or a new one to the first endpoint that answers; `None` when none did.
-    pub(super) async fn connection(
-        &self,
-        causes: &mut Causes,
-    ) -> Result<Option<Arc<Connection>>, EtcdError> {
+    pub(super) async fn connection(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
-        let _connecting = self.shared.connecting.lock().await;
+        let mut pace = self.shared.connecting.lock().await;
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
+        tokio::time::sleep_until(pace.next).await;
+        let connected = self.connect().await?;
+        if connected.is_some() {
+            pace.backoff.reset();
+        } else {
+            pace.next = Instant::now() + pace.backoff.pause();
+        }
+        Ok(connected)
+    }
+
+    /// Tries each endpoint once.
+    async fn connect(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
         let endpoints = &self.shared.config.endpoints;
         let mut untrusted = 0;
         for _ in 0..endpoints.len() {
@@ -312,34 +342,36 @@ impl Client {
                 let mut state = self.state();
                 let endpoint = &endpoints[state.next_endpoint % endpoints.len()];
                 state.next_endpoint = (state.next_endpoint + 1) % endpoints.len();
+                state.causes.begin(endpoint);
                 (endpoint, state.connected)
             };
-            causes.begin(endpoint);
-            match Connection::open(&self.shared.config, endpoint).await {
+            let opened = Connection::open(&self.shared.config, endpoint).await;
+            let mut state = self.state();
+            match opened {
                 Ok(connection) => {
                     let connection = Arc::new(connection);
-                    let mut state = self.state();
                     if state.closed {
                         return Err(EtcdError::Closed);
                     }
                     state.connected = true;
+                    state.causes.remove(endpoint);
                     state.current = Some(connection.clone());
                     return Ok(Some(connection));
                 }
-                Err(ConnectError::Unreachable(cause)) => causes.add(endpoint, cause),
+                Err(ConnectError::Unreachable(cause)) => state.causes.add(endpoint, cause),
                 Err(ConnectError::Untrusted(cause)) => {
                     untrusted += usize::from(!connected_before);
-                    causes.add(endpoint, cause);
+                    state.causes.add(endpoint, cause);
                 }
                 // Certificates are being replaced: a run that goes on must not end by that.
                 Err(ConnectError::Final(EtcdError::Configuration(cause))) if connected_before => {
-                    causes.add(endpoint, cause);
+                    state.causes.add(endpoint, cause);
                 }
                 Err(ConnectError::Final(error)) => return Err(error),
             }
         }
         if untrusted == endpoints.len() {
-            return Err(EtcdError::Untrusted { causes: causes.to_string() });
+            return Err(EtcdError::Untrusted { causes: self.state().causes.to_string() });
         }
         Ok(None)
     }
@@ -370,7 +402,7 @@ impl Client {
 
 /// What went wrong last at each endpoint.
 #[derive(Default)]
-pub(super) struct Causes(Vec<(Endpoint, String)>);
+struct Causes(Vec<(Endpoint, String)>);
 
 impl Causes {
     /// The deadline may come before there is any cause.
@@ -380,10 +412,21 @@ impl Causes {
         }
     }
 
-    pub(super) fn add(&mut self, endpoint: &Endpoint, cause: String) {
+    fn add(&mut self, endpoint: &Endpoint, cause: String) {
         match self.0.iter_mut().find(|(known, _)| known == endpoint) {
             Some((_, last)) => *last = cause,
             None => self.0.push((endpoint.clone(), cause)),
+        }
+    }
+
+    fn remove(&mut self, endpoint: &Endpoint) {
+        self.0.retain(|(known, _)| known != endpoint);
+    }
+
+    /// Takes over what others found later.
+    fn update(&mut self, others: &Self) {
+        for (endpoint, cause) in &others.0 {
+            self.add(endpoint, cause.clone());
         }
     }
 

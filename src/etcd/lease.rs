@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::client::{Causes, Client};
+use super::client::Client;
 use super::connection::Connection;
 use super::error::{Verdict, classify};
 
@@ -154,8 +154,13 @@ async fn open_stream(
     limit: Duration,
     stream: &mut Option<Stream>,
 ) -> Renewal {
-    let Ok(Some(connection)) = client.connection(&mut Causes::default()).await else {
-        return Renewal::Failed;
+    let connection = loop {
+        match client.connection().await {
+            Ok(Some(connection)) => break connection,
+            // The next attempt to connect pauses by itself.
+            Ok(None) => {}
+            Err(_) => return Renewal::Failed,
+        }
     };
     let epoch = connection.token_epoch();
     match tokio::time::timeout(limit, connection.lease().keep_alive(id)).await {

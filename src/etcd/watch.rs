@@ -10,7 +10,7 @@ use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchRespon
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::backoff::Backoff;
-use super::client::{Causes, Client};
+use super::client::Client;
 use super::connection::Connection;
 use super::convert;
 use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
@@ -113,14 +113,15 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                 Some(Command::Cancel(_)) => {}
             }
         }
-        match client.connection(&mut Causes::default()).await {
+        match client.connection().await {
             Err(error) => {
                 for watching in std::mem::take(&mut watches).into_values() {
                     let _ = watching.sender.send(WatchMessage::Failed(error.clone()));
                 }
                 continue;
             }
-            Ok(None) => {}
+            // The next attempt to connect pauses by itself.
+            Ok(None) => continue,
             Ok(Some(connection)) => {
                 let epoch = connection.token_epoch();
                 let mut session = Session {
