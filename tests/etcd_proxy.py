@@ -1,4 +1,4 @@
-"""A TCP proxy before etcd that loses the answer to one chosen request, or the request itself."""
+"""A TCP proxy before etcd that loses the answer to one chosen request, the request itself, or all."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from collections.abc import Callable
 class EtcdProxy:
     """Stands between a client and etcd, and breaks the connection at one chosen request."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._port = port
         self._needle: bytes | None = None
         self._forward = True
         self._then: Callable[[], object] = lambda: None
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._flows = threading.Event()
+        self._flows.set()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.broken = 0
+        self.connections = 0
         self._run(self._accept)
 
     def break_at(
@@ -33,11 +37,22 @@ class EtcdProxy:
         self._forward, self._then = forward, then
         self._needle = needle
 
+    def freeze(self) -> None:
+        """Stop forwarding without a word, as a cable does that is pulled out."""
+        self._flows.clear()
+
+    def __enter__(self) -> EtcdProxy:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         # A blocked `accept` or `recv` ends by a shutdown, not by a close.
         for sock in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        self._flows.set()  # what was held back goes nowhere
         for thread in self._threads:
             thread.join()
         for sock in (self._listener, *self._sockets):
@@ -54,6 +69,7 @@ class EtcdProxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(("127.0.0.1", self._port))
                 self._sockets += [near, far]
+                self.connections += 1
                 muted = threading.Event()
                 self._run(self._requests, near, far, muted)
                 self._run(self._answers, far, near, muted)
@@ -65,6 +81,7 @@ class EtcdProxy:
                 if found:
                     self._needle = None
                     muted.set()
+                self._flows.wait()
                 if self._forward or not found:
                     far.sendall(data)
                 if found:
@@ -76,6 +93,7 @@ class EtcdProxy:
     def _answers(self, far: socket.socket, near: socket.socket, muted: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(1 << 16):
+                self._flows.wait()
                 if not muted.is_set():
                     near.sendall(data)
         if not muted.is_set():

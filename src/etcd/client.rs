@@ -1,6 +1,6 @@
 //! Calls to a cluster: one endpoint at a time, the next when it fails, a deadline on everything.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,9 @@ use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 /// timed out, so that a slow cluster is not asked for ever. etcd's own limit is 5 s and two elections.
 const ATTEMPT: Duration = Duration::from_secs(4);
 
+/// How often one call takes a new token: each change of etcd's users can make the last one old.
+const RENEWALS: u32 = 5;
+
 /// What may be done when the answer to a request was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
@@ -40,15 +43,25 @@ pub struct Client {
 struct Shared {
     config: Config,
     state: Mutex<State>,
-    /// Held while connecting, so that calls that need a connection share one.
-    connecting: tokio::sync::Mutex<()>,
+    /// Held while connecting, so that calls that need a connection share one, and the pauses.
+    connecting: tokio::sync::Mutex<Pace>,
     /// Says it to the task that serves the watches, which makes no calls while all is well.
     closed: tokio::sync::watch::Sender<bool>,
+}
+
+/// When the endpoints may be tried again.
+struct Pace {
+    backoff: Backoff,
+    next: Instant,
 }
 
 struct State {
     current: Option<Arc<Connection>>,
     next_endpoint: usize,
+    /// Whether there ever was a connection: settings that worked once are not given up at once.
+    connected: bool,
+    /// Why there is no connection.
+    causes: Causes,
     closed: bool,
 }
 
@@ -58,11 +71,18 @@ impl Client {
         // Clients of one cluster spread over its members.
         let next_endpoint =
             usize::try_from(unique() % (config.endpoints.len().max(1) as u128)).unwrap_or(0);
-        let state = State { current: None, next_endpoint, closed: false };
+        let state = State {
+            current: None,
+            next_endpoint,
+            connected: false,
+            causes: Causes::default(),
+            closed: false,
+        };
+        let pace = Pace { backoff: Backoff::default(), next: Instant::now() };
         let shared = Arc::new(Shared {
             config,
             state: Mutex::new(state),
-            connecting: tokio::sync::Mutex::new(()),
+            connecting: tokio::sync::Mutex::new(pace),
             closed: tokio::sync::watch::Sender::new(false),
         });
         Self { watches: WatchHub::default(), shared }
@@ -224,17 +244,23 @@ impl Client {
         let mut causes = Causes::default();
         let mut backoff = Backoff::default();
         let mut limit = ATTEMPT;
-        let mut renewed_token = false;
+        let mut renewals = 0;
         let mut maybe_applied = false;
         loop {
-            if Instant::now() >= deadline {
-                return Err(causes.into_error(started, maybe_applied));
-            }
-            match tokio::time::timeout_at(deadline, self.connection(&mut causes)).await {
-                Err(_) => return Err(causes.into_error(started, maybe_applied)),
-                Ok(Err(error)) => return Err(error),
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(connection))) => {
+            let connection = if Instant::now() < deadline {
+                tokio::time::timeout_at(deadline, self.connection()).await.ok()
+            } else {
+                None
+            };
+            match connection {
+                None => {
+                    causes.update(&self.state().causes);
+                    return Err(causes.into_error(started, maybe_applied));
+                }
+                Some(Err(error)) => return Err(error),
+                // The next attempt to connect pauses by itself.
+                Some(Ok(None)) => continue,
+                Some(Ok(Some(connection))) => {
                     let epoch = connection.token_epoch();
                     let attempt_ends = deadline.min(Instant::now() + limit);
                     let answer = tokio::time::timeout_at(attempt_ends, request(connection.clone()));
@@ -245,31 +271,35 @@ impl Client {
                     };
                     let verdict = error.as_ref().map_or(Verdict::MaybeApplied, classify);
                     let text = error.as_ref().map_or_else(|| "no answer".to_string(), describe);
-                    let refused = |kind| EtcdError::Refused {
-                        endpoint: connection.endpoint.to_string(),
-                        kind,
-                        message: text.clone(),
-                    };
                     match verdict {
-                        Verdict::Final(kind) => return Err(refused(kind)),
+                        Verdict::Final(kind) => return Err(connection.refusal(kind, &text)),
                         Verdict::Compacted => {
                             return Err(EtcdError::Compacted { requested: 0, oldest: 0 });
                         }
                         Verdict::StaleToken => {
-                            if renewed_token || self.shared.config.credentials.is_none() {
-                                return Err(refused(Refusal::AuthenticationFailed));
+                            if connection.user.is_none() || renewals == RENEWALS {
+                                return Err(
+                                    connection.refusal(Refusal::AuthenticationFailed, &text)
+                                );
                             }
-                            renewed_token = true;
-                            if connection.renew_token(epoch).await.is_ok() {
-                                continue;
+                            renewals += 1;
+                            let renewal = connection.renew_token(epoch);
+                            match tokio::time::timeout_at(deadline, renewal).await {
+                                Ok(true) if renewals == 1 => continue,
+                                // Refused with a new token: the users are being changed.
+                                Ok(true) => {}
+                                _ => self.discard(&connection),
                             }
+                        }
+                        Verdict::NotApplied | Verdict::NoAuthentication => {
                             self.discard(&connection);
                         }
-                        Verdict::NotApplied => self.discard(&connection),
                         Verdict::MaybeApplied => {
                             maybe_applied = true;
-                            self.discard(&connection);
-                            if error.is_none() {
+                            if error.is_some() {
+                                self.discard(&connection);
+                            } else {
+                                self.abandon(&connection);
                                 limit *= 2;
                             }
                         }
@@ -285,38 +315,63 @@ impl Client {
     }
 
     /// The present connection, or a new one to the first endpoint that answers; `None` when none did.
-    pub(super) async fn connection(
-        &self,
-        causes: &mut Causes,
-    ) -> Result<Option<Arc<Connection>>, EtcdError> {
+    pub(super) async fn connection(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
-        let _connecting = self.shared.connecting.lock().await;
+        let mut pace = self.shared.connecting.lock().await;
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
+        tokio::time::sleep_until(pace.next).await;
+        let connected = self.connect().await?;
+        if connected.is_some() {
+            pace.backoff.reset();
+        } else {
+            pace.next = Instant::now() + pace.backoff.pause();
+        }
+        Ok(connected)
+    }
+
+    /// Tries each endpoint once.
+    async fn connect(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
         let endpoints = &self.shared.config.endpoints;
+        let mut untrusted = 0;
         for _ in 0..endpoints.len() {
-            let endpoint = {
+            let (endpoint, connected_before) = {
                 let mut state = self.state();
                 let endpoint = &endpoints[state.next_endpoint % endpoints.len()];
                 state.next_endpoint = (state.next_endpoint + 1) % endpoints.len();
-                endpoint
+                state.causes.begin(endpoint);
+                (endpoint, state.connected)
             };
-            match Connection::open(&self.shared.config, endpoint).await {
+            let opened = Connection::open(&self.shared.config, endpoint).await;
+            let mut state = self.state();
+            match opened {
                 Ok(connection) => {
                     let connection = Arc::new(connection);
-                    let mut state = self.state();
                     if state.closed {
                         return Err(EtcdError::Closed);
                     }
+                    state.connected = true;
+                    state.causes.remove(endpoint);
                     state.current = Some(connection.clone());
                     return Ok(Some(connection));
                 }
-                Err(ConnectError::Unreachable(cause)) => causes.add(endpoint, cause),
+                Err(ConnectError::Unreachable(cause)) => state.causes.add(endpoint, cause),
+                Err(ConnectError::Untrusted(cause)) => {
+                    untrusted += usize::from(!connected_before);
+                    state.causes.add(endpoint, cause);
+                }
+                // Certificates are being replaced: a run that goes on must not end by that.
+                Err(ConnectError::Final(EtcdError::Configuration(cause))) if connected_before => {
+                    state.causes.add(endpoint, cause);
+                }
                 Err(ConnectError::Final(error)) => return Err(error),
             }
+        }
+        if untrusted == endpoints.len() {
+            return Err(EtcdError::Untrusted { causes: self.state().causes.to_string() });
         }
         Ok(None)
     }
@@ -334,6 +389,12 @@ impl Client {
         }
     }
 
+    /// Leaves a connection on which an answer did not come, and has its streams leave it too.
+    pub(super) fn abandon(&self, connection: &Arc<Connection>) {
+        self.discard(connection);
+        connection.set_silent();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -341,30 +402,53 @@ impl Client {
 
 /// What went wrong last at each endpoint.
 #[derive(Default)]
-pub(super) struct Causes(Vec<(Endpoint, String)>);
+struct Causes(Vec<(Endpoint, String)>);
 
 impl Causes {
-    pub(super) fn add(&mut self, endpoint: &Endpoint, cause: String) {
+    /// The deadline may come before there is any cause.
+    fn begin(&mut self, endpoint: &Endpoint) {
+        if self.0.iter().all(|(known, _)| known != endpoint) {
+            self.add(endpoint, "no answer yet".into());
+        }
+    }
+
+    fn add(&mut self, endpoint: &Endpoint, cause: String) {
         match self.0.iter_mut().find(|(known, _)| known == endpoint) {
             Some((_, last)) => *last = cause,
             None => self.0.push((endpoint.clone(), cause)),
         }
     }
 
+    fn remove(&mut self, endpoint: &Endpoint) {
+        self.0.retain(|(known, _)| known != endpoint);
+    }
+
+    /// Takes over what others found later.
+    fn update(&mut self, others: &Self) {
+        for (endpoint, cause) in &others.0 {
+            self.add(endpoint, cause.clone());
+        }
+    }
+
     fn into_error(self, started: Instant, maybe_applied: bool) -> EtcdError {
-        let mut causes = String::new();
-        for (endpoint, cause) in &self.0 {
-            let separator = if causes.is_empty() { "" } else { "; " };
-            // Writing to a String cannot fail.
-            let _ = write!(causes, "{separator}{endpoint}: {cause}");
-        }
-        if causes.is_empty() {
-            causes.push_str("no attempt ended before the deadline");
-        }
+        let causes = self.to_string();
         if maybe_applied {
             EtcdError::Ambiguous { causes }
         } else {
             EtcdError::Unreachable { waited: started.elapsed(), causes }
         }
+    }
+}
+
+impl fmt::Display for Causes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no attempt ended before the deadline");
+        }
+        for (number, (endpoint, cause)) in self.0.iter().enumerate() {
+            let separator = if number == 0 { "" } else { "; " };
+            write!(f, "{separator}{endpoint}: {cause}")?;
+        }
+        Ok(())
     }
 }

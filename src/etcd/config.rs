@@ -17,6 +17,17 @@ pub struct TlsFiles {
     pub key: Option<PathBuf>,
 }
 
+impl TlsFiles {
+    /// The files of the client certificate, for messages.
+    pub(super) fn identity(&self) -> Option<String> {
+        let cert = self.cert.as_ref()?;
+        Some(match &self.key {
+            Some(key) if key != cert => format!("'{}', key '{}'", cert.display(), key.display()),
+            _ => format!("'{}'", cert.display()),
+        })
+    }
+}
+
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub user: String,
@@ -44,18 +55,19 @@ impl Config {
     pub(super) fn tls_config(&self, endpoint: &Endpoint) -> Result<ClientTlsConfig, EtcdError> {
         let mut tls = ClientTlsConfig::new().domain_name(endpoint.host.clone());
         tls = match &self.tls.ca_cert {
-            Some(path) => tls.ca_certificate(Certificate::from_pem(read(path, "CA certificate")?)),
+            Some(path) => tls.ca_certificate(Certificate::from_pem(read(
+                path,
+                "CA certificate",
+                CERTIFICATE,
+            )?)),
             None => tls.with_native_roots(),
         };
         match (&self.tls.cert, &self.tls.key) {
             (None, None) => {}
             (Some(cert), key) => {
-                let pem = read(cert, "client certificate")?;
+                let pem = read(cert, "client certificate", CERTIFICATE)?;
                 // As python-etcd takes it: one file may hold both the certificate and its key.
-                let key = match key {
-                    Some(path) => read(path, "client key")?,
-                    None => pem.clone(),
-                };
+                let key = read(key.as_ref().unwrap_or(cert), "client key", PRIVATE_KEY)?;
                 tls = tls.identity(Identity::from_pem(pem, key));
             }
             (None, Some(_)) => {
@@ -68,11 +80,23 @@ impl Config {
     }
 }
 
-fn read(path: &Path, what: &str) -> Result<Vec<u8>, EtcdError> {
-    std::fs::read(path).map_err(|error| {
-        EtcdError::Configuration(format!(
-            "The {what} file '{}' cannot be read: {error}.",
-            path.display()
-        ))
-    })
+/// What the first lines of PEM blocks hold.
+const CERTIFICATE: &str = "BEGIN CERTIFICATE-----";
+const PRIVATE_KEY: &str = "PRIVATE KEY-----";
+
+/// Reads a file in which there must be a PEM block: a CA file without one would only show as a server
+/// that is not trusted.
+fn read(path: &Path, what: &str, block: &str) -> Result<Vec<u8>, EtcdError> {
+    let unusable = |why: &dyn fmt::Display| {
+        EtcdError::Configuration(format!("The {what} file '{}' {why}.", path.display()))
+    };
+    let pem = std::fs::read(path).map_err(|error| unusable(&format!("cannot be read: {error}")))?;
+    let text = String::from_utf8_lossy(&pem);
+    if !text.contains(block) {
+        return Err(unusable(&format!("holds no PEM block '{block}'")));
+    }
+    if block == PRIVATE_KEY && text.contains("ENCRYPTED") {
+        return Err(unusable(&"is encrypted, and there is nobody to ask for its password"));
+    }
+    Ok(pem)
 }

@@ -11,6 +11,9 @@ pub enum EtcdError {
     /// The request never took effect and etcd could not be reached until the deadline.
     #[error("etcd did not answer within {}: {causes}", seconds(*.waited))]
     Unreachable { waited: Duration, causes: String },
+    /// TLS was refused at every endpoint, by us or by them, and never came about: waiting would not help.
+    #[error("no TLS connection to etcd can be made: {causes}")]
+    Untrusted { causes: String },
     /// The request was sent and its answer lost: it may or may not have taken effect.
     #[error("the answer of etcd was lost, the request may have taken effect: {causes}")]
     Ambiguous { causes: String },
@@ -34,7 +37,7 @@ pub enum Refusal {
     LeaseNotFound,
     LeaseExists,
     PermissionDenied,
-    /// Wrong user or password, or authentication is not enabled.
+    /// Wrong user or password.
     AuthenticationFailed,
     TooLarge,
     NoSpace,
@@ -54,6 +57,8 @@ pub(super) enum Verdict {
     MaybeApplied,
     /// The token is not accepted any more: authenticate again, then try once more.
     StaleToken,
+    /// There are no users here: as Go's client does, go on without a token.
+    NoAuthentication,
     Compacted,
     Final(Refusal),
 }
@@ -76,6 +81,8 @@ pub(super) fn classify_message(message: &str) -> Option<Verdict> {
     let has = |text: &str| message.contains(text);
     let verdict = if has("invalid auth token")
         || has("revision of auth store is old")
+        // Until 3.5.2 the error of the layer below comes through.
+        || has("revision in header is old")
         || has("user name is empty")
     {
         Verdict::StaleToken
@@ -87,13 +94,19 @@ pub(super) fn classify_message(message: &str) -> Option<Verdict> {
         Verdict::Final(Refusal::LeaseExists)
     } else if has("permission denied") {
         Verdict::Final(Refusal::PermissionDenied)
-    } else if has("authentication failed") || has("authentication is not enabled") {
+    } else if has("authentication is not enabled") {
+        Verdict::NoAuthentication
+    } else if has("authentication failed") {
         Verdict::Final(Refusal::AuthenticationFailed)
     } else if has("request is too large") || has("message larger than max") {
         Verdict::Final(Refusal::TooLarge)
     } else if has("database space exceeded") {
         Verdict::Final(Refusal::NoSpace)
-    } else if has("too many requests") || has("no leader") || has("not capable") {
+    } else if has("too many requests")
+        || has("no leader")
+        || has("not capable")
+        || has("not supported for learner")
+    {
         // Refused before it reached the log.
         Verdict::NotApplied
     } else {
@@ -124,6 +137,14 @@ fn classify_status(status: &Status) -> Verdict {
     }
 }
 
+/// Whether etcd itself said so, not the transport.
+pub(super) fn is_answer(error: &ClientError) -> bool {
+    match error {
+        ClientError::GRpcStatus(status) => std::error::Error::source(status).is_none(),
+        _ => false,
+    }
+}
+
 /// Whether the connection itself was refused, so that no request was sent.
 fn connect_failed(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
@@ -136,10 +157,17 @@ fn connect_failed(status: &Status) -> bool {
     false
 }
 
-/// One line for people: tonic's outer text says only "transport error", the cause is inside.
+/// tonic's text around the cause of what went wrong on a connection.
+const TRANSPORT: &str = "transport error";
+
+/// One line for people.
 pub(super) fn describe(error: &ClientError) -> String {
     match error {
         ClientError::GRpcStatus(status) => {
+            if let (TRANSPORT, Some(source)) = (status.message(), std::error::Error::source(status))
+            {
+                return describe_error(source);
+            }
             let mut text = if status.message().is_empty() {
                 format!("{:?}", status.code())
             } else {
@@ -154,6 +182,9 @@ pub(super) fn describe(error: &ClientError) -> String {
 }
 
 pub(super) fn describe_error(error: &(dyn std::error::Error + 'static)) -> String {
+    if let (TRANSPORT, Some(source)) = (error.to_string().as_str(), error.source()) {
+        return describe_error(source);
+    }
     let mut text = error.to_string();
     append_sources(&mut text, error.source());
     text
@@ -162,7 +193,7 @@ pub(super) fn describe_error(error: &(dyn std::error::Error + 'static)) -> Strin
 fn append_sources(text: &mut String, mut source: Option<&(dyn std::error::Error + 'static)>) {
     while let Some(error) = source {
         let inner = error.to_string();
-        if !text.contains(&inner) {
+        if inner != TRANSPORT && !text.contains(&inner) {
             text.push_str(": ");
             text.push_str(&inner);
         }
@@ -179,10 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_token_comes_under_three_codes() {
+    fn a_stale_token_comes_under_several_codes() {
         for (code, message) in [
             (Code::Unauthenticated, "etcdserver: invalid auth token"),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+            (Code::Unknown, "auth: revision in header is old"),
             (Code::InvalidArgument, "etcdserver: user name is empty"),
         ] {
             assert_eq!(verdict(code, message), Verdict::StaleToken, "{message}");

@@ -1,5 +1,6 @@
 //! Keeping a lease alive for as long as etcd has it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
@@ -7,14 +8,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::client::{Causes, Client};
+use super::client::Client;
+use super::connection::Connection;
 use super::error::{Verdict, classify};
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
 /// A shared lease is renewed within this time for the first time.
 const SOON: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseState {
@@ -75,7 +76,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration) {
         let outcome = if ttl > STREAM_UP_TO {
             renew_by_call(client, id).await
         } else {
-            renew_by_stream(client, id, &mut stream).await
+            renew_by_stream(client, id, answer_limit(ttl), &mut stream).await
         };
         match outcome {
             Renewal::Renewed => {
@@ -106,51 +107,88 @@ async fn renew_by_call(client: &Client, id: i64) -> Renewal {
     }
 }
 
-type Stream = Option<(LeaseKeeper, LeaseKeepAliveStream)>;
+/// An open stream and the connection it is on.
+struct Stream {
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+    connection: Arc<Connection>,
+    /// Of the token it was opened with.
+    epoch: u64,
+}
 
-async fn renew_by_stream(client: &Client, id: i64, stream: &mut Stream) -> Renewal {
-    match stream {
-        Some((keeper, answers)) => {
-            if keeper.keep_alive().await.is_err() {
-                return Renewal::Failed;
-            }
-            match tokio::time::timeout(ANSWER, answers.message()).await {
-                Ok(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
-                Ok(Ok(Some(_))) => Renewal::Gone,
-                // A token that expired ends the stream as well: the next one is opened with a new token.
-                _ => Renewal::Failed,
-            }
+/// How long one answer may take: after a member has fallen silent there must be time for another one.
+fn answer_limit(ttl: Duration) -> Duration {
+    (ttl / 6).clamp(Duration::from_secs(1), Duration::from_secs(3))
+}
+
+async fn renew_by_stream(
+    client: &Client,
+    id: i64,
+    limit: Duration,
+    stream: &mut Option<Stream>,
+) -> Renewal {
+    let Some(opened) = stream else { return open_stream(client, id, limit, stream).await };
+    let answer = async {
+        opened.keeper.keep_alive().await?;
+        opened.answers.message().await
+    };
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
+        Ok(Ok(Some(_))) => Renewal::Gone,
+        Ok(Ok(None)) => {
+            client.discard(&opened.connection);
+            Renewal::Failed
         }
-        None => open_stream(client, id, stream).await,
+        Ok(Err(error)) => failed(client, &opened.connection, opened.epoch, &error).await,
+        Err(_) => {
+            client.abandon(&opened.connection);
+            Renewal::Failed
+        }
     }
 }
 
 /// Opening a stream renews the lease: etcd-client sends the first request with it.
-async fn open_stream(client: &Client, id: i64, stream: &mut Stream) -> Renewal {
-    let Ok(Some(connection)) = client.connection(&mut Causes::default()).await else {
-        return Renewal::Failed;
+async fn open_stream(
+    client: &Client,
+    id: i64,
+    limit: Duration,
+    stream: &mut Option<Stream>,
+) -> Renewal {
+    let connection = loop {
+        match client.connection().await {
+            Ok(Some(connection)) => break connection,
+            // The next attempt to connect pauses by itself.
+            Ok(None) => {}
+            Err(_) => return Renewal::Failed,
+        }
     };
     let epoch = connection.token_epoch();
-    match tokio::time::timeout(ANSWER, connection.lease().keep_alive(id)).await {
-        Ok(Ok(opened)) => {
-            *stream = Some(opened);
+    match tokio::time::timeout(limit, connection.lease().keep_alive(id)).await {
+        Ok(Ok((keeper, answers))) => {
+            *stream = Some(Stream { keeper, answers, connection, epoch });
             Renewal::Renewed
         }
         Ok(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
             Renewal::Gone
         }
-        Ok(Err(error)) => {
-            // A token that cannot be renewed now is tried again with the next stream.
-            let fresh = classify(&error) == Verdict::StaleToken
-                && connection.renew_token(epoch).await.is_ok();
-            if !fresh {
-                client.discard(&connection);
-            }
-            Renewal::Failed
-        }
+        Ok(Err(error)) => failed(client, &connection, epoch, &error).await,
         Err(_) => {
-            client.discard(&connection);
+            client.abandon(&connection);
             Renewal::Failed
         }
     }
+}
+
+/// Sees to it that the next stream can do better.
+async fn failed(
+    client: &Client,
+    connection: &Arc<Connection>,
+    epoch: u64,
+    error: &etcd_client::Error,
+) -> Renewal {
+    let stale = classify(error) == Verdict::StaleToken;
+    if !(stale && connection.renew_token(epoch).await) {
+        client.discard(connection);
+    }
+    Renewal::Failed
 }

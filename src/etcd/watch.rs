@@ -10,7 +10,7 @@ use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchRespon
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::backoff::Backoff;
-use super::client::{Causes, Client};
+use super::client::Client;
 use super::connection::Connection;
 use super::convert;
 use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
@@ -68,6 +68,8 @@ struct Watching {
     spec: WatchSpec,
     /// The revision to resume from; 0 until etcd said what "now" is.
     next: i64,
+    /// Whether it was refused for want of permission, which may have been a stale token's fault.
+    denied: bool,
     sender: UnboundedSender<WatchMessage>,
 }
 
@@ -93,7 +95,7 @@ impl WatchHub {
                 commands
             })
             .clone();
-        let watching = Watching { next: spec.start_revision, spec, sender };
+        let watching = Watching { next: spec.start_revision, denied: false, spec, sender };
         // A closed channel shows as `Closed` at the receiver.
         let _ = commands.send(Command::Add(id, watching));
         WatchReceiver { id, messages, commands }
@@ -111,26 +113,32 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                 Some(Command::Cancel(_)) => {}
             }
         }
-        match client.connection(&mut Causes::default()).await {
+        match client.connection().await {
             Err(error) => {
                 for watching in std::mem::take(&mut watches).into_values() {
                     let _ = watching.sender.send(WatchMessage::Failed(error.clone()));
                 }
                 continue;
             }
-            Ok(None) => {}
+            // The next attempt to connect pauses by itself.
+            Ok(None) => continue,
             Ok(Some(connection)) => {
                 let epoch = connection.token_epoch();
-                let mut session = Session { watches: &mut watches, pending: VecDeque::new() };
+                let mut session = Session {
+                    connection: &connection,
+                    watches: &mut watches,
+                    pending: VecDeque::new(),
+                };
                 let ended = tokio::select! {
-                    ended = session.run(&connection, &mut commands, &mut backoff) => ended,
+                    ended = session.run(&mut commands, &mut backoff) => ended,
+                    () = connection.fell_silent() => End::Broken,
                     // The next look at the client finds out.
                     () = client.closed() => continue,
                 };
                 match ended {
                     End::HubGone => return,
                     End::StaleToken => {
-                        if connection.renew_token(epoch).await.is_err() {
+                        if !connection.renew_token(epoch).await {
                             client.discard(&connection);
                         }
                     }
@@ -150,6 +158,7 @@ enum End {
 
 /// One stream, from its opening to its end.
 struct Session<'a> {
+    connection: &'a Connection,
     watches: &'a mut BTreeMap<i64, Watching>,
     /// Watches that etcd has not confirmed: it answers in this order, and a refusal names none.
     pending: VecDeque<i64>,
@@ -158,7 +167,6 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(
         &mut self,
-        connection: &Arc<Connection>,
         commands: &mut UnboundedReceiver<Command>,
         backoff: &mut Backoff,
     ) -> End {
@@ -166,7 +174,8 @@ impl Session<'_> {
             self.watches.iter().map(|(id, w)| (*id, options(*id, w))).collect::<VecDeque<_>>();
         let Some((first, (key, opened))) = wanted.pop_front() else { return End::Broken };
         self.pending.push_back(first);
-        let stream = tokio::time::timeout(OPEN, connection.watch().watch(key, Some(opened))).await;
+        let mut client = self.connection.watch();
+        let stream = tokio::time::timeout(OPEN, client.watch(key, Some(opened))).await;
         let (mut requests, mut responses) = match stream {
             Ok(Ok(stream)) => stream.split(),
             Ok(Err(error)) => return end_of(&error),
@@ -201,7 +210,10 @@ impl Session<'_> {
                     Err(error) => return end_of(&error),
                     Ok(None) => return End::Broken,
                     Ok(Some(response)) => {
-                        backoff.reset();
+                        // A refusal is an answer too, but no success.
+                        if !response.canceled() {
+                            backoff.reset();
+                        }
                         if let Some(end) = self.take(&response) {
                             return end;
                         }
@@ -225,6 +237,7 @@ impl Session<'_> {
         }
         let watching = self.watches.get_mut(&id)?;
         if response.created() {
+            watching.denied = false;
             if watching.next == 0 {
                 watching.next = revision + 1;
             }
@@ -243,22 +256,36 @@ impl Session<'_> {
         None
     }
 
+    fn first_denial(&mut self, id: i64) -> bool {
+        self.watches
+            .get_mut(&id)
+            .is_some_and(|watching| !std::mem::replace(&mut watching.denied, true))
+    }
+
     fn canceled(&mut self, id: i64, response: &WatchResponse) -> Option<End> {
         let fatal = if response.compact_revision() > 0 {
             // The header's revision is 0 here: never store it (etcd issue 8668).
             WatchMessage::Compacted { oldest: response.compact_revision() }
         } else {
-            match classify_message(response.cancel_reason()) {
-                Some(Verdict::Final(kind)) => WatchMessage::Failed(EtcdError::Refused {
-                    endpoint: "the watched member".into(),
-                    kind,
-                    message: response.cancel_reason().into(),
-                }),
-                Some(Verdict::StaleToken) => return Some(End::StaleToken),
+            let has_user = self.connection.user.is_some();
+            let kind = match classify_message(response.cancel_reason()) {
+                Some(Verdict::StaleToken) if has_user => return Some(End::StaleToken),
+                Some(Verdict::StaleToken) => Refusal::AuthenticationFailed,
+                // Until 3.5.3 etcd says this of a watch whose token is stale.
+                Some(Verdict::Final(Refusal::PermissionDenied))
+                    if has_user && self.first_denial(id) =>
+                {
+                    return Some(End::StaleToken);
+                }
+                Some(Verdict::Final(kind)) => kind,
                 // Our own cancellation, confirmed.
                 _ if !self.watches.contains_key(&id) => return None,
                 _ => return Some(End::Broken),
-            }
+            };
+            // The first words are those of etcd's own client.
+            let reason = response.cancel_reason();
+            let text = reason.split_once(" desc = ").map_or(reason, |(_, text)| text);
+            WatchMessage::Failed(self.connection.refusal(kind, text))
         };
         if let Some(watching) = self.watches.remove(&id) {
             let _ = watching.sender.send(fatal);

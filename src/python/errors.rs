@@ -26,7 +26,7 @@ fn raise(py: Python<'_>, module: &str, class: &str, text: String) -> PyErr {
 pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
     let text = error.to_string();
     let class = match error {
-        EtcdError::Unreachable { .. } => "EtcdConnectionFailed",
+        EtcdError::Unreachable { .. } | EtcdError::Untrusted { .. } => "EtcdConnectionFailed",
         EtcdError::Ambiguous { .. } => "EtcdAmbiguous",
         EtcdError::Compacted { .. } => "EtcdEventIndexCleared",
         EtcdError::Refused { kind, .. } => match kind {
@@ -74,7 +74,9 @@ pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
         | StoreError::UnevenLists { .. } => return PyValueError::new_err(text),
         StoreError::OutcomeUnknown { cause, .. } => ("StoreOutcomeUnknownError", Some(cause)),
         StoreError::Etcd(cause) => match cause {
-            EtcdError::Unreachable { .. } => ("StoreConnectionError", Some(cause)),
+            EtcdError::Unreachable { .. } | EtcdError::Untrusted { .. } => {
+                ("StoreConnectionError", Some(cause))
+            }
             EtcdError::Ambiguous { .. } => ("StoreOutcomeUnknownError", Some(cause)),
             EtcdError::Refused { kind: Refusal::TooLarge, .. } => {
                 return PyValueError::new_err(text);

@@ -1,0 +1,317 @@
+"""Users and passwords: what a user may do, tokens that end, and what is said to who may not."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+
+from conftest import eventually
+from etcd_auth import CHEAP, Users, jwt_option
+from etcd_cluster import watchers
+from rendezvous_helpers import Run
+from store_helpers import in_background, opened
+from torchetcd.etcd import Client, EtcdInsufficientPermissions
+from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
+from torchetcd.etcd_store import StoreError
+
+USER, PASSWORD = "trainer", "open-sesame"
+# The user's role ends here.
+MINE = "/mine/"
+TOKEN_TTL_S = 1
+
+
+class Secured:
+    """A server with authentication and a user of it."""
+
+    def __init__(self, server: EtcdServer) -> None:
+        self.server = server
+        self.endpoint = server.get_endpoint()
+        self.users = Users(server)
+        self.users.add(USER, PASSWORD, prefix=MINE)
+
+    def client(self, user: str | None = USER, password: str | None = PASSWORD) -> Client:
+        return self.server.get_client(username=user, password=password)
+
+    def handler(self, prefix: str, **config: Any) -> EtcdRendezvousHandler:
+        defaults = {
+            "etcd_prefix": prefix,
+            "user": USER,
+            "password": PASSWORD,
+            "join_timeout": 30,
+            "read_timeout": 10,
+        }
+        return create_rdzv_handler(
+            RendezvousParameters(
+                "etcd-v3", self.endpoint, "run", 1, 1, local_addr="127.0.0.1", **(defaults | config)
+            )
+        )
+
+    def spoil_tokens(self) -> None:
+        """Make the user's tokens invalid: simple ones by this, JWTs by any change of the users."""
+        self.users.change_password(USER, PASSWORD)
+
+
+@pytest.fixture(scope="module", params=["simple", "jwt"])
+def secured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Secured]:
+    """Run a server with tokens of this kind, which live shortly."""
+    option = f"--auth-token-ttl={TOKEN_TTL_S}"
+    if request.param == "jwt":
+        option = jwt_option(tmp_path_factory.mktemp("jwt"), TOKEN_TTL_S)
+    with EtcdServer(extra_args=[CHEAP, option]) as server:
+        yield Secured(server)
+
+
+@pytest.fixture
+def client(secured: Secured) -> Iterator[Client]:
+    """Provide a client of the user."""
+    with secured.client() as made:
+        yield made
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Provide a directory of the user's that no other test uses."""
+    return f"{MINE}{uuid.uuid4().hex}"
+
+
+def _lasts(lifetimes: float) -> None:
+    # Nothing announces the end of a token, and to try one prolongs it. etcd looks once a second.
+    threading.Event().wait(lifetimes * TOKEN_TTL_S + 1)
+
+
+class TestUser:
+    def test_keys(self, client: Client, secured: Secured, prefix: str) -> None:
+        index = client.write(prefix, "one", ttl=60).modifiedIndex
+        assert client.read(prefix).ttl > 0
+        assert client.watch(prefix, index=index, timeout=10).value == "one"
+        client.delete(prefix)
+
+    def test_the_cluster(self, client: Client, secured: Secured) -> None:
+        assert client.version.count(".") == 2
+        assert client.machines == [f"http://{secured.endpoint}"]
+
+    def test_store(self, client: Client, prefix: str) -> None:
+        with opened(client, prefix) as store:
+            setter = in_background(lambda: store.set("late", "value"), after=0.1)
+            assert store.get("late") == b"value"
+            setter.join()
+            assert [store.add("counter", 2) for _ in range(3)] == [2, 4, 6]
+            assert store.num_keys() == 2
+
+    def test_rendezvous(self, secured: Secured, prefix: str) -> None:
+        _one_round(secured.handler(prefix))
+
+    def test_rendezvous_by_environment(
+        self, secured: Secured, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHETCD_USER", USER)
+        monkeypatch.setenv("TORCHETCD_PASSWORD", PASSWORD)
+        _one_round(secured.handler(prefix, user=None, password=None))
+
+    def test_two_nodes(self, client: Client, secured: Secured, prefix: str) -> None:
+        with Run(secured.endpoint, client) as run:
+            first, second = run.nodes(2, user=USER, password=PASSWORD, etcd_prefix=prefix)
+            first.start("join")
+            second.start("join")
+            assert {first.finish().rank, second.finish().rank} == {0, 1}
+            first.start("store_get", "key")
+            second.call("store_set", "key", "value")
+            assert first.finish() == b"value"
+
+
+class TestRefused:
+    """Each refusal is one sentence, names the endpoint and the user, and no password."""
+
+    def _said(self, secured: Secured, error: type[Exception], call: Callable[[], object]) -> str:
+        with pytest.raises(error, match=f"^[^\n]*http://{secured.endpoint}[^\n]*$") as caught:
+            call()
+        shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+        assert "sesame" not in shown
+        return str(caught.value)
+
+    @pytest.mark.parametrize(("user", "password"), [(USER, "wrong sesame"), ("nobody", PASSWORD)])
+    def test_who_cannot_log_in(
+        self, secured: Secured, prefix: str, user: str, password: str
+    ) -> None:
+        with secured.client(user, password) as client, opened(client, prefix) as store:
+            for error, call in (
+                (EtcdInsufficientPermissions, lambda: client.write(prefix, "x")),
+                (EtcdInsufficientPermissions, lambda: client.watch(prefix, timeout=10)),
+                (EtcdInsufficientPermissions, lambda: client.version),
+                (StoreError, lambda: store.set("x", "y")),
+                (StoreError, lambda: store.get("x")),
+                (
+                    RendezvousConnectionError,
+                    lambda: secured.handler(prefix, user=user, password=password),
+                ),
+            ):
+                text = self._said(secured, error, call)
+                assert "invalid user ID or password" in text
+                assert f"(user '{user}')" in text
+
+    def test_no_user(self, secured: Secured, prefix: str) -> None:
+        with secured.client(None, None) as client:
+            call = lambda: client.read(prefix)  # noqa: E731
+            text = self._said(secured, EtcdInsufficientPermissions, call)
+            assert "it wants a user and a password" in text
+            # etcd before 3.5.3 says no more than this of a watch.
+            call = lambda: client.watch(prefix, timeout=10)  # noqa: E731
+            text = self._said(secured, EtcdInsufficientPermissions, call)
+            assert re.search("wants a user|permission denied", text)
+
+    def test_outside_of_the_role(self, secured: Secured, client: Client) -> None:
+        with opened(client, "/theirs") as store:
+            for error, call in (
+                (EtcdInsufficientPermissions, lambda: client.write("/theirs", "x")),
+                (EtcdInsufficientPermissions, lambda: client.write("/theirs", "x", ttl=60)),
+                (EtcdInsufficientPermissions, lambda: client.read("/theirs")),
+                (EtcdInsufficientPermissions, lambda: client.watch("/theirs", timeout=10)),
+                (StoreError, lambda: store.set("x", "y")),
+                (StoreError, lambda: store.get("x")),
+                (RendezvousConnectionError, lambda: secured.handler("/theirs")),
+            ):
+                text = self._said(secured, error, call)
+                assert f"permission denied (user '{USER}')" in text
+
+    def test_a_password_that_is_changed(self, secured: Secured, prefix: str) -> None:
+        secured.users.add("leaver", "sesame", prefix=prefix)
+        with secured.client("leaver", "sesame") as client, opened(client, prefix) as store:
+            store.set("x", "y")
+            raised: list[BaseException] = []
+
+            def wait() -> None:
+                with pytest.raises(StoreError, match="invalid user ID or password") as caught:
+                    store.get("late")
+                raised.append(caught.value)
+
+            before = watchers(secured.server)
+            waiting = in_background(wait)
+            eventually(lambda: watchers(secured.server) > before)
+            secured.users.change_password("leaver", "another")
+            call = lambda: client.write(prefix, "x")  # noqa: E731
+            text = self._said(secured, EtcdInsufficientPermissions, call)
+            assert "(user 'leaver')" in text
+            # The watch that is open goes on; the next one needs a token.
+            with pytest.raises(EtcdInsufficientPermissions, match="invalid user ID or password"):
+                client.watch(prefix, index=1, timeout=10)
+            waiting.join()
+            assert raised
+
+
+class TestTokens:
+    def test_an_idle_client(self, client: Client, secured: Secured, prefix: str) -> None:
+        client.write(prefix, "one")
+        for _ in range(5):  # on a busy machine etcd is late
+            token = secured.users.token(USER, PASSWORD)
+            _lasts(1.5)
+            if not secured.users.accepts(token):
+                break
+        else:
+            pytest.fail("tokens do not end")
+        assert client.read(prefix).value == "one"
+
+    def test_every_call(self, client: Client, secured: Secured, prefix: str) -> None:
+        lease = client._native.lease_grant(60)
+        for call in (
+            lambda: client.write(prefix, "one"),
+            lambda: client.read(prefix),
+            lambda: client.watch(prefix, index=1, timeout=10),
+            lambda: client._native.lease_grant(60),
+            lambda: client._native.lease_keep_alive_once(lease),
+            lambda: client._native.lease_time_to_live(lease),
+            lambda: client.write(prefix, "two", ttl=60),
+            lambda: client.version,
+            lambda: client.machines,
+            lambda: client._native.lease_revoke(lease),
+            lambda: client.delete(prefix),
+        ):
+            secured.spoil_tokens()
+            call()
+
+    def test_a_watch_beside_another(self, client: Client, secured: Secured, prefix: str) -> None:
+        """They share a stream, on which the token is that of its opening."""
+        with opened(client, prefix) as store:
+            before = watchers(secured.server)
+            waited: list[bytes] = []
+            threads = []
+            for number in range(3):
+                key = f"late {number}"
+                threads.append(in_background(lambda key=key: waited.append(store.get(key))))
+                eventually(lambda number=number: watchers(secured.server) > before + number)
+                secured.spoil_tokens()
+            for number in range(3):
+                store.set(f"late {number}", "value")
+            for thread in threads:
+                thread.join()
+            assert waited == [b"value"] * 3
+
+    def test_a_round_outlives_its_tokens(self, secured: Secured, prefix: str) -> None:
+        handler = secured.handler(prefix, keep_alive_ttl=2)
+        with secured.client() as other, handler.next_rendezvous().store as store:
+
+            def keys() -> list[tuple[str, int]]:
+                leaves = other.read(f"{prefix}/", recursive=True).leaves
+                return [(leaf.key, leaf.createdIndex) for leaf in leaves if "/rdzv/" in leaf.key]
+
+            before = keys()
+            waited: list[bytes] = []
+            waiting = in_background(lambda: waited.append(store.get("late")))
+            for _ in range(2):
+                _lasts(1.5)
+                secured.spoil_tokens()
+            assert keys() == before
+            assert handler.num_nodes_waiting() == 0
+            assert not handler.is_closed()
+            store.set("late", "value")
+            waiting.join()
+            assert waited == [b"value"]
+        assert handler.shutdown()
+
+    def test_users_that_change_all_the_time(
+        self, client: Client, secured: Secured, prefix: str
+    ) -> None:
+        ended = threading.Event()
+
+        def change() -> None:
+            while not ended.wait(0.03):
+                secured.spoil_tokens()
+
+        with opened(client, prefix) as store:
+            changing = in_background(change)
+            try:
+                assert [store.add("counter", 1) for _ in range(50)] == list(range(1, 51))
+            finally:
+                ended.set()
+                changing.join()
+
+
+def test_authentication_is_enabled_and_disabled_meanwhile(prefix: str) -> None:
+    """As with Go's client, who has a password may use an etcd that asks for none."""
+    with (
+        EtcdServer(extra_args=[CHEAP]) as server,
+        server.get_client(username=USER, password=PASSWORD) as client,
+    ):
+        client.write(prefix, "one")
+        secured = Secured(server)
+        assert client.watch(prefix, index=1, timeout=10).value == "one"
+        client.write(prefix, "two")
+        secured.users.disable()
+        client.write(prefix, "three", ttl=60)
+
+
+def _one_round(handler: EtcdRendezvousHandler) -> None:
+    info = handler.next_rendezvous()
+    assert (info.rank, info.world_size) == (0, 1)
+    with info.store as store:
+        store.set("key", "value")
+        assert store.get("key") == b"value"
+    assert handler.shutdown()
