@@ -423,13 +423,10 @@ impl Machine {
         if let EtcdError::Refused { kind: Refusal::LeaseNotFound, .. } = &error {
             self.pause = Some(now + Duration::from_millis(100));
             if let Step::Lead(_) = step {
-                // A member died while its rank was written; its join key goes with its lease.
-                if let Some(lead) = &mut self.lead {
-                    lead.abort_attempt();
-                }
-            } else {
-                self.drop_lease();
+                // A member died while its rank was written, and the watch has not said it yet: look.
+                return self.reload();
             }
+            self.drop_lease();
             self.run_lease = false;
             return;
         }

@@ -15,6 +15,7 @@ mod model;
 mod network;
 mod node;
 mod rng;
+mod scale;
 mod scenario;
 mod seeds;
 mod trace;

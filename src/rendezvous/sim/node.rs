@@ -45,6 +45,8 @@ pub struct Watch {
     /// What etcd has looked at for it.
     pub scanned: i64,
     pub open: bool,
+    /// It was open before: it resumes one revision early, as the client does (`etcd/watch.rs`, `options`).
+    pub opened: bool,
     /// A delivery is on its way.
     pub due: bool,
 }

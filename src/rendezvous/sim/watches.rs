@@ -14,7 +14,7 @@ impl World {
         let range = (spec.key.clone(), spec.range_end.clone());
         self.watchers.entry(range).or_default().push((node, id));
         let next = spec.start_revision;
-        let watch = Watch { spec, next, scanned: next, open: false, due: false };
+        let watch = Watch { spec, next, scanned: next, open: false, opened: false, due: false };
         self.nodes[node].watches.insert(id, watch);
         self.nodes[node].costs.watches += 1;
         self.open_later(node, id);
@@ -52,7 +52,8 @@ impl World {
         if watch.next == 0 {
             watch.next = revision + 1;
         }
-        watch.scanned = watch.next;
+        watch.scanned = if watch.opened { (watch.next - 1).max(1) } else { watch.next };
+        watch.opened = true;
         self.deliver_later(node, id);
     }
 
@@ -87,7 +88,7 @@ impl World {
         }
         let mut events = match self.etcd.events(&watch.spec, watch.scanned) {
             Ok(events) => events,
-            Err(EtcdError::Compacted { oldest, .. }) if watch.scanned == watch.next => {
+            Err(EtcdError::Compacted { oldest, .. }) if watch.scanned <= watch.next => {
                 self.unwatch(node, id);
                 let message = WatchMessage::Compacted { oldest };
                 self.feed(node, Input::Watched(id, message));
@@ -96,6 +97,7 @@ impl World {
             // It was open before the compaction: its events are on their way already.
             Err(_) => self.etcd.events_sent_before(&watch.spec, watch.scanned),
         };
+        events.retain(|event| event.kv().mod_revision >= watch.next);
         watch.scanned = self.etcd.revision() + 1;
         // A network may deliver a part of it now and the rest later; never a part of a revision.
         if !events.is_empty() && self.rng.chance(self.link.split) {

@@ -186,6 +186,12 @@ impl World {
         index
     }
 
+    pub fn start_nodes(&mut self, nodes: usize) {
+        for _ in 0..nodes {
+            self.start_node();
+        }
+    }
+
     /// Runs until `until`, or until an invariant is violated.
     pub fn run_until(&mut self, until: Time) -> Result<(), Violation> {
         self.run_while(until, |_| true).map(drop)

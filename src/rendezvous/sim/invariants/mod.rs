@@ -50,6 +50,7 @@ pub struct Checks {
     pub returned: membership::Returned,
     pub closed: Option<closed::ClosedAt>,
     pub progress: progress::Progress,
+    pub written: costs::Written,
 }
 
 impl Checks {
@@ -63,11 +64,13 @@ impl Checks {
             returned: membership::Returned::default(),
             closed: None,
             progress: progress::Progress::default(),
+            written: costs::Written::default(),
         }
     }
 
     /// After each write.
     pub fn key_touched(&mut self, now: Time, touched: &Touched) -> Result<(), Violation> {
+        self.written.take(touched);
         let completed = self.history.take(now, touched)?;
         if self.history.control.is_none() {
             self.returned = membership::Returned::default();

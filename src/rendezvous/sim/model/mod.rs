@@ -101,7 +101,12 @@ impl Etcd {
             let oldest = self.store.compacted();
             return Err(EtcdError::Compacted { requested: from, oldest });
         }
-        Ok(self.store.events(spec, from))
+        let mut events = self.store.events(spec, from);
+        if from == self.store.compacted() {
+            // Versions before 3.4.34 and 3.5.16 lose them (etcd issue 18089).
+            events.retain(|event| matches!(event, Event::Put(_)) || event.kv().mod_revision > from);
+        }
+        Ok(events)
     }
 
     /// The events of a watch that was open when they happened: no compaction takes those away.
