@@ -184,8 +184,16 @@ impl Machine {
     /// This node is the first participant of the round it opens, and its coordinator.
     fn open_round(&mut self, round: u64, previous: Option<Previous>, lease: i64, deadline: Time) {
         let by = self.settings.node.to_string();
+        let fresh = previous.is_none();
         let control = Control::new(round, State::Open { previous, by });
         let mut writes = vec![self.put_control(&control), self.put_coordinator(1, false, lease)];
+        if fresh {
+            // A record that an operator removed leaves its round's data behind, which would be taken for
+            // that of the new round of this number.
+            let keys = &self.settings.keys;
+            writes.push(Op::delete_prefix(keys.round_data(round)));
+            writes.push(Op::delete(keys.last_call(round)));
+        }
         writes.extend(self.put_join(round, lease));
         if let Place::Waiting(waited) = self.place {
             writes.push(Op::delete(self.settings.keys.waiting(waited, lease)));
