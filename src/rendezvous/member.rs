@@ -151,11 +151,16 @@ impl Machine {
     }
 
     pub(super) fn step_member(&mut self, now: Time) {
-        if matches!(&self.control.value, Some(Control { state: State::Closed(_), .. })) {
-            // Members of a closed run may go as they like, and they will, all of them.
+        let Some(membership) = &mut self.membership else { return };
+        let goes_on = matches!(
+            &self.control.value,
+            Some(Control { round, state: State::Final(_), .. }) if *round == membership.round
+        );
+        if !goes_on {
+            // Members of a closed run may go as they like, and they will, all of them; and those of an earlier
+            // round go with its keys, all at once.
             return self.stop_watching_members();
         }
-        let Some(membership) = &mut self.membership else { return };
         let deadline = now + self.settings.close_timeout;
         let round = membership.round;
         let keys = &self.settings.keys;
