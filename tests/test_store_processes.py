@@ -220,7 +220,7 @@ def test_a_forked_child_uses_the_parent_s_store(
 @pytest.mark.parametrize("end", ["store.close()", "pass", "del store; import gc; gc.collect()"])
 def test_the_interpreter_ends(client: Client, prefix: str, end: str) -> None:
     script = f"""
-        import contextlib, sys, threading
+        import contextlib, sys, threading, time
         import torch.distributed as dist
         from torchetcd.etcd import Client
         from torchetcd.etcd_store import EtcdStore
@@ -233,7 +233,10 @@ def test_the_interpreter_ends(client: Client, prefix: str, end: str) -> None:
             with contextlib.suppress(RuntimeError):
                 below.get("never")
 
-        threading.Thread(target=wait, daemon=True).start()
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        while sys._current_frames()[waiting.ident].f_code is not EtcdStore.get.__code__:
+            time.sleep(0.001)
         {end}
     """
     ran = subprocess.run(

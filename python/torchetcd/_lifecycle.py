@@ -6,7 +6,9 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -63,6 +65,10 @@ def leaving_on_sigterm(leave: Callable[[], None]) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+#: Long for a thread that runs, nothing for one that ends.
+_SETTLE_S = 0.05
+
+
 @atexit.register
 def _end() -> None:
     for leaving in list(_leaving):
@@ -71,3 +77,9 @@ def _end() -> None:
     from torchetcd._torchetcd import shutdown  # noqa: PLC0415 - only where it was used
 
     shutdown()
+    if len(sys._current_frames()) > 1:
+        # What waited in a store is not woken any more. A daemon thread that has its answer already
+        # must get out of torch's C++ before the interpreter ends: there pybind11 takes the GIL in a
+        # destructor, and Python ends the thread that does so later, and the process with it
+        # ("terminate called without an active exception").
+        time.sleep(_SETTLE_S)
