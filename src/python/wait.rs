@@ -1,7 +1,8 @@
 //! The one way to wait for the runtime from a Python thread.
 
-use std::future::Future;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -13,12 +14,12 @@ use super::runtime;
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 const UNLIMITED: Duration = Duration::from_secs(365 * 86400);
 
-/// Runs `future` on the runtime and waits for it without the GIL. A signal handler that raises ends
-/// the wait with its exception and drops the future.
+/// Waits for `future` without the GIL. A signal handler that raises ends the wait with its exception and
+/// drops the future.
 pub fn wait<T, F>(py: Python<'_>, future: F) -> PyResult<T>
 where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
+    T: Send,
+    F: Future<Output = T> + Send,
 {
     wait_until(py, None, future)?.ok_or_else(|| PyRuntimeError::new_err("the wait ended early"))
 }
@@ -26,68 +27,89 @@ where
 /// As [`wait`]; `None` when `limit` has passed first, and then the future is dropped.
 pub fn wait_until<T, F>(py: Python<'_>, limit: Option<Duration>, future: F) -> PyResult<Option<T>>
 where
-    T: Send + 'static,
-    F: Future<Output = T> + Send + 'static,
+    T: Send,
+    F: Future<Output = T> + Send,
 {
-    let (sender, mut receiver) = sync_channel(1);
-    let task = runtime::handle().spawn(async move {
-        // The receiver is gone when the wait ended early.
-        let _ = sender.send(future.await);
-    });
     let deadline = limit.map(|limit| Instant::now() + limit);
-    // Other threads run no signal handlers. And one that takes the GIL while the interpreter ends is
-    // unwound by Python, through frames that cannot be: it must not come back to look around.
     let handles_signals = on_main_thread(py);
+    let process = std::process::id();
+    let mut future = pin!(future);
+    // First this thread drives the runtime itself. Not for longer: it may have to wait for the GIL.
+    let mut drive = true;
     loop {
+        // Other threads run no signal handlers, so they need not come back to look around.
+        let step = if drive || handles_signals { SIGNAL_CHECK } else { UNLIMITED };
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        let step = match left {
-            Some(left) if handles_signals => SIGNAL_CHECK.min(left),
-            None if handles_signals => SIGNAL_CHECK,
-            Some(left) => left,
-            None => UNLIMITED,
+        let step = Step {
+            future: future.as_mut(),
+            limit: left.map_or(step, |left| left.min(step)),
+            drive,
+            returns: handles_signals,
         };
-        let (returned, received) = py.detach(move || {
-            let received = receiver.recv_timeout(step);
-            if matches!(received, Err(RecvTimeoutError::Disconnected))
-                && runtime::ended()
-                && !handles_signals
-            {
-                // The interpreter is about to end, and this thread with it.
-                loop {
-                    std::thread::park();
-                }
-            }
-            (receiver, received)
-        });
-        receiver = returned;
-        match received {
-            Ok(value) => return Ok(Some(value)),
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(PyRuntimeError::new_err(if runtime::ended() {
-                    "the runtime of torchetcd has ended: the interpreter is shutting down"
-                } else {
-                    "an operation of torchetcd ended without a result: this is a bug in it"
-                }));
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                if let Err(raised) = py.check_signals() {
-                    task.abort();
-                    return Err(raised);
-                }
-                if deadline.is_some_and(|at| Instant::now() >= at) {
-                    task.abort();
-                    return Ok(None);
-                }
-            }
+        let done = py.detach(|| step.run()).map_err(|_| {
+            PyRuntimeError::new_err("an operation of torchetcd panicked: this is a bug in it")
+        })?;
+        if let Some(output) = done {
+            return Ok(Some(output));
         }
+        if runtime::ended() {
+            return Err(PyRuntimeError::new_err(
+                "the runtime of torchetcd has ended: the interpreter is shutting down",
+            ));
+        }
+        py.check_signals()?;
+        if std::process::id() != process {
+            return Err(PyRuntimeError::new_err(
+                "this process was forked in the middle of an operation of torchetcd",
+            ));
+        }
+        if deadline.is_some_and(|at| Instant::now() >= at) {
+            return Ok(None);
+        }
+        drive = false;
     }
+}
+
+/// A part of a wait, without the GIL.
+struct Step<'a, F> {
+    future: Pin<&'a mut F>,
+    limit: Duration,
+    drive: bool,
+    /// Also when the interpreter ends.
+    returns: bool,
+}
+
+impl<F: Future> Step<'_, F> {
+    fn run(self) -> std::thread::Result<Option<F::Output>> {
+        let Self { future, limit, drive, returns } = self;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            if runtime::ended() { None } else { runtime::run(future, limit, drive) }
+        }));
+        // A thread that takes the GIL while the interpreter ends is unwound by Python, through frames
+        // that cannot be. It would end anyway.
+        while runtime::ended() && !returns {
+            std::thread::park();
+        }
+        result
+    }
+}
+
+thread_local! {
+    /// The process and whether this is the thread that runs Python's signal handlers in it.
+    static ON_MAIN_THREAD: Cell<(u32, bool)> = const { Cell::new((0, false)) };
 }
 
 /// Whether this is the thread that runs Python's signal handlers; taken for it where Python cannot say.
 fn on_main_thread(py: Python<'_>) -> bool {
+    let (process, known) = ON_MAIN_THREAD.get();
+    if process == std::process::id() {
+        return known;
+    }
     let asked = py.import("threading").and_then(|threading| {
         let main = threading.call_method0("main_thread")?.getattr("ident")?;
         threading.call_method0("get_ident")?.eq(main)
     });
-    asked.unwrap_or(true)
+    let is_main = asked.unwrap_or(true);
+    ON_MAIN_THREAD.set((std::process::id(), is_main));
+    is_main
 }
