@@ -1,6 +1,6 @@
 """How long a training stands still when a node is lost and replaced.
 
-    python benches/recovery.py                                   # everything: about 45 minutes
+    python benches/recovery.py                                   # everything: about 40 minutes
     python benches/recovery.py --repeat 1 --ttl 5 --peer-ttl 15 --fault SIGKILL
 
 A node is an agent and its worker; there are three (`--nnodes 2:3`). SIGKILL takes all of one node away,
@@ -10,8 +10,9 @@ columns are seconds from that moment:
 - reported_s: until `num_nodes_waiting()` is above 0 on *both* survivors. This is measured on handlers
   alone, without torchrun and workers, asked every 10 ms, and nobody else joins; `with_spare_s` is the
   same when a replacement calls `next_rendezvous()` at the moment of the fault.
-- gloo_s: until a survivor's worker fails, because its connection to the lost one broke. torchrun then
-  starts the round anew, whatever the handler knows.
+- gloo_s: until a survivor's worker fails, because a connection of gloo broke: to the lost worker at once
+  (torchrun then starts the round anew, whatever the handler knows), after SIGSTOP only to the other
+  survivor's, which its agent has stopped.
 - world_s: until the last worker of the first world that has the replacement starts. The replacement is a
   `torchrun` that is started at the moment of the fault, so its own start (the import of torch) is in it.
 - first_step_s: until the first all_reduce of that world has ended on all of its nodes.
