@@ -97,6 +97,9 @@ class Watched:
     def __init__(self, endpoint: str, processes: list[Forked], seconds: float) -> None:
         time.sleep(MARGIN_S)
         began, streams, load_before = time.monotonic(), messages(endpoint), load(endpoint)
+        if not (load_before.revision and load_before.rpcs and streams):
+            # A metric with another name would make a fine zero of anything.
+            raise RuntimeError("this etcd does not tell its revision, calls or messages")
         before = [process.cpu_s() for process in processes]
         time.sleep(seconds)
         after = [process.cpu_s() for process in processes]
