@@ -78,7 +78,7 @@ class Report:
         cells = (_text(row.get(column)) for column in self._columns)
         widths = (max(len(column), 10) + 2 for column in self._columns)
         print(
-            "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)),
+            " ".join(f"{cell:>{width - 1}}" for cell, width in zip(cells, widths, strict=True)),
             flush=True,
         )
 
