@@ -13,17 +13,19 @@ that the rendezvous returned. The backends take turns; each run has an etcd of i
   c10d's store included, which is in the first agent.
 - rpcs, bytes, puts: per node, counted by etcd until the last rank; etcd_cpu_s: in all, until then. They are
   from one more run in which the agents wait for each other before the assignment. A call of the v2 API counts
-  as an RPC; etcd does not count its bytes.
+  as an RPC; etcd does not count its bytes. assign_rpcs, in the JSON: those of the assignment.
 
 Seconds are medians. A backend that failed or took longer than the limit is not run with more agents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import selectors
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -173,9 +175,9 @@ def _take_part(
     }
 
 
-def collect(agents: list[Forked], limit_s: float) -> list[Any]:
+def collect(agents: list[Forked], limit_s: float, since: float | None = None) -> list[Any]:
     """One message of each agent."""
-    deadline = time.monotonic() + limit_s
+    deadline = (time.monotonic() if since is None else since) + limit_s
     messages = []
     # Registered once: this process must not take the cores from hundreds of agents.
     with selectors.DefaultSelector() as waiting:
@@ -214,12 +216,14 @@ def run(backend: Backend, n: int, limit_s: float, counted: bool) -> Row:
             start.open()
             if ranked is not None:
                 collect(agents, limit_s)
-                spent = load(server.get_endpoint()) - before
+                at_ranks = load(server.get_endpoint())
                 ranked.open()
-            results = collect(agents, limit_s - (time.monotonic() - began))
+            results = collect(agents, limit_s, since=began)
             check(results, n)
-            if counted:
-                return cost(backend, n, spent)
+            if ranked is not None:
+                row = cost(backend, n, at_ranks - before)
+                row["assign_rpcs"] = (load(server.get_endpoint()) - at_ranks).rpcs / n
+                return row
             ranked_at = max(result["ranked_at"] for result in results)
             assigned_at = max(result["assigned_at"] for result in results)
             return {
@@ -231,6 +235,10 @@ def run(backend: Backend, n: int, limit_s: float, counted: bool) -> Row:
                 "all_etcd_cpu_s": (load(server.get_endpoint()) - before).cpu_s,
             }
         finally:
+            # All at once: one that is left alone says so at length.
+            for one in agents:
+                with contextlib.suppress(ProcessLookupError):
+                    one.signal(signal.SIGKILL)
             for one in agents:
                 one.kill()
             start.close()
@@ -266,8 +274,6 @@ def check(results: list[dict[str, Any]], n: int) -> None:
 
 
 def cost(backend: Backend, n: int, spent: Load) -> Row:
-    if backend.name == "c10d":
-        return {}
     row: Row = {
         "rpcs": spent.rpcs / n,
         "puts": (spent.v2_writes if backend.v2 else spent.puts) / n,
