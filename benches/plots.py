@@ -259,7 +259,7 @@ def store(content: Row, out: Path) -> None:
     put, get = times.get(("put", "raw")), times.get(("get", "raw"))
     floor = {"set": put, "get": get}
     if put and get:
-        floor["wake get"] = put + 1.5 * get
+        floor["wake get"] = floor["wake busy"] = put + 1.5 * get
     names = [name for name in STORES if any(row["store"] == name for row in rows)]
 
     def series(operations: list[str], unit: float) -> list[tuple[str, str, list[float | None]]]:
@@ -273,10 +273,12 @@ def store(content: Row, out: Path) -> None:
             found.append((label, color, [value and value / unit for value in values]))
         return [one for one in found if any(one[2])]
 
-    figure, (single, many) = panels(2, height=5.2)
-    ones = ["set", "get", "check", "add", "wake get"]
+    figure, (single, many) = panels(2, height=5.6)
+    ones = ["set", "get", "check", "add", "wake get", "wake busy"]
     bars(single, ones, series(ones, 1))
-    single.set_yticks(range(len(ones)), [*ones[:-1], "set in A to\nget in B"])
+    single.set_yticks(
+        range(len(ones)), [*ones[:-2], "set in A to\nget in B", "the same while\nC sets"]
+    )
     single.set_title("One key: microseconds, median")
     thousands = ["multi_get", "multi_set", "wait"]
     bars(many, thousands, series(thousands, 1e3))

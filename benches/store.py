@@ -3,11 +3,12 @@
     python benches/store.py --seconds 2 --raw PATH    # PATH: the Rust program with etcd-client's bare calls
     pip install --target peers python-etcd && python benches/store.py --peers peers
 
-- Latency, in one process: median and 99th percentile in microseconds of set, get, check, add, and of
+- Latency, in one process: median, mean and 99th percentile in microseconds of set, get, check, add, and of
   multi_get, multi_set and wait for 1,000 keys, which are there. Values have 45 bytes. TCPStore's set and
   multi_set return when the request is sent, without an answer.
 - "wake get" and "wake wait": from right before set() in one process until get() or wait() has returned in
-  another, which has been waiting for some milliseconds; "wake set" is what set() took meanwhile.
+  another, which has been waiting for some milliseconds; "wake set" is what set() took meanwhile. "wake
+  busy" is "wake get" while a third process sets another key every millisecond or so.
 - "add x N": calls per second of N processes that add to one key. The sum is checked.
 - RPCs of a call, counted by etcd; "wait 1" and "wait 1000" are waits for absent keys, and their RPCs only
   those of two seconds in the midst of it.
@@ -53,6 +54,7 @@ MANY_KEYS = [f"key-{number}" for number in range(MANY)]
 TIMEOUT = timedelta(seconds=120)
 # How long the waiting process gets until it really waits.
 BLOCKED_S = 0.005
+DISTURB_S = 0.001
 WAIT_S = 2.0
 SLICE_S = 0.2
 # A process with a connection needs longer to start; and torch's add sleeps up to 0.1 s after a conflict.
@@ -186,20 +188,38 @@ def wait_for_keys(
         with stores.open(name, prefix) as store:
             while (told := peer.recv()) is not None:
                 kind, key = told
-                call = store.get if kind == "get" else lambda key: store.wait([key])
+                call = store.wait if kind == "wait" else store.get
                 peer.send(None)
-                call(key)
+                call([key] if kind == "wait" else key)
                 peer.send(time.monotonic_ns())
 
 
-def set_keys(
-    connection: Connection, ends: tuple[Connection, Connection], where: Where, seconds: float
-) -> None:
-    """Send samples of wakes, in microseconds, and of the sets that woke."""
-    peer, other = ends
+def disturb(connection: Connection, ends: tuple[Connection, Connection], where: Where) -> None:
+    """Write to a store, while told to, what nobody waits for."""
+    other, peer = ends
     other.close()
     stores = Stores(where)
-    kinds = ("get", "wait")
+    connection.send(None)
+    while True:
+        with stores.open(peer.recv(), "disturbing") as store:
+            while not peer.poll(DISTURB_S):
+                store.set("disturbing", VALUE)
+        peer.recv()
+
+
+def set_keys(
+    connection: Connection,
+    ends: tuple[Connection, Connection],
+    disturber_ends: tuple[Connection, Connection],
+    where: Where,
+    seconds: float,
+) -> None:
+    """Send samples of wakes, in microseconds, and of the sets that woke."""
+    (peer, other), (disturber, its) = ends, disturber_ends
+    other.close()
+    its.close()
+    stores = Stores(where)
+    kinds = ("get", "wait", "busy")
     samples: Samples = {
         (f"wake {what}", name): [] for what in (*kinds, "set") for name in where.stores
     }
@@ -212,6 +232,8 @@ def set_keys(
                 number += 1
                 prefix = f"wake-{number}"
                 peer.send((name, prefix))
+                if kind == "busy":
+                    disturber.send(name)
                 with stores.open(name, prefix) as store:
                     until = time.monotonic() + SLICE_S
                     count = 0
@@ -225,8 +247,11 @@ def set_keys(
                         store.set(key, VALUE)
                         after = time.monotonic_ns()
                         samples[f"wake {kind}", name].append((peer.recv() - before) / 1e3)
-                        samples["wake set", name].append((after - before) / 1e3)
+                        if kind != "busy":
+                            samples["wake set", name].append((after - before) / 1e3)
                 peer.send(None)
+                if kind == "busy":
+                    disturber.send(None)
     connection.send(samples)
 
 
@@ -359,7 +384,10 @@ def _count_blocked(where: Where, store: Store, name: str, keys: list[str]) -> Ro
     time.sleep(WAIT_S)
     blocked = load(where.endpoint) - before
     still = waiting.is_alive()
+    # A lease that an earlier call took out; no part of the wait.
+    kept = blocked.calls.pop("LeaseKeepAlive", 0)
     row = _counted(f"wait {len(keys)}", name, blocked, 1)
+    row["keep_alives"] = kept
     row["setup_rpcs"] = (before - began).rpcs
     row["note"] = f"{WAIT_S:g} s of waiting, after {row['setup_rpcs']} RPCs"
     for key in keys:
@@ -375,6 +403,8 @@ def latency_rows(samples: Samples, raws: list[dict[str, Any]]) -> list[Row]:
     for (operation, store), found in samples.items():
         row = {"kind": "latency", "operation": operation, "store": store, "n": len(found)}
         row["median_us"] = median(found)
+        # Where a few calls wait for something, they are not seen in the median.
+        row["mean_us"], row["max_us"] = statistics.mean(found), max(found)
         if len(found) >= 100:
             row["p99_us"] = statistics.quantiles(found, n=100)[98]
         rows.append(row)
@@ -407,7 +437,7 @@ def add_ratios(rows: list[Row]) -> None:
 def _floor(found: dict[tuple[str, str], float], operation: str, store: str) -> float | None:
     """What etcd's own client takes for the same."""
     put, get = found.get(("put", store)), found.get(("get", store))
-    if operation in {"wake get", "wake wait"}:
+    if operation in {"wake get", "wake wait", "wake busy"}:
         return put + 1.5 * get if put and get else None
     same = {"set": put, "wake set": put, "get": get, "check": get}
     return same.get(operation) or found.get((operation, store))
@@ -417,12 +447,14 @@ def measure(where: Where, args: Any) -> Iterator[list[Row]]:
     """Rows, one part of the benchmark after the other."""
     with forked((latency, where, args.seconds)) as (process,):
         samples, raws = process.receive(LIMIT_S + 100 * args.seconds)
-    ends = Pipe()
-    setting = (set_keys, ends, where, args.seconds)
-    with forked((wait_for_keys, ends, where), setting) as (waiter, setter):
-        for end in ends:
+    ends, disturber_ends = Pipe(), Pipe()
+    setting = (set_keys, ends, disturber_ends, where, args.seconds)
+    helping = (wait_for_keys, ends, where), (disturb, disturber_ends, where)
+    with forked(*helping, setting) as (*helpers, setter):
+        for end in (*ends, *disturber_ends):
             end.close()
-        waiter.receive(LIMIT_S)
+        for helper in helpers:
+            helper.receive(LIMIT_S)
         wakes = setter.receive(LIMIT_S + 100 * args.seconds)
     rows = latency_rows(samples, raws) + latency_rows(wakes, [])
     # An operation's rows one below the other; the sort is stable.
@@ -442,7 +474,7 @@ def main() -> None:
     peers.add_argument(parser)
     args = parser.parse_args()
     missing = peers.missing(args.peers)
-    columns = "operation store n median_us p99_us rate rpcs raw raw_mt TCPStore torch note"
+    columns = "operation store n median_us mean_us p99_us rate rpcs raw raw_mt TCPStore torch note"
     report = Report("store", columns.split(), args.json)
     if missing:
         print(f"torch's EtcdStore is left out: {missing}")
