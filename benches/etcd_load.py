@@ -11,13 +11,15 @@ class Load:
     """Read off etcd's metrics; the difference of two is what happened in between."""
 
     calls: dict[str, int] = field(default_factory=dict)
-    """By gRPC method; a stream counts once, when it is opened."""
+    """By gRPC method, or "http" and the method for the v2 API; a stream counts once, when it is opened."""
     messages: int = 0
     """Messages on streams, both ways: lease keep-alives and watch events."""
     received_bytes: int = 0
     sent_bytes: int = 0
     cpu_s: float = 0.0
     puts: int = 0
+    v2_writes: int = 0
+    """etcd keeps its own members here too: a few at its start."""
     revision: int = 0
 
     def __sub__(self, before: Load) -> Load:
@@ -29,6 +31,7 @@ class Load:
             self.sent_bytes - before.sent_bytes,
             self.cpu_s - before.cpu_s,
             self.puts - before.puts,
+            self.v2_writes - before.v2_writes,
             self.revision - before.revision,
         )
 
@@ -47,6 +50,13 @@ def load(endpoint: str) -> Load:
         if name.startswith("grpc_server_started_total"):
             method = name.split('grpc_method="')[1].split('"')[0]
             found.calls[method] = found.calls.get(method, 0) + int(float(value))
+        elif name.startswith("etcd_http_received_total"):
+            found.calls["http " + name.split('method="')[1].split('"')[0]] = int(float(value))
+        elif name == "etcd_debugging_store_watch_requests_total":
+            # The v2 API's long polls, which are not among those above.
+            found.calls["http watch"] = int(float(value))
+        elif name.startswith("etcd_debugging_store_writes_total"):
+            found.v2_writes += int(float(value))
         elif name.startswith("grpc_server_msg_") and 'grpc_type="bidi_stream"' in name:
             found.messages += int(float(value))
         elif name == "etcd_network_client_grpc_received_bytes_total":
