@@ -8,6 +8,7 @@
 //! - `member lost`: a member's lease is revoked, a new node joins at the same time, every survivor
 //!   learns of it from its watch and joins again; seconds until the last one has its rank.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -166,7 +167,7 @@ async fn last_join(plan: &Plan) {
     }
     let others = i64::try_from(plan.nodes).unwrap() - 1;
     while world.count_joined().await < others {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let phase = Phase::begin(plan, "last join");
     waiting.spawn(join(last));
@@ -202,7 +203,9 @@ impl<'a> Phase<'a> {
             "n": self.plan.nodes,
             "connections": self.plan.nodes.div_ceil(self.plan.per_connection),
             "seconds": seconds,
-            "rpcs": per_node(load.rpcs, self.before.rpcs),
+            "rpcs": per_node(load.rpcs(), self.before.rpcs()),
+            "renewals": per_node(load.renewals(), self.before.renewals()),
+            "methods": load.since(&self.before),
             "bytes": per_node(load.bytes, self.before.bytes),
             "keys": per_node(load.puts, self.before.puts),
             "etcd_cpu_s": load.cpu_s - self.before.cpu_s,
@@ -214,7 +217,8 @@ impl<'a> Phase<'a> {
 /// Read off etcd's metrics.
 #[derive(Default)]
 struct Load {
-    rpcs: f64,
+    /// By method; a stream counts once, when it is opened.
+    calls: BTreeMap<String, f64>,
     bytes: f64,
     puts: f64,
     cpu_s: f64,
@@ -235,12 +239,35 @@ impl Load {
                 "etcd_mvcc_put_total" => load.puts = value,
                 "etcd_network_client_grpc_received_bytes_total"
                 | "etcd_network_client_grpc_sent_bytes_total" => load.bytes += value,
-                // A stream counts once, when it is opened.
-                _ if name.starts_with("grpc_server_started_total") => load.rpcs += value,
-                _ => {}
+                _ => {
+                    if let Some(labels) =
+                        name.strip_prefix("grpc_server_started_total{grpc_method=\"")
+                    {
+                        let method = labels.split('"').next().unwrap_or_default();
+                        *load.calls.entry(method.to_string()).or_default() += value;
+                    }
+                }
             }
         }
         load
+    }
+
+    /// What the round took, without the renewal of leases, which goes by the time.
+    fn rpcs(&self) -> f64 {
+        self.calls.values().sum::<f64>() - self.renewals()
+    }
+
+    fn renewals(&self) -> f64 {
+        self.calls.get("LeaseKeepAlive").copied().unwrap_or_default()
+    }
+
+    fn since(&self, before: &Self) -> BTreeMap<String, f64> {
+        let mut calls = self.calls.clone();
+        for (method, count) in &before.calls {
+            *calls.entry(method.clone()).or_default() -= count;
+        }
+        calls.retain(|_, count| *count != 0.0);
+        calls
     }
 }
 

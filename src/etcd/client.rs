@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +18,12 @@ use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::unique::unique;
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 
-/// How long one attempt may take before the next endpoint is asked; doubled for each attempt that
-/// timed out, so that a slow cluster is not asked for ever. etcd's own limit is 5 s and two elections.
-const ATTEMPT: Duration = Duration::from_secs(4);
+/// How long an answer may take before the member is asked whether it is there at all; doubled each time
+/// that it is. etcd's own limit is 5 s and two elections: then it answers with an error.
+const LATE: Duration = Duration::from_secs(3);
+
+/// How long the answer to that may take before the next endpoint is tried.
+const PROOF: Duration = Duration::from_secs(3);
 
 /// How often one call takes a new token: each change of etcd's users can make the last one old.
 const RENEWALS: u32 = 5;
@@ -243,7 +247,6 @@ impl Client {
         let started = Instant::now();
         let mut causes = Causes::default();
         let mut backoff = Backoff::default();
-        let mut limit = ATTEMPT;
         let mut renewals = 0;
         let mut maybe_applied = false;
         loop {
@@ -262,13 +265,13 @@ impl Client {
                 Some(Ok(None)) => continue,
                 Some(Ok(Some(connection))) => {
                     let epoch = connection.token_epoch();
-                    let attempt_ends = deadline.min(Instant::now() + limit);
-                    let answer = tokio::time::timeout_at(attempt_ends, request(connection.clone()));
-                    let error = match answer.await {
-                        Ok(Ok(answer)) => return Ok(answer),
-                        Ok(Err(error)) => Some(error),
-                        Err(_) => None,
-                    };
+                    let error =
+                        match self.answer(&connection, request(connection.clone()), deadline).await
+                        {
+                            Some(Ok(answer)) => return Ok(answer),
+                            Some(Err(error)) => Some(error),
+                            None => None,
+                        };
                     let verdict = error.as_ref().map_or(Verdict::MaybeApplied, classify);
                     let text = error.as_ref().map_or_else(|| "no answer".to_string(), describe);
                     match verdict {
@@ -298,9 +301,6 @@ impl Client {
                             maybe_applied = true;
                             if error.is_some() {
                                 self.discard(&connection);
-                            } else {
-                                self.abandon(&connection);
-                                limit *= 2;
                             }
                         }
                     }
@@ -314,6 +314,37 @@ impl Client {
         }
     }
 
+    /// The answer to a request; `None` when the member is silent or the deadline has come.
+    async fn answer<T>(
+        &self,
+        connection: &Arc<Connection>,
+        request: impl Future<Output = Result<T, etcd_client::Error>>,
+        deadline: Instant,
+    ) -> Option<Result<T, etcd_client::Error>> {
+        let mut request = pin!(request);
+        let mut limit = LATE;
+        loop {
+            let until = deadline.min(Instant::now() + limit);
+            if let Ok(answer) = tokio::time::timeout_at(until, &mut request).await {
+                connection.note_answer();
+                return Some(answer);
+            }
+            let (client, connection) = (self.without_watches(), connection.clone());
+            // Rare, and large.
+            let proof = Box::pin(async move { client.leave_if_silent(&connection, PROOF).await });
+            if Instant::now() >= deadline {
+                // Not for this call, but the next one should not wait in vain as well.
+                tokio::spawn(proof);
+                return None;
+            }
+            tokio::select! {
+                answer = &mut request => return Some(answer),
+                silent = proof => if silent { return None },
+            }
+            limit *= 2;
+        }
+    }
+
     /// The present connection, or a new one to the first endpoint that answers; `None` when none did.
     pub(super) async fn connection(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
         if let Some(connection) = self.current()? {
@@ -324,7 +355,7 @@ impl Client {
             return Ok(Some(connection));
         }
         tokio::time::sleep_until(pace.next).await;
-        let connected = self.connect().await?;
+        let connected = Box::pin(self.connect()).await?;
         if connected.is_some() {
             pace.backoff.reset();
         } else {
@@ -389,10 +420,17 @@ impl Client {
         }
     }
 
-    /// Leaves a connection on which an answer did not come, and has its streams leave it too.
-    pub(super) fn abandon(&self, connection: &Arc<Connection>) {
-        self.discard(connection);
-        connection.set_silent();
+    /// Leaves a connection whose member does not answer, and has its streams leave it too.
+    pub(super) async fn leave_if_silent(
+        &self,
+        connection: &Arc<Connection>,
+        limit: Duration,
+    ) -> bool {
+        let silent = !connection.answers(limit).await;
+        if silent {
+            self.discard(connection);
+        }
+        silent
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use super::config::Config;
@@ -33,6 +34,11 @@ pub(super) struct Connection {
     token: tokio::sync::Mutex<()>,
     token_epoch: AtomicU64,
     silent: watch::Sender<bool>,
+    /// When the member last proved to be there; held while it is being asked.
+    proved: tokio::sync::Mutex<Instant>,
+    opened: Instant,
+    /// Milliseconds after `opened` at which the last answer came.
+    heard: AtomicU64,
 }
 
 /// Why there is no connection.
@@ -90,6 +96,9 @@ impl Connection {
             token: tokio::sync::Mutex::new(()),
             token_epoch: AtomicU64::new(0),
             silent: watch::Sender::new(false),
+            proved: tokio::sync::Mutex::new(Instant::now()),
+            opened: Instant::now(),
+            heard: AtomicU64::new(0),
         })
     }
 
@@ -113,12 +122,42 @@ impl Connection {
         refusal(&self.endpoint, self.user.as_deref(), kind, text)
     }
 
-    /// Says that a request was not answered in time.
-    pub fn set_silent(&self) {
-        self.silent.send_replace(true);
+    /// Something has come from the member.
+    pub fn note_answer(&self) {
+        self.heard.store(self.age_ms(), Ordering::Relaxed);
     }
 
-    /// Returns when a request was not answered in time: streams need not wait for a ping to be lost.
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether the member is there, when an answer is late. It is asked for what it can say by itself:
+    /// it may be slow because thousands want something at once, and who then left it, connected anew
+    /// and asked again would add to that. Those who wonder at the same time share one question.
+    pub async fn answers(&self, limit: Duration) -> bool {
+        let (wondered, wondered_ms) = (Instant::now(), self.age_ms());
+        let mut proved = self.proved.lock().await;
+        if *proved >= wondered {
+            return true;
+        }
+        if *self.silent.borrow() {
+            return false;
+        }
+        let answers = match tokio::time::timeout(limit, self.client().status()).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => is_answer(&error) && classify(&error) != Verdict::NotApplied,
+            // Others may have got theirs.
+            Err(_) => self.heard.load(Ordering::Relaxed) > wondered_ms,
+        };
+        if answers {
+            *proved = Instant::now();
+        } else {
+            self.silent.send_replace(true);
+        }
+        answers
+    }
+
+    /// Returns when the member did not answer in time: streams need not wait for a ping to be lost.
     pub async fn fell_silent(&self) {
         // Cannot fail: the sender is ours.
         let _ = self.silent.subscribe().wait_for(|silent| *silent).await;

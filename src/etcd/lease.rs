@@ -1,5 +1,6 @@
 //! Keeping a lease alive for as long as etcd has it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,6 @@ use super::error::{Verdict, classify};
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
-/// A shared lease is renewed within this time for the first time.
-const SOON: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseState {
@@ -32,11 +31,11 @@ pub struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// Must be called within the runtime.
-    pub fn start(client: Client, id: i64, ttl: Duration) -> Self {
+    /// Renews it after `first` and then at a third of its TTL. Must be called within the runtime.
+    pub fn start(client: Client, id: i64, ttl: Duration, first: Duration) -> Self {
         let (sender, state) = watch::channel(LeaseState::Alive);
         let task = tokio::spawn(async move {
-            renew_until_lost(&client, id, ttl).await;
+            renew_until_lost(&client, id, ttl, first).await;
             sender.send_replace(LeaseState::Lost);
         });
         Self { state, task }
@@ -61,11 +60,8 @@ impl Drop for KeepAlive {
     }
 }
 
-async fn renew_until_lost(client: &Client, id: i64, ttl: Duration) {
+async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Duration) {
     let period = ttl / 3;
-    // A long lease is shared and may be nearly over: who stays for less than a period must have renewed
-    // it as well, or it runs out although somebody was always there.
-    let first = if ttl > STREAM_UP_TO { SOON.mul_f64(rand::random()) } else { period };
     let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
     let mut stream = None;
@@ -132,19 +128,39 @@ async fn renew_by_stream(
         opened.keeper.keep_alive().await?;
         opened.answers.message().await
     };
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
-        Ok(Ok(Some(_))) => Renewal::Gone,
-        Ok(Ok(None)) => {
+    match while_it_answers(client, &opened.connection, limit, answer).await {
+        Some(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
+        Some(Ok(Some(_))) => Renewal::Gone,
+        Some(Ok(None)) => {
             client.discard(&opened.connection);
             Renewal::Failed
         }
-        Ok(Err(error)) => failed(client, &opened.connection, opened.epoch, &error).await,
-        Err(_) => {
-            client.abandon(&opened.connection);
-            Renewal::Failed
+        Some(Err(error)) => failed(client, &opened.connection, opened.epoch, &error).await,
+        None => Renewal::Failed,
+    }
+}
+
+/// Waits for an answer for as long as the member proves to be there whenever it is late: opening
+/// another stream would only add to what a slow member has to do. Not for ever, though: the stream may
+/// be lost where the member is not.
+async fn while_it_answers<T>(
+    client: &Client,
+    connection: &Arc<Connection>,
+    limit: Duration,
+    answer: impl Future<Output = T>,
+) -> Option<T> {
+    let mut answer = pin!(answer);
+    for doubled in 0..4 {
+        if let Ok(answer) = tokio::time::timeout(limit * (1 << doubled), &mut answer).await {
+            connection.note_answer();
+            return Some(answer);
+        }
+        tokio::select! {
+            answer = &mut answer => return Some(answer),
+            silent = client.leave_if_silent(connection, limit) => if silent { return None },
         }
     }
+    None
 }
 
 /// Opening a stream renews the lease: etcd-client sends the first request with it.
@@ -163,19 +179,17 @@ async fn open_stream(
         }
     };
     let epoch = connection.token_epoch();
-    match tokio::time::timeout(limit, connection.lease().keep_alive(id)).await {
-        Ok(Ok((keeper, answers))) => {
+    let opening = async { connection.lease().keep_alive(id).await };
+    match while_it_answers(client, &connection, limit, opening).await {
+        Some(Ok((keeper, answers))) => {
             *stream = Some(Stream { keeper, answers, connection, epoch });
             Renewal::Renewed
         }
-        Ok(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
+        Some(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
             Renewal::Gone
         }
-        Ok(Err(error)) => failed(client, &connection, epoch, &error).await,
-        Err(_) => {
-            client.abandon(&connection);
-            Renewal::Failed
-        }
+        Some(Err(error)) => failed(client, &connection, epoch, &error).await,
+        None => Renewal::Failed,
     }
 }
 

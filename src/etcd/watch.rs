@@ -31,6 +31,11 @@ pub struct WatchSpec {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchMessage {
+    /// The watch sees all that happens after this revision. Comes first and once, where no
+    /// revision was asked for. A watch that begins in the past waits up to 100 ms for its events, since
+    /// etcd looks after those only so often (`watchable_store.go`, `syncWatchersLoop`); one that begins
+    /// now does not. So who cannot wait watches first and reads then.
+    Started(i64),
     /// Events in the order of their revisions, none twice and none left out.
     Events(Vec<Event>),
     /// Events are missing: read the range, then watch anew. The watch has ended.
@@ -146,6 +151,9 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                         }
                     }
                     End::Broken => client.discard(&connection),
+                    End::Late => {
+                        client.leave_if_silent(&connection, OPEN).await;
+                    }
                 }
             }
         }
@@ -155,6 +163,8 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
 
 enum End {
     Broken,
+    /// It could not be opened in time.
+    Late,
     StaleToken,
     HubGone,
 }
@@ -182,7 +192,7 @@ impl Session<'_> {
         let (mut requests, mut responses) = match stream {
             Ok(Ok(stream)) => stream.split(),
             Ok(Err(error)) => return end_of(&error),
-            Err(_) => return End::Broken,
+            Err(_) => return End::Late,
         };
         for (id, (key, options)) in wanted {
             self.pending.push_back(id);
@@ -213,6 +223,7 @@ impl Session<'_> {
                     Err(error) => return end_of(&error),
                     Ok(None) => return End::Broken,
                     Ok(Some(response)) => {
+                        self.connection.note_answer();
                         // A refusal is an answer too, but no success.
                         if !response.canceled() {
                             backoff.reset();
@@ -244,6 +255,8 @@ impl Session<'_> {
             watching.opened = true;
             if watching.next == 0 {
                 watching.next = revision + 1;
+                // As below, should the receiver be gone.
+                let _ = watching.sender.send(WatchMessage::Started(revision));
             }
             return None;
         }

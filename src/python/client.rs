@@ -108,10 +108,16 @@ impl PyClient {
         let client = self.client();
         let message = wait_until(py, Some(limit), async move {
             let spec = WatchSpec { key, range_end, start_revision, deletes_only: false };
-            client.watch(spec).next().await
+            let mut watch = client.watch(spec);
+            loop {
+                match watch.next().await {
+                    WatchMessage::Started(_) => {}
+                    message => return message,
+                }
+            }
         })?;
         match message {
-            None => Ok(None),
+            None | Some(WatchMessage::Started(_)) => Ok(None),
             Some(WatchMessage::Events(events)) => {
                 let revision = events.last().map_or(0, |event| event.kv().mod_revision);
                 let events = events.iter().map(|event| convert::event(py, event));

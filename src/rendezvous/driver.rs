@@ -234,8 +234,8 @@ impl Driver {
                 }));
             }
             Action::Abandon(lease) => self.stop_renewing(lease),
-            Action::KeepAlive(lease, ttl) => {
-                let mut keep_alive = KeepAlive::start(self.client.clone(), lease, ttl);
+            Action::KeepAlive(lease, ttl, first) => {
+                let mut keep_alive = KeepAlive::start(self.client.clone(), lease, ttl, first);
                 let inputs = self.inputs.clone();
                 let task = tokio::spawn(async move {
                     keep_alive.lost().await;
@@ -251,7 +251,8 @@ impl Driver {
                 let task = tokio::spawn(async move {
                     loop {
                         let message = receiver.next().await;
-                        let ended = !matches!(message, WatchMessage::Events(_));
+                        let ended =
+                            !matches!(message, WatchMessage::Events(_) | WatchMessage::Started(_));
                         if inputs.send(Input::Watched(id, message)).is_err() || ended {
                             return;
                         }

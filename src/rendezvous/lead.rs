@@ -332,6 +332,7 @@ impl Machine {
                 }
             }
             WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => self.reload(),
+            WatchMessage::Started(_) => {}
         }
     }
 

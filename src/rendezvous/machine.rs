@@ -84,8 +84,9 @@ pub enum Action {
     Revoke(i64),
     /// Stop renewing: it stays for as long as others renew it, or until it runs out.
     Abandon(i64),
-    /// Renew until revoked, abandoned or lost; the loss is an input.
-    KeepAlive(i64, Duration),
+    /// Renew a lease of this TTL until it is revoked, abandoned or lost, for the first time after so long;
+    /// in place of an earlier one of the same lease. The loss is an input.
+    KeepAlive(i64, Duration, Duration),
     Watch(WatchId, WatchSpec),
     Unwatch(WatchId),
     Joined(Result<Outcome, RendezvousError>),
@@ -483,6 +484,7 @@ impl Machine {
                     self.deaf = true;
                     self.failed(now, &Step::ReadHead, error);
                 }
+                WatchMessage::Started(_) => {}
             }
         } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
             self.lead_watched(watch, message);

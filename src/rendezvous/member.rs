@@ -216,7 +216,7 @@ impl Machine {
             }
             // Refused for good (rights were taken away): nothing more can be learnt here, and the head's
             // watch, which is refused as well, reports it.
-            WatchMessage::Failed(_) => return,
+            WatchMessage::Failed(_) | WatchMessage::Started(_) => return,
         };
         for event in events {
             let Some(node) = node_of(&event.kv().key) else { continue };

@@ -78,7 +78,8 @@ impl Machine {
                     self.act(Action::Revoke(lease));
                 } else {
                     self.lease = Some(lease);
-                    self.act(Action::KeepAlive(lease, self.settings.ttl));
+                    let ttl = self.settings.ttl;
+                    self.act(Action::KeepAlive(lease, ttl, ttl / 3));
                 }
             }
             (Step::GrantRun, Answer::Granted) => self.hold_run_lease(),
@@ -167,7 +168,10 @@ impl Machine {
     fn hold_run_lease(&mut self) {
         if !self.run_lease {
             self.run_lease = true;
-            self.act(Action::KeepAlive(self.settings.keys.run_lease(), self.settings.run_ttl));
+            // Who coordinates renews it at once, so the others need not, nor all at the same time.
+            let ttl = self.settings.run_ttl;
+            let first = self.jitter(ttl / 3);
+            self.act(Action::KeepAlive(self.settings.keys.run_lease(), ttl, first));
         }
     }
 
@@ -305,6 +309,12 @@ impl Machine {
             && joined == round
         {
             self.coordinator_written(1, false, lease, revision);
+            if self.run_lease {
+                // Nobody may have been there for long. Without this, nodes that live for less than a third
+                // of its TTL, one after another, would let it run out in the middle of a world.
+                let (run_lease, ttl) = (self.settings.keys.run_lease(), self.settings.run_ttl);
+                self.act(Action::KeepAlive(run_lease, ttl, Duration::ZERO));
+            }
             if self.coordinator.value.as_ref().is_some_and(|(_, holder)| *holder == lease) {
                 self.begin_to_lead();
             }

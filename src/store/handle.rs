@@ -99,7 +99,7 @@ impl ReceiptLease {
             id,
             client: client.clone(),
             runtime: tokio::runtime::Handle::current(),
-            keep_alive: KeepAlive::start(client.clone(), id, RECEIPT_TTL),
+            keep_alive: KeepAlive::start(client.clone(), id, RECEIPT_TTL, RECEIPT_TTL / 3),
         });
         Ok(id)
     }

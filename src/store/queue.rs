@@ -133,11 +133,18 @@ impl Store {
         let mut watch = self.client.watch(WatchSpec {
             key: start,
             range_end,
-            start_revision: revision + 1,
+            start_revision: 0,
             deletes_only: false,
         });
         loop {
             match waiter.next(&mut watch, None).await? {
+                Wake::Started(since) if since > revision => {
+                    // Something was written between the read and the watch: it may be an entry.
+                    if self.oldest(key, waiter.read_deadline()).await?.1.is_some() {
+                        return Ok(());
+                    }
+                }
+                Wake::Started(_) => {}
                 Wake::Compacted => return Ok(()),
                 Wake::Events(events) => {
                     if events.iter().any(|event| matches!(event, Event::Put(_))) {

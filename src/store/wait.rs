@@ -85,9 +85,15 @@ impl Store {
         }
         // All of them, not only the missing ones: those may change or go while the others come.
         let keys = wanted.keys().map(Vec::as_slice);
-        let Some(mut watch) = watch_between(self, keys, contents.revision + 1) else {
-            return Ok(None);
-        };
+        let Some(mut watch) = watch_between(self, keys) else { return Ok(None) };
+        match waiter.next(&mut watch, None).await? {
+            // Something was written between the read and the watch: it may have been one of these.
+            Wake::Started(since) if since > contents.revision => {
+                *contents = self.contents(wanted, waiter.read_deadline()).await?;
+            }
+            Wake::Started(_) => {}
+            other => return Ok(Some(other)),
+        }
         while contents.found.len() < wanted.len() {
             let events = match waiter.next(&mut watch, None).await? {
                 Wake::Events(events) => events,
@@ -95,6 +101,9 @@ impl Store {
             };
             for event in events {
                 let Some(key) = wanted.get(&event.kv().key) else { continue };
+                if event.kv().mod_revision <= contents.revision {
+                    continue;
+                }
                 match event {
                     Event::Put(kv) => {
                         let content = decode(key, &kv.value)?;
@@ -200,12 +209,14 @@ impl Store {
         missing: &mut Missing,
         waiter: &mut Waiter,
     ) -> Result<Option<Wake>, StoreError> {
-        let start = missing.revision + 1;
-        let keys = missing.keys.iter().map(Vec::as_slice);
-        let Some(mut watch) = watch_between(self, keys, start) else { return Ok(None) };
+        if missing.keys.is_empty() {
+            return Ok(None);
+        }
         if waiter.expired() {
             return Ok(Some(Wake::Over(Over::TimedOut)));
         }
+        let keys = missing.keys.iter().map(Vec::as_slice);
+        let Some(mut watch) = watch_between(self, keys) else { return Ok(None) };
         // Queues by their prefix, so that an entry's event tells which key it is.
         let mut queues = BTreeMap::new();
         for etcd_key in &missing.keys {
@@ -213,7 +224,18 @@ impl Store {
                 queues.insert(self.keys.queue(&key), etcd_key.clone());
             }
         }
-        let mut queue_watch = self.watch_queues(&queues, start);
+        let mut queue_watch = self.watch_queues(&queues);
+        let mut since = 0;
+        for watch in std::iter::once(&mut watch).chain(queue_watch.as_mut()) {
+            match waiter.next(watch, None).await? {
+                Wake::Started(revision) => since = since.max(revision),
+                other => return Ok(Some(other)),
+            }
+        }
+        if since > missing.revision {
+            // Something was written between the read and the watches: it may have been one of these.
+            *missing = self.missing(&missing.keys, waiter.read_deadline()).await?;
+        }
         while !missing.keys.is_empty() {
             let events = match waiter.next(&mut watch, queue_watch.as_mut()).await? {
                 Wake::Events(events) => events,
@@ -231,16 +253,12 @@ impl Store {
         Ok(None)
     }
 
-    fn watch_queues(
-        &self,
-        queues: &BTreeMap<Vec<u8>, Vec<u8>>,
-        start_revision: i64,
-    ) -> Option<WatchReceiver> {
+    fn watch_queues(&self, queues: &BTreeMap<Vec<u8>, Vec<u8>>) -> Option<WatchReceiver> {
         let (first, last) = (queues.keys().next()?, queues.keys().next_back()?);
         Some(self.client.watch(WatchSpec {
             key: first.clone(),
             range_end: Some(prefix_end(last)),
-            start_revision,
+            start_revision: 0,
             deletes_only: false,
         }))
     }

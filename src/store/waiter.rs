@@ -30,6 +30,8 @@ pub(super) struct Waiter {
 
 /// Why a wait went on.
 pub(super) enum Wake {
+    /// Nothing after this revision will be missed: what a new watch says first.
+    Started(i64),
     Events(Vec<Event>),
     /// Events are missing: read again, then watch anew.
     Compacted,
@@ -97,6 +99,7 @@ impl Waiter {
             () = tokio::time::sleep_until(self.deadline) => return Ok(Wake::Over(Over::TimedOut)),
         };
         match message {
+            WatchMessage::Started(revision) => Ok(Wake::Started(revision)),
             WatchMessage::Events(events) => Ok(Wake::Events(events)),
             WatchMessage::Compacted { .. } => Ok(Wake::Compacted),
             WatchMessage::Failed(error) => Err(error.into()),
@@ -109,18 +112,17 @@ impl Waiter {
     }
 }
 
-/// Watches from the smallest to the largest of some etcd keys; `None` for none.
+/// Watches from the smallest to the largest of some etcd keys, from now on; `None` for none.
 pub(super) fn watch_between<'a>(
     store: &Store,
     mut keys: impl DoubleEndedIterator<Item = &'a [u8]>,
-    start_revision: i64,
 ) -> Option<WatchReceiver> {
     let first = keys.next()?.to_vec();
     let range_end = keys.next_back().map(|last| [last, &[0]].concat());
     Some(store.client.watch(WatchSpec {
         key: first,
         range_end,
-        start_revision,
+        start_revision: 0,
         deletes_only: false,
     }))
 }

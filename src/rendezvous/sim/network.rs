@@ -125,14 +125,11 @@ impl World {
         }
     }
 
-    pub fn keep_alive(&mut self, node: NodeIx, lease: i64, ttl: Duration) {
+    pub fn keep_alive(&mut self, node: NodeIx, lease: i64, ttl: Duration, first: Duration) {
         let state = &mut self.nodes[node];
         state.last_keep_alive += 1;
         let task = state.last_keep_alive;
         state.keep_alives.insert(lease, (ttl, task));
-        // The run's lease may be nearly over: who takes it up renews it soon.
-        let shared = lease == self.keys.run_lease();
-        let first = if shared { self.rng.time(Duration::ZERO, ttl / 40) } else { ttl / 3 };
         self.after(first, Event::Renew(node, lease, task));
     }
 

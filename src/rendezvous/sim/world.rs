@@ -321,7 +321,7 @@ impl World {
             }
             Action::Revoke(lease) => self.revoke(node, lease),
             Action::Abandon(lease) => drop(self.nodes[node].keep_alives.remove(&lease)),
-            Action::KeepAlive(lease, ttl) => self.keep_alive(node, lease, ttl),
+            Action::KeepAlive(lease, ttl, first) => self.keep_alive(node, lease, ttl, first),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
             Action::Joined(result) => self.agent_joined(node, result),

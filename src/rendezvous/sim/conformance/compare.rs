@@ -159,14 +159,14 @@ impl Both {
             assert_eq!(answer, Ok(WatchMessage::Compacted { oldest }), "{context}");
             return;
         }
+        if spec.start_revision == 0 {
+            let answer = tokio::time::timeout(Duration::from_secs(10), real.next()).await;
+            assert_eq!(answer, Ok(WatchMessage::Started(next - 1)), "{context}");
+        }
         self.watches.push(Watch { spec: spec.clone(), next, real });
         // Something that it sees, so that it is open before anything else happens.
         for op in [Op::put(&spec.key[..], "marker", 0), Op::delete(&spec.key[..])] {
             let txn = Txn::when([]).then([op]);
-            if spec.start_revision == 0 {
-                // "From now on" is from when etcd has opened it.
-                tokio::time::sleep(Duration::from_millis(30)).await;
-            }
             let real = self.client.txn(&txn, Repeat::Safely, Self::deadline()).await;
             assert_eq!(real.map_err(failure), self.model.txn(&txn).map_err(failure), "{context}");
         }

@@ -78,6 +78,7 @@ fn leases_run_out_as_in_the_model() {
         while events.len() < 6 {
             match tokio::time::timeout(Duration::from_secs(20), both.watches[0].real.next()).await {
                 Ok(WatchMessage::Events(more)) => events.extend(more),
+                Ok(WatchMessage::Started(_)) => {}
                 other => panic!("no more events: {other:?}"),
             }
         }
