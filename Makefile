@@ -64,9 +64,45 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
 	done
 
+# Benchmarks want optimised code, and torch's own etcd backends python-etcd: in a folder of its own, as
+# torchetcd leaves torch's names alone where it is installed.
+BENCH_JSON ?= docs/benchmarks/data
+BENCH_TARGET := target/bench-programs
+
+$(VENV)/.bench: $(VENV)/.tools $(RUST) $(wildcard benches/*.rs)
+	$(BIN)/maturin develop --quiet --release
+	$(BIN)/python -m pip install --quiet --target $(VENV)/peers --upgrade python-etcd
+	$(BIN)/python -m pip install --quiet 'matplotlib>=3.9'
+	$(CARGO) bench --quiet --no-run --no-default-features --message-format json \
+	    | $(BIN)/python tools/bench_programs.py $(BENCH_TARGET)
+	touch $@
+
 .PHONY: bench-rendezvous
-bench-rendezvous: build  ## Seconds and calls of a rendezvous among N agents: N="2 32 256"
-	$(BIN)/python benches/rendezvous.py $(N)
+bench-rendezvous: $(VENV)/.bench  ## The barrier among N agent processes, and torch's backends: N="2 32 256"
+	$(BIN)/python benches/rendezvous.py --peers $(VENV)/peers --json $(BENCH_JSON)/rendezvous.json \
+	    $(if $(N),--n $(N)) $(BENCH_ARGS)
+
+.PHONY: bench-scale
+bench-scale: $(VENV)/.bench  ## Thousands of nodes in one process: N="1000 16000"
+	$(BIN)/python benches/scale.py --program $(BENCH_TARGET)/scale --json $(BENCH_JSON)/scale.json \
+	    $(if $(N),--n $(N)) $(BENCH_ARGS)
+
+.PHONY: bench-store
+bench-store: $(VENV)/.bench  ## Operations of stores, torch's and etcd-client's own calls beside them
+	$(BIN)/python benches/store.py --raw $(BENCH_TARGET)/raw --peers $(VENV)/peers \
+	    --json $(BENCH_JSON)/store.json $(BENCH_ARGS)
+
+.PHONY: bench-recovery
+bench-recovery: $(VENV)/.bench  ## A training whose node is killed or stopped: about 40 minutes
+	$(BIN)/python benches/recovery.py --json $(BENCH_JSON)/recovery.json $(BENCH_ARGS)
+
+.PHONY: bench-idle
+bench-idle: $(VENV)/.bench  ## What 100 agents cost that do nothing
+	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
+
+.PHONY: bench-plots
+bench-plots: $(VENV)/.bench  ## Draw docs/benchmarks/ from its data
+	$(BIN)/python benches/plots.py
 
 .PHONY: verify
 verify: build  ## Lint and types; never writes the tree
