@@ -14,6 +14,9 @@ const KEY: &str = "/torchelastic/p2p/run_bench/rdzv/v_1/kv/a2V5";
 const VALUE: &str = "dmFsdWUgb2YgdGhlIGtleSB0aGF0IGlzIG1lYXN1cmVkLCA0NSBieXRlcy4h";
 /// Calls of one kind in a row: noise hits all kinds alike.
 const SLICE: usize = 50;
+/// A call after a pause finds everything asleep, etcd too, as one does that wakes a waiting process.
+const PAUSE: Duration = Duration::from_millis(5);
+const PACED: usize = 30;
 
 async fn put(client: &mut Client) {
     client.put(KEY, VALUE, None).await.unwrap();
@@ -55,7 +58,23 @@ async fn latency(endpoint: &str, limit: Duration) -> serde_json::Value {
             gets.push(begin.elapsed());
         }
     }
-    serde_json::json!({ "put": summary(puts), "get": summary(gets) })
+    let (mut paced_puts, mut paced_gets) = (Vec::new(), Vec::new());
+    for _ in 0..PACED {
+        tokio::time::sleep(PAUSE).await;
+        let begin = Instant::now();
+        put(&mut client).await;
+        paced_puts.push(begin.elapsed());
+        tokio::time::sleep(PAUSE).await;
+        let begin = Instant::now();
+        get(&mut client).await;
+        paced_gets.push(begin.elapsed());
+    }
+    serde_json::json!({
+        "put": summary(puts),
+        "get": summary(gets),
+        "paced_put": summary(paced_puts),
+        "paced_get": summary(paced_gets),
+    })
 }
 
 fn summary(mut times: Vec<Duration>) -> serde_json::Value {

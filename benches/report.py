@@ -73,6 +73,8 @@ class Report:
         """Print the columns of a row and keep all of it."""
         self.rows.append(row)
         self._print(row)
+        # Each time: a long benchmark may be interrupted.
+        self._write()
 
     def _print(self, row: Row) -> None:
         cells = (_text(row.get(column)) for column in self._columns)
@@ -83,10 +85,16 @@ class Report:
         )
 
     def end(self) -> None:
-        """Write the JSON file."""
+        """Say where the rows are."""
+        if self._json_file is not None:
+            print(f"written to {self._json_file}")
+
+    def _write(self) -> None:
         if self._json_file is None:
             return
-        command = f"python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}"
+        # Where things lie on this machine is nobody's business.
+        words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+        command = f"python {shlex.join([os.path.relpath(sys.argv[0]), *words])}"
         content = {
             "benchmark": self.name,
             "command": command,

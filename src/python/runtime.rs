@@ -21,6 +21,9 @@ use crate::process::PerProcess;
 /// The own thread comes back when no thread has driven for this long: calls often follow each other.
 const LINGER: Duration = Duration::from_millis(2);
 
+/// How long the end of the interpreter waits for the own thread.
+const END: Duration = Duration::from_secs(1);
+
 static ENGINE: PerProcess<Engine> = PerProcess::new();
 
 struct Engine {
@@ -38,6 +41,8 @@ struct Engine {
     /// Asks the own thread to drive at once.
     urgent: AtomicBool,
     ended: AtomicBool,
+    /// The own thread is past its last use of anything.
+    finished: AtomicBool,
 }
 
 impl Engine {
@@ -56,6 +61,7 @@ impl Engine {
             parked: AtomicUsize::new(0),
             urgent: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
         }
     }
 
@@ -68,6 +74,7 @@ impl Engine {
     }
 
     fn drive_when_nobody_does(&self) {
+        let _finished = Finished(&self.finished);
         while !self.ended() {
             self.own_thread_drives.store(true, Ordering::SeqCst);
             self.runtime.block_on(self.step_aside.notified());
@@ -117,6 +124,15 @@ impl Engine {
         if let Some(thread) = self.own_thread.get() {
             thread.unpark();
         }
+    }
+}
+
+/// Says at the end of its scope, however that is left, that it is over.
+struct Finished<'a>(&'a AtomicBool);
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -200,5 +216,9 @@ pub fn shutdown() {
         engine.ended.store(true, Ordering::SeqCst);
         engine.step_aside.notify_one();
         engine.wake_own_thread();
+        let deadline = Instant::now() + END;
+        while !engine.finished.load(Ordering::SeqCst) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
