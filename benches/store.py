@@ -16,8 +16,8 @@
 The stores take turns in short slices, so that what else the machine does hits all alike. The columns raw,
 raw_mt, TCPStore and torch are torchetcd's figure divided by theirs: of times, below 1 is faster than they; of
 rates, above 1. raw is a client on a runtime of one thread, raw_mt on one of several. They stand for a put
-beside set, for a get beside get and check, for a put and 1.5 gets (each after a pause of 5 ms) beside a wake. Their medians and
-percentiles are the medians of those of the slices.
+beside set, for a get beside get and check, and beside a wake for a put and 1.5 gets, each after a pause of
+5 ms. Their medians and percentiles are the medians of those of the slices.
 """
 
 from __future__ import annotations
