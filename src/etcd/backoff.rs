@@ -6,17 +6,38 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(25);
 const LONGEST: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Default)]
+/// For a member with more to do than it can: it has a second's work waiting when it says so.
+const FIRST_BUSY: Duration = Duration::from_millis(500);
+const LONGEST_BUSY: Duration = Duration::from_secs(4);
+
+#[derive(Debug)]
 pub struct Backoff {
+    first: Duration,
+    longest: Duration,
     attempts: u32,
 }
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: FIRST, longest: LONGEST, attempts: 0 }
+    }
+}
+
 impl Backoff {
+    pub fn busy() -> Self {
+        Self { first: FIRST_BUSY, longest: LONGEST_BUSY, attempts: 0 }
+    }
+
     /// The next pause, between a quarter of the present step and the whole of it.
     pub fn pause(&mut self) -> Duration {
-        let step = FIRST.saturating_mul(1 << self.attempts.min(10)).min(LONGEST);
+        let step = self.first.saturating_mul(1 << self.attempts.min(10)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
         step.mul_f64(rand::random_range(0.25..=1.0))
+    }
+
+    /// How many pauses there were since the last success.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
     }
 
     pub fn reset(&mut self) {

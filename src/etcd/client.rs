@@ -28,6 +28,9 @@ const PROOF: Duration = Duration::from_secs(3);
 /// How often one call takes a new token: each change of etcd's users can make the last one old.
 const RENEWALS: u32 = 5;
 
+/// A member that is busy so often in a row is left for another one.
+const BUSY: u32 = 3;
+
 /// What may be done when the answer to a request was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
@@ -246,10 +249,11 @@ impl Client {
     {
         let started = Instant::now();
         let mut causes = Causes::default();
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut busy) = (Backoff::default(), Backoff::busy());
         let mut renewals = 0;
         let mut maybe_applied = false;
         loop {
+            let mut pause = None;
             let connection = if Instant::now() < deadline {
                 tokio::time::timeout_at(deadline, self.connection()).await.ok()
             } else {
@@ -297,6 +301,10 @@ impl Client {
                         Verdict::NotApplied | Verdict::NoAuthentication => {
                             self.discard(&connection);
                         }
+                        Verdict::Busy => {
+                            pause = Some(busy.pause());
+                            self.leave_if_busy(&connection, busy.attempts());
+                        }
                         Verdict::MaybeApplied => {
                             maybe_applied = true;
                             if error.is_some() {
@@ -310,7 +318,8 @@ impl Client {
                     }
                 }
             }
-            tokio::time::sleep_until(deadline.min(Instant::now() + backoff.pause())).await;
+            let pause = pause.unwrap_or_else(|| backoff.pause());
+            tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
         }
     }
 
@@ -417,6 +426,14 @@ impl Client {
         let mut state = self.state();
         if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
             state.current = None;
+        }
+    }
+
+    /// Leaves a connection whose member has said `times` in a row that it is busy, if there are others:
+    /// one that lags behind them says so too.
+    pub(super) fn leave_if_busy(&self, connection: &Arc<Connection>, times: u32) {
+        if times.is_multiple_of(BUSY) && self.shared.config.endpoints.len() > 1 {
+            self.discard(connection);
         }
     }
 

@@ -53,6 +53,9 @@ fn seconds(duration: Duration) -> String {
 pub(super) enum Verdict {
     /// It took no effect: try again, elsewhere.
     NotApplied,
+    /// It took no effect, as the member has more to do than it can: try again later. Whoever went
+    /// elsewhere at once would add to that.
+    Busy,
     /// It may have taken effect.
     MaybeApplied,
     /// The token is not accepted any more: authenticate again, then try once more.
@@ -103,10 +106,13 @@ pub(super) fn classify_message(message: &str) -> Option<Verdict> {
     } else if has("database space exceeded") {
         Verdict::Final(Refusal::NoSpace)
     } else if has("too many requests")
-        || has("no leader")
-        || has("not capable")
-        || has("not supported for learner")
+        // Of leases: more than a second's work waits to be applied.
+        || has("waiting for the applied index took too long")
+        // Of leases: the leader is not sure that it still is.
+        || has("not a primary lessor")
     {
+        Verdict::Busy
+    } else if has("no leader") || has("not capable") || has("not supported for learner") {
         // Refused before it reached the log.
         Verdict::NotApplied
     } else {
@@ -231,8 +237,10 @@ mod tests {
     #[test]
     fn overload_is_retried_and_a_full_disk_is_not() {
         for code in [Code::Unknown, Code::ResourceExhausted] {
-            assert_eq!(verdict(code, "etcdserver: too many requests"), Verdict::NotApplied);
+            assert_eq!(verdict(code, "etcdserver: too many requests"), Verdict::Busy);
         }
+        let waits = "etcdserver: request timed out, waiting for the applied index took too long";
+        assert_eq!(verdict(Code::Unavailable, waits), Verdict::Busy);
         assert_eq!(
             verdict(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Verdict::Final(Refusal::NoSpace)

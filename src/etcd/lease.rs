@@ -64,6 +64,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
     let period = ttl / 3;
     let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
+    let mut busy = 0;
     let mut stream = None;
     loop {
         tokio::time::sleep_until(due).await;
@@ -78,8 +79,16 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
             Renewal::Renewed => {
                 due = asked + period;
                 backoff.reset();
+                busy = 0;
             }
             Renewal::Gone => return,
+            Renewal::Busy(connection) => {
+                stream = None;
+                busy += 1;
+                client.leave_if_busy(&connection, busy);
+                // Time for several attempts, but not for all to come at once.
+                tokio::time::sleep(period.mul_f64(rand::random_range(0.25..=0.5))).await;
+            }
             Renewal::Failed => {
                 stream = None;
                 // At once at first: a short TTL leaves little time.
@@ -92,6 +101,8 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
 enum Renewal {
     Renewed,
     Gone,
+    /// etcd has too much to do. It ends the stream then.
+    Busy(Arc<Connection>),
     Failed,
 }
 
@@ -200,7 +211,11 @@ async fn failed(
     epoch: u64,
     error: &etcd_client::Error,
 ) -> Renewal {
-    let stale = classify(error) == Verdict::StaleToken;
+    let verdict = classify(error);
+    if verdict == Verdict::Busy {
+        return Renewal::Busy(connection.clone());
+    }
+    let stale = verdict == Verdict::StaleToken;
     if !(stale && connection.renew_token(epoch).await) {
         client.discard(connection);
     }
