@@ -29,7 +29,7 @@ impl Keys {
         i64::try_from(hash >> 1).unwrap_or(1).max(1)
     }
 
-    /// The prefix that everybody watches: the control record and the coordinator's key.
+    /// The prefix that everybody watches: the control record, the coordinator's key, the loss.
     pub fn head(&self) -> String {
         format!("{}rdzv/head/", self.run)
     }
@@ -40,6 +40,10 @@ impl Keys {
 
     pub fn coordinator(&self) -> String {
         format!("{}rdzv/head/coordinator", self.run)
+    }
+
+    pub fn loss(&self) -> String {
+        format!("{}rdzv/head/loss", self.run)
     }
 
     pub fn round(&self, round: u64) -> String {

@@ -53,12 +53,28 @@ pub(super) struct Lead {
     joined: BTreeMap<NodeId, (i64, Join)>,
     /// Live members of the last world, with their ranks.
     survivors: BTreeMap<NodeId, u32>,
-    watches: Option<(WatchId, Option<WatchId>)>,
+    watches: Option<Watches>,
+    /// Events that came while what was there before was being read.
+    early: Vec<(Kind, Event)>,
     last_call: Clock,
     report_at: Option<Time>,
     report_pause: Duration,
     reported: (usize, bool),
     writing: Option<Attempt>,
+}
+
+/// They begin now, and only then is read what is there.
+struct Watches {
+    joins: WatchId,
+    survivors: Option<WatchId>,
+    /// How many of them have yet to begin.
+    starting: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Join,
+    Survivor,
 }
 
 /// Reading what is there, page by page at one revision.
@@ -104,6 +120,7 @@ impl Lead {
             joined: BTreeMap::new(),
             survivors: BTreeMap::new(),
             watches: None,
+            early: Vec::new(),
             last_call: Clock::Stopped,
             report_at: None,
             report_pause: FIRST_REPORT,
@@ -113,10 +130,14 @@ impl Lead {
     }
 
     pub fn watches(&self, watch: WatchId) -> bool {
-        self.watches.is_some_and(|(joins, survivors)| joins == watch || survivors == Some(watch))
+        self.watches.as_ref().is_some_and(|w| w.joins == watch || w.survivors == Some(watch))
     }
 
     pub fn next_deadline(&self) -> Option<Time> {
+        if !self.load.done {
+            // An answer or a watch is waited for.
+            return None;
+        }
         let last_call = match self.last_call {
             Clock::Running { deadline, .. } => Some(deadline),
             _ => None,
@@ -139,6 +160,24 @@ impl Lead {
             previous: self.survivors.get(node).copied(),
         };
         self.joined.iter().map(candidate).collect()
+    }
+
+    fn take(&mut self, kind: Kind, event: Event) {
+        if !self.load.done {
+            return self.early.push((kind, event));
+        }
+        if event.kv().mod_revision <= self.load.revision {
+            // What was read is newer.
+            return;
+        }
+        match kind {
+            Kind::Join => self.take_join(&event),
+            Kind::Survivor => {
+                if let Some(node) = node_of(&event.kv().key) {
+                    self.survivors.remove(&node);
+                }
+            }
+        }
     }
 
     fn take_join(&mut self, event: &Event) {
@@ -168,8 +207,11 @@ impl Machine {
     pub(super) fn step_lead(&mut self, now: Time, deadline: Time) {
         let (min, max) = (self.settings.min, self.settings.max);
         let Some(lead) = &mut self.lead else { return };
-        if !lead.load.done {
-            return self.load(deadline);
+        match &lead.watches {
+            None => return self.watch_joins(),
+            Some(watches) if watches.starting > 0 => return,
+            Some(_) if !lead.load.done => return self.load(deadline),
+            Some(_) => {}
         }
         if let Clock::Inherited(lease) = lead.last_call {
             let id = self.new_id();
@@ -265,8 +307,6 @@ impl Machine {
     }
 
     fn loaded(&mut self, reply: &TxnReply) {
-        let Place::Joined(round) = self.place else { return };
-        let keys = self.settings.keys.clone();
         let Some(lead) = &mut self.lead else { return };
         if lead.load.from.is_none() {
             lead.load.revision = reply.revision;
@@ -295,54 +335,61 @@ impl Machine {
         }
         lead.load.done = true;
         lead.load.from = None;
-        let (previous, start_revision) = (lead.previous.clone(), lead.load.revision + 1);
-        let joins = keys.joins(round);
-        let joins = self.watch(WatchSpec {
-            range_end: Some(prefix_end(joins.as_bytes())),
-            key: joins.into(),
-            start_revision,
-            deletes_only: false,
-        });
-        let survivors = previous.map(|previous| {
-            let members = keys.members(previous.round, &previous.attempt);
-            self.watch(WatchSpec {
-                range_end: Some(prefix_end(members.as_bytes())),
-                key: members.into(),
-                start_revision,
-                deletes_only: true,
-            })
-        });
-        if let Some(lead) = &mut self.lead {
-            lead.watches = Some((joins, survivors));
+        for (kind, event) in std::mem::take(&mut lead.early) {
+            lead.take(kind, event);
         }
     }
 
-    pub(super) fn lead_watched(&mut self, watch: WatchId, message: WatchMessage) {
+    fn watch_joins(&mut self) {
+        let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return };
+        let keys = self.settings.keys.clone();
+        let previous = lead.previous.clone();
+        let mut watch = |keys: String, deletes_only| {
+            self.watch(WatchSpec {
+                range_end: Some(prefix_end(keys.as_bytes())),
+                key: keys.into(),
+                start_revision: 0,
+                deletes_only,
+            })
+        };
+        let joins = watch(keys.joins(round), false);
+        let survivors =
+            previous.map(|previous| watch(keys.members(previous.round, &previous.attempt), true));
+        let starting = 1 + usize::from(survivors.is_some());
+        if let Some(lead) = &mut self.lead {
+            lead.watches = Some(Watches { joins, survivors, starting });
+        }
+    }
+
+    pub(super) fn lead_watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
         let Some(lead) = &mut self.lead else { return };
-        let of_joins = lead.watches.is_some_and(|(joins, _)| joins == watch);
+        let Some(watches) = &mut lead.watches else { return };
+        let kind = if watches.joins == watch { Kind::Join } else { Kind::Survivor };
         match message {
-            WatchMessage::Events(events) if of_joins => {
-                for event in &events {
-                    lead.take_join(event);
-                }
-            }
+            WatchMessage::Started(_) => watches.starting = watches.starting.saturating_sub(1),
             WatchMessage::Events(events) => {
-                for node in events.iter().filter_map(|event| node_of(&event.kv().key)) {
-                    lead.survivors.remove(&node);
+                for event in events {
+                    lead.take(kind, event);
                 }
             }
-            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => self.reload(),
-            WatchMessage::Started(_) => {}
+            WatchMessage::Compacted { .. } => self.reload(),
+            WatchMessage::Failed(_) => {
+                self.reload();
+                self.pause = Some(now + Duration::from_secs(1));
+            }
         }
     }
 
     /// Events are missing: read everything anew. What the old watches still bring is older than that.
     pub(super) fn reload(&mut self) {
+        // What is being read now may be older than what the new watches begin with.
+        self.call.take_if(|(_, step)| *step == Step::Lead(LeadStep::Load));
         let Some(lead) = &mut self.lead else { return };
         lead.abort_attempt();
         lead.load = Load::default();
         lead.joined.clear();
         lead.survivors.clear();
+        lead.early.clear();
         let watches = lead.watches.take();
         self.unwatch_lead(watches);
     }
@@ -387,8 +434,12 @@ impl Machine {
         let mut writes = Vec::with_capacity(to - attempt.written);
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
             let Some((_, join)) = lead.joined.get(node) else { continue };
-            let member =
-                Member { rank: u32::try_from(rank).unwrap_or(u32::MAX), node: join.node.clone() };
+            let mut next = attempt.members[(rank + 1) % attempt.members.len()];
+            if wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len() {
+                next = 0;
+            }
+            let rank = u32::try_from(rank).unwrap_or(u32::MAX);
+            let member = Member { rank, next, node: join.node.clone() };
             let key = self.settings.keys.member(round, &attempt.id, *node);
             writes.push(Op::put(key, records::encode(&member), *node));
         }
@@ -484,7 +535,8 @@ impl Machine {
             }
             LeadStep::WriteMembers { to } => {
                 if let Some(attempt) = self.lead.as_mut().and_then(|lead| lead.writing.as_mut()) {
-                    if attempt.written == 0 {
+                    // Nothing was written in between, so nobody was lost: all are there now.
+                    if attempt.written == 0 || reply.revision == attempt.since + 1 {
                         attempt.since = reply.revision;
                     }
                     attempt.written = to;
@@ -510,10 +562,10 @@ impl Machine {
         }
     }
 
-    fn unwatch_lead(&mut self, watches: Option<(WatchId, Option<WatchId>)>) {
-        if let Some((joins, survivors)) = watches {
-            self.unwatch(Some(joins));
-            self.unwatch(survivors);
+    fn unwatch_lead(&mut self, watches: Option<Watches>) {
+        if let Some(watches) = watches {
+            self.unwatch(Some(watches.joins));
+            self.unwatch(watches.survivors);
         }
     }
 

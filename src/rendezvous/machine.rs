@@ -10,8 +10,10 @@ use std::time::Duration;
 use super::keys::{Keys, NodeId};
 use super::lead::Lead;
 use super::member::Membership;
-use super::records::{self, Closed, Control, Coordinator, CorruptRecord, Master, NodeInfo, State};
-use crate::etcd::kv::{Event, KeyValue, Txn, TxnReply};
+use super::records::{
+    self, Closed, Control, Coordinator, CorruptRecord, Loss, Master, NodeInfo, State,
+};
+use crate::etcd::kv::{Event, KeyValue, Txn, TxnReply, prefix_end};
 use crate::etcd::{EtcdError, Refusal, WatchMessage, WatchSpec};
 
 /// Time since an origin of the driver's choice.
@@ -171,6 +173,17 @@ impl<T> Observed<T> {
     }
 }
 
+/// The watch of the control record and the coordinator's key. It begins now, and only then is the head
+/// read: etcd serves a watch that begins in the past (which any revision is, while others join) late.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub watch: WatchId,
+    /// It shows what is written after this revision. Not known before etcd has said so.
+    from: Option<i64>,
+    /// The revision at which the head was read last; 0 when it was not.
+    read: i64,
+}
+
 /// A node's wish to be in the next round.
 #[derive(Clone, Debug)]
 pub(super) struct Joining {
@@ -203,6 +216,8 @@ pub(super) enum Step {
     GiveUp,
     Close,
     Confirm(u64),
+    /// With the record of the loss.
+    Announce(Loss),
     Lead(super::lead::LeadStep),
 }
 
@@ -216,8 +231,9 @@ pub struct Machine {
     pub(super) run_lease: bool,
     pub(super) control: Observed<Control>,
     pub(super) coordinator: Observed<(Coordinator, NodeId)>,
+    pub(super) loss: Observed<Loss>,
     corrupt: Option<CorruptRecord>,
-    pub(super) head_watch: Option<WatchId>,
+    pub(super) head: Option<Head>,
     /// The watch of the head has ended and there is no new one yet.
     pub(super) deaf: bool,
 
@@ -248,8 +264,9 @@ impl Machine {
             run_lease: false,
             control: Observed::default(),
             coordinator: Observed::default(),
+            loss: Observed::default(),
             corrupt: None,
-            head_watch: None,
+            head: None,
             deaf: false,
             call: None,
             pause: None,
@@ -289,7 +306,9 @@ impl Machine {
             Input::Watched(watch, message) => self.watched(now, watch, message),
             Input::LeaseLost(lease) => {
                 if self.lease == Some(lease) {
-                    self.drop_lease();
+                    if let Some(lease) = self.drop_lease() {
+                        self.act(Action::Abandon(lease));
+                    }
                 } else if lease == self.settings.keys.run_lease() {
                     self.run_lease = false;
                 }
@@ -310,8 +329,12 @@ impl Machine {
             return self.pause;
         }
         let lead = self.lead.as_ref().and_then(Lead::next_deadline);
+        let own = [self.look_at, lead].into_iter().flatten().min();
+        // Without the head nothing of that can be done.
+        let own = own.filter(|_| self.head_is_known());
         let joining = self.joining.as_ref().map(|joining| joining.deadline);
-        [self.look_at, lead, joining].into_iter().flatten().min()
+        let closing = self.closing.as_ref().map(|(_, deadline)| *deadline);
+        [own, joining, closing, self.observing].into_iter().flatten().min()
     }
 
     pub fn status(&self) -> Status {
@@ -332,7 +355,7 @@ impl Machine {
                 member: member.map(|m| Member { rank: m.rank, world: m.world }),
             },
             broken: self.broken_round(),
-            observed: self.head_watch.is_some(),
+            observed: self.head_is_known(),
         }
     }
 
@@ -361,17 +384,17 @@ impl Machine {
             return self.step_join(now);
         }
         if let Some(deadline) = self.observing {
-            if self.head_watch.is_none() {
-                self.read_head(deadline);
+            let known = self.know_head(deadline);
+            if !known && (self.call.is_some() || now < deadline) {
                 return false;
             }
             self.observing = None;
-            self.act(Action::Observed(Ok(())));
+            let late = || RendezvousError::Timeout("etcd began no watch in time.".into());
+            self.act(Action::Observed(if known { Ok(()) } else { Err(late()) }));
             return true;
         }
-        if self.deaf {
-            // Nobody asks for it now, but a member must learn of the next round whenever that may be.
-            self.read_head(now + self.settings.close_timeout);
+        // Nobody asks for it now, but a member must learn of the next round whenever that may be.
+        if self.deaf && !self.know_head(now + self.settings.close_timeout) {
             return false;
         }
         self.step_member(now);
@@ -380,8 +403,7 @@ impl Machine {
 
     fn step_close(&mut self, now: Time) -> bool {
         let Some((closed, deadline)) = self.closing.clone() else { return true };
-        if self.head_watch.is_none() {
-            self.read_head(deadline);
+        if !self.know_head(deadline) && (self.call.is_some() || now < deadline) {
             return false;
         }
         if now >= deadline {
@@ -427,14 +449,17 @@ impl Machine {
                 // A member died while its rank was written, and the watch has not said it yet: look.
                 return self.reload();
             }
-            self.drop_lease();
+            if let Some(lease) = self.drop_lease() {
+                // It may be the other lease that is not there.
+                self.act(Action::Revoke(lease));
+            }
             self.run_lease = false;
             return;
         }
         if let EtcdError::Compacted { .. } = &error {
             return self.reload();
         }
-        if let Step::Confirm(_) | Step::ReadHead = step {
+        if let Step::Confirm(_) | Step::Announce(_) | Step::ReadHead = step {
             let silence =
                 matches!(error, EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. });
             let asked = [
@@ -467,8 +492,9 @@ impl Machine {
     }
 
     fn watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
-        if self.head_watch == Some(watch) {
+        if let Some(head) = self.head.as_mut().filter(|head| head.watch == watch) {
             match message {
+                WatchMessage::Started(revision) => head.from = Some(revision),
                 WatchMessage::Events(events) => {
                     for event in &events {
                         self.head_event(event);
@@ -476,18 +502,17 @@ impl Machine {
                 }
                 // Read it anew; what was missed is in what is there now.
                 WatchMessage::Compacted { .. } => {
-                    self.head_watch = None;
+                    self.head = None;
                     self.deaf = true;
                 }
                 WatchMessage::Failed(error) => {
-                    self.head_watch = None;
+                    self.head = None;
                     self.deaf = true;
                     self.failed(now, &Step::ReadHead, error);
                 }
-                WatchMessage::Started(_) => {}
             }
         } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
-            self.lead_watched(watch, message);
+            self.lead_watched(now, watch, message);
         } else if self.waiting_watch == Some(watch) {
             // A member of the world we wait for is gone: look whether anybody is left, not all at once.
             if let WatchMessage::Compacted { .. } = message {
@@ -502,6 +527,48 @@ impl Machine {
         }
     }
 
+    pub(super) fn head_is_known(&self) -> bool {
+        let known = |head: Head| head.from.is_some_and(|from| head.read >= from);
+        self.head.is_some_and(known)
+    }
+
+    /// Whether the head was read after its watch had begun; if not, sees to it.
+    pub(super) fn know_head(&mut self, deadline: Time) -> bool {
+        if self.head_is_known() {
+            self.deaf = false;
+            return true;
+        }
+        self.watch_head();
+        // At once where this is the first call, which finds out if etcd is there at all: mostly nothing is
+        // written in between. Who joins has just got a lease, and can wait.
+        let early = i64::from(self.joining.is_none());
+        if self.head.is_some_and(|head| head.read < head.from.unwrap_or(early)) {
+            let txn = Txn::when([]).then(self.get_head());
+            self.txn(Step::ReadHead, txn, deadline);
+        }
+        false
+    }
+
+    pub(super) fn watch_head(&mut self) {
+        if self.head.is_none() {
+            let head = self.settings.keys.head();
+            let watch = self.watch(WatchSpec {
+                range_end: Some(prefix_end(head.as_bytes())),
+                key: head.into(),
+                start_revision: 0,
+                deletes_only: false,
+            });
+            self.head = Some(Head { watch, from: None, read: 0 });
+        }
+    }
+
+    pub(super) fn head_was_read(&mut self, reply: &TxnReply) {
+        self.observe_head(reply, 0);
+        if let Some(head) = &mut self.head {
+            head.read = reply.revision;
+        }
+    }
+
     fn head_event(&mut self, event: &Event) {
         let kv = event.kv();
         let present = matches!(event, Event::Put(_));
@@ -509,6 +576,8 @@ impl Machine {
             self.observe_control(present.then_some(kv), kv.mod_revision);
         } else if kv.key == self.settings.keys.coordinator().as_bytes() {
             self.observe_coordinator(present.then_some(kv), kv.mod_revision);
+        } else if kv.key == self.settings.keys.loss().as_bytes() {
+            self.observe_loss(present.then_some(kv), kv.mod_revision);
         }
     }
 
@@ -516,6 +585,7 @@ impl Machine {
     pub(super) fn observe_head(&mut self, reply: &TxnReply, from: usize) {
         self.observe_control(reply.range(from).kvs.first(), reply.revision);
         self.observe_coordinator(reply.range(from + 1).kvs.first(), reply.revision);
+        self.observe_loss(reply.range(from + 2).kvs.first(), reply.revision);
     }
 
     pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
@@ -540,6 +610,12 @@ impl Machine {
         if self.coordinator.value.is_some() {
             self.look_at = None;
         }
+    }
+
+    fn observe_loss(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        // A record that cannot be read is none, and is replaced by the next.
+        let value = kv.and_then(|kv| records::decode("", &kv.value).ok());
+        self.loss.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
     }
 
     pub(super) fn act(&mut self, action: Action) {

@@ -1,12 +1,12 @@
 //! Between rounds: what a member of a world learns from its watches, without asking etcd.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
-use super::records::{self, Control, Final, State};
+use super::records::{self, Control, Final, Loss, State};
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Event, Op, Range, Txn, TxnReply, prefix_end};
+use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
 use crate::etcd::{WatchMessage, WatchSpec};
 
 /// A place in a completed round and what happened to it since.
@@ -15,64 +15,64 @@ pub(super) struct Membership {
     pub rank: u32,
     pub world: u32,
     lease: i64,
+    /// The member that this one watches.
+    next: NodeId,
     attempt: String,
     /// This node's own lease was lost.
     pub expelled: bool,
-    /// Members whose keys are gone: when, and what their record said of them.
-    lost: BTreeMap<NodeId, (i64, String)>,
-    /// Members that are gone without having been seen to go: their number is all that is known.
-    unseen: usize,
-    /// How many of the lost are known to be no departure from a closed run.
-    confirmed: usize,
-    /// How many of them the question under way is about.
-    asked: usize,
+    /// How to name the next member, which is gone.
+    gone: Option<String>,
     waiting: BTreeSet<NodeId>,
     watches: Option<Watches>,
     /// Events are missing: count what is there.
     resync: bool,
 }
 
-impl Membership {
-    fn lost(&self) -> usize {
-        self.lost.len() + self.unseen
-    }
-}
-
 struct Watches {
-    members: WatchId,
+    member: WatchId,
     waiting: WatchId,
 }
 
 impl Machine {
-    pub(super) fn become_member(&mut self, outcome: &Outcome, complete: &Final, lease: i64) {
+    pub(super) fn become_member(
+        &mut self,
+        outcome: &Outcome,
+        complete: &Final,
+        lease: i64,
+        next: NodeId,
+    ) {
         self.membership = Some(Membership {
             round: outcome.round,
             rank: outcome.rank,
             world: outcome.world,
             lease,
+            next,
             attempt: complete.attempt.clone(),
             expelled: false,
-            lost: BTreeMap::new(),
-            unseen: 0,
-            confirmed: 0,
-            asked: 0,
+            gone: None,
             waiting: BTreeSet::new(),
             watches: None,
             resync: false,
         });
-        // Waiting keys of a round are written after its completion, member keys not before `since`.
+        // Waiting keys of a round are written after its completion.
         let completed = self.control.modified;
-        let since = if wrong(Variant::WatchesFromFinal) { completed } else { complete.since };
+        // Where nothing was written between the last member key and the completion, no member was lost
+        // then, and etcd need not look for it: that takes it long for thousands (`docs/protocol.md`).
+        let quiet = completed == complete.since + 1 || wrong(Variant::WatchesFromFinal);
+        let since = if quiet { completed } else { complete.since };
         self.watch_members(since + 1, completed + 1);
     }
 
+    /// Each member watches one other, in a ring, and tells all of a loss: etcd's work for a lost member
+    /// would else be an event for each of them, and with many lost at once the square of that. As long
+    /// as anybody is left somebody's next one is among the lost.
     fn watch_members(&mut self, members_from: i64, waiting_from: i64) {
-        let Some(Membership { round, attempt, .. }) = &self.membership else { return };
+        let Some(Membership { round, attempt, next, .. }) = &self.membership else { return };
         let keys = &self.settings.keys;
-        let (members, waiting) = (keys.members(*round, attempt), keys.waitings(*round));
-        let members = self.watch(WatchSpec {
-            range_end: Some(prefix_end(members.as_bytes())),
-            key: members.into(),
+        let (next, waiting) = (keys.member(*round, attempt, *next), keys.waitings(*round));
+        let member = self.watch(WatchSpec {
+            range_end: None,
+            key: next.into(),
             start_revision: members_from,
             deletes_only: true,
         });
@@ -83,14 +83,14 @@ impl Machine {
             deletes_only: false,
         });
         if let Some(membership) = &mut self.membership {
-            membership.watches = Some(Watches { members, waiting });
+            membership.watches = Some(Watches { member, waiting });
         }
     }
 
     pub(super) fn stop_watching_members(&mut self) {
         let watches = self.membership.as_mut().and_then(|membership| membership.watches.take());
         if let Some(watches) = watches {
-            self.unwatch(Some(watches.members));
+            self.unwatch(Some(watches.member));
             self.unwatch(Some(watches.waiting));
         }
     }
@@ -111,10 +111,11 @@ impl Machine {
             _ if membership.expelled => 1,
             Some(Control { state: State::Closed(_), .. }) => 0,
             Some(Control { round, state: State::Final(_), .. }) if *round == membership.round => {
-                let live = (membership.world as usize).saturating_sub(membership.confirmed);
+                let lost = usize::from(self.loss_of(*round).is_some());
+                let live = (membership.world as usize).saturating_sub(lost);
                 let room = self.settings.max.saturating_sub(live);
                 let lost = match self.settings.on_member_loss {
-                    OnMemberLoss::Restart => membership.confirmed,
+                    OnMemberLoss::Restart => lost,
                     OnMemberLoss::Ignore => 0,
                 };
                 lost + membership.waiting.len().min(room)
@@ -135,13 +136,8 @@ impl Machine {
             Some(Control { state: State::Closed(_), .. }) => None,
             Some(Control { round: current, state: State::Final(_), .. }) if *current == round => {
                 let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
-                if membership.confirmed == 0 || !restarts {
-                    return None;
-                }
-                let names = membership.lost.values().map(|(_, name)| name.as_str());
-                let names: Vec<&str> = names.collect();
-                let names = if names.is_empty() { "a member".into() } else { names.join(", ") };
-                Some((round, format!("{names} of round {round} was lost")))
+                let loss = self.loss_of(round).filter(|_| restarts)?;
+                Some((round, format!("{} of round {round} was lost", loss.member)))
             }
             Some(Control { round: current, state: State::Open { by, .. }, .. }) => {
                 Some((round, format!("round {round} is over: {by} opened round {current}")))
@@ -150,8 +146,12 @@ impl Machine {
         }
     }
 
+    fn loss_of(&self, round: u64) -> Option<&Loss> {
+        self.loss.value.as_ref().filter(|loss| loss.round == round)
+    }
+
     pub(super) fn step_member(&mut self, now: Time) {
-        let Some(membership) = &mut self.membership else { return };
+        let Some(membership) = &self.membership else { return };
         let goes_on = matches!(
             &self.control.value,
             Some(Control { round, state: State::Final(_), .. }) if *round == membership.round
@@ -164,19 +164,33 @@ impl Machine {
         let deadline = now + self.settings.close_timeout;
         let round = membership.round;
         let keys = &self.settings.keys;
-        let control = Op::get(keys.control());
         if membership.resync {
             let reads = [
-                control,
-                Op::Get(Range::prefix(keys.members(round, &membership.attempt)).count_only()),
+                Op::get(keys.control()),
+                Op::get(keys.member(round, &membership.attempt, membership.next)),
                 Op::Get(Range::prefix(keys.waitings(round)).keys_only()),
             ];
             self.txn(Step::Confirm(round), Txn::when([]).then(reads), deadline);
-        } else if membership.lost() > membership.confirmed {
-            membership.asked = membership.lost();
-            // The deletion may be a departure from a run that was closed just before, and the two watches
-            // are not ordered: ask what the control record says now.
-            self.txn(Step::Confirm(round), Txn::when([]).then([control]), deadline);
+        } else if let Some(gone) = &membership.gone
+            && self.loss_of(round).is_none()
+            && !wrong(Variant::UntoldLoss)
+        {
+            // Members may leave a run that is closed, and two watches are not ordered between each
+            // other: hence the guard. Of those who saw it too the first one writes.
+            let loss = Loss { round, member: gone.clone() };
+            let untold = Compare::mod_revision(keys.loss(), self.loss.modified);
+            let txn = Txn::when([self.control_unchanged(), untold])
+                .then([Op::put(keys.loss(), records::encode(&loss), keys.run_lease())])
+                .or_else(self.get_head());
+            self.txn(Step::Announce(loss), txn, deadline);
+        }
+    }
+
+    pub(super) fn announced(&mut self, loss: Loss, reply: &TxnReply) {
+        if reply.succeeded {
+            self.loss.set(Some(loss), reply.revision, reply.revision);
+        } else {
+            self.observe_head(reply, 0);
         }
     }
 
@@ -185,17 +199,10 @@ impl Machine {
         let Some(membership) = self.membership.as_mut().filter(|m| m.round == round) else {
             return;
         };
-        if reply.replies.len() == 1 {
-            // Losses that were seen after the question was sent are asked about again.
-            membership.confirmed = membership.asked;
-            return;
-        }
         membership.resync = false;
-        let present = usize::try_from(reply.range(1).count).unwrap_or(0);
-        let lost = (membership.world as usize).saturating_sub(present);
-        let seen = membership.lost.values().filter(|(at, _)| *at <= reply.revision).count();
-        membership.unseen = lost.saturating_sub(seen);
-        membership.confirmed = lost;
+        if reply.range(1).kvs.is_empty() {
+            membership.gone.get_or_insert_with(|| format!("node {:016x}", membership.next));
+        }
         membership.waiting = reply.range(2).kvs.iter().filter_map(|kv| node_of(&kv.key)).collect();
         self.stop_watching_members();
         self.watch_members(reply.revision + 1, reply.revision + 1);
@@ -204,8 +211,8 @@ impl Machine {
     pub(super) fn member_watched(&mut self, watch: WatchId, message: WatchMessage) {
         let Some(membership) = &mut self.membership else { return };
         let Some(watches) = &membership.watches else { return };
-        let of_members = watches.members == watch;
-        if !of_members && watches.waiting != watch {
+        let of_member = watches.member == watch;
+        if !of_member && watches.waiting != watch {
             return;
         }
         let events = match message {
@@ -220,7 +227,7 @@ impl Machine {
         };
         for event in events {
             let Some(node) = node_of(&event.kv().key) else { continue };
-            match (of_members, &event) {
+            match (of_member, &event) {
                 (true, Event::Delete(kv)) => {
                     let record: Option<records::Member> = records::decode("", &kv.value).ok();
                     if node != membership.lease {
@@ -228,7 +235,7 @@ impl Machine {
                             || format!("node {node:016x}"),
                             |r| format!("rank {} on {}", r.rank, r.node),
                         );
-                        membership.lost.insert(node, (kv.mod_revision, name));
+                        membership.gone = Some(name);
                     }
                 }
                 (true, Event::Put(_)) => {}

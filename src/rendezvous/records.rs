@@ -1,6 +1,7 @@
 //! The values of the run's keys: JSON, so that an operator can read them and a newer version can add
 //! to them. Unknown fields are ignored; a record of a newer major version is refused.
 
+use super::keys::NodeId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised when a record changes so that older readers would misunderstand it.
@@ -40,7 +41,7 @@ pub struct Final {
     pub world: u32,
     /// Which of the coordinators' attempts this is; member keys of another one do not count.
     pub attempt: String,
-    /// The revision of the attempt's first member key: deletions after it are losses.
+    /// All members were there at this revision: deletions after it are losses.
     pub since: i64,
     pub master_addr: String,
     pub master_port: u16,
@@ -101,6 +102,9 @@ pub struct Master {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub rank: u32,
+    /// The member that this one watches: that of the next rank, and of rank 0 for the last one.
+    #[serde(default)]
+    pub next: NodeId,
     #[serde(flatten)]
     pub node: NodeInfo,
 }
@@ -110,6 +114,14 @@ pub struct Member {
 pub struct Waiting {
     #[serde(flatten)]
     pub node: NodeInfo,
+}
+
+/// A member of the round is gone. Written once for a round: it is over then, whoever else goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    pub round: u64,
+    /// For people.
+    pub member: String,
 }
 
 /// Who completes the round, and how far it has come (for the log lines of all who wait).

@@ -24,13 +24,14 @@ impl Machine {
             self.give_up(now);
             return false;
         }
+        // It begins while the lease is being granted.
+        self.watch_head();
         let Some(lease) = self.lease else {
             let lease = self.random_lease();
             self.grant(Step::GrantNode(lease), lease, self.settings.ttl, deadline);
             return false;
         };
-        if self.head_watch.is_none() {
-            self.read_head(deadline);
+        if !self.know_head(deadline) {
             return false;
         }
         let Some(control) = self.control.value.clone() else {
@@ -84,19 +85,11 @@ impl Machine {
             }
             (Step::GrantRun, Answer::Granted) => self.hold_run_lease(),
             (Step::ReadHead, Answer::Txn(reply)) => {
-                self.observe_head(&reply, 0);
+                self.head_was_read(&reply);
                 if self.control.value.is_some() {
                     // The record is under the run's lease, so etcd has it.
                     self.hold_run_lease();
                 }
-                let head = self.settings.keys.head();
-                self.deaf = false;
-                self.head_watch = Some(self.watch(WatchSpec {
-                    range_end: Some(prefix_end(head.as_bytes())),
-                    key: head.into(),
-                    start_revision: reply.revision + 1,
-                    deletes_only: false,
-                }));
             }
             (Step::Open(control), Answer::Txn(reply)) => self.opened(*control, &reply),
             (Step::JoinRound(round), Answer::Txn(reply)) => self.joined_round(round, &reply),
@@ -115,20 +108,16 @@ impl Machine {
                 }
             }
             (Step::Confirm(round), Answer::Txn(reply)) => self.confirmed(round, &reply),
+            (Step::Announce(loss), Answer::Txn(reply)) => self.announced(loss, &reply),
             (Step::Lead(step), answer) => self.lead_answered(now, step, answer),
             // The driver answers a call with what it asked for.
             _ => {}
         }
     }
 
-    pub(super) fn read_head(&mut self, deadline: Time) {
-        let txn = Txn::when([]).then(self.get_head());
-        self.txn(Step::ReadHead, txn, deadline);
-    }
-
-    pub(super) fn get_head(&self) -> [Op; 2] {
+    pub(super) fn get_head(&self) -> [Op; 3] {
         let keys = &self.settings.keys;
-        [Op::get(keys.control()), Op::get(keys.coordinator())]
+        [Op::get(keys.control()), Op::get(keys.coordinator()), Op::get(keys.loss())]
     }
 
     /// The guard of every write: the control record is the one this node acts upon.
@@ -190,7 +179,11 @@ impl Machine {
         let by = self.settings.node.to_string();
         let fresh = previous.is_none();
         let control = Control::new(round, State::Open { previous, by });
-        let mut writes = vec![self.put_control(&control), self.put_coordinator(1, false, lease)];
+        let mut writes = vec![
+            self.put_control(&control),
+            self.put_coordinator(1, false, lease),
+            Op::delete(self.settings.keys.loss()),
+        ];
         if fresh {
             // A record that an operator removed leaves its round's data behind, which would be taken for
             // that of the new round of this number.
@@ -274,12 +267,9 @@ impl Machine {
         let still_joined =
             Compare::new(keys.join(round, lease), Ordering::Equal, Target::Lease(lease));
         let guards = [self.control_unchanged(), Compare::absent(keys.coordinator()), still_joined];
-        let [control, coordinator] = self.get_head();
-        let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else([
-            control,
-            coordinator,
-            Op::get(keys.join(round, lease)),
-        ]);
+        let mut reads = self.get_head().to_vec();
+        reads.push(Op::get(keys.join(round, lease)));
+        let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else(reads);
         self.txn(Step::Claim, txn, deadline);
     }
 
@@ -290,7 +280,7 @@ impl Machine {
         }
         self.observe_head(reply, 0);
         // A round that is complete by now is another matter: this node may be a member of it.
-        if !self.is_final(round) && reply.range(2).kvs.is_empty() {
+        if !self.is_final(round) && reply.range(3).kvs.is_empty() {
             // Our join key is gone (an operator removed it).
             self.set_place(Place::Outside);
         }
@@ -360,7 +350,7 @@ impl Machine {
                         port: complete.master_port,
                     },
                 };
-                self.become_member(&outcome, &complete, lease);
+                self.become_member(&outcome, &complete, lease, record.next);
                 self.finish(Ok(outcome));
             }
             // Not admitted: more nodes than places.
@@ -526,16 +516,15 @@ impl Machine {
         }
     }
 
-    /// The lease is gone, and with it every key of this node: it starts anew as another node.
-    pub(super) fn drop_lease(&mut self) {
+    /// The lease is gone, and with it every key of this node: it starts anew as another node. Gives back
+    /// the lease it had.
+    pub(super) fn drop_lease(&mut self) -> Option<i64> {
         // An answer that is on its way is about the node that was: a join that it reports is undone.
         self.call = None;
         self.set_place(Place::Outside);
-        if let Some(lease) = self.lease.take() {
-            self.act(Action::Revoke(lease));
-        }
         if let Some(membership) = &mut self.membership {
             membership.expelled = true;
         }
+        self.lease.take()
     }
 }

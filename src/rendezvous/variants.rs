@@ -12,8 +12,12 @@ pub(super) enum Variant {
     UncheckedMembership,
     /// Who takes the coordinator's place begins a new last call.
     ForgetsLastCall,
-    /// Members watch for losses from the completion on, not from the first member key on.
+    /// Members watch for losses from the completion on, whatever was written just before it.
     WatchesFromFinal,
+    /// The member of the last rank does not watch that of the first.
+    LastWatchesNobody,
+    /// Who sees a loss does not tell the others.
+    UntoldLoss,
 }
 
 #[cfg(not(test))]

@@ -38,13 +38,18 @@ pub struct Call {
     pub attempt: u32,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is about something else")]
 pub struct Watch {
     pub spec: WatchSpec,
     /// Where it resumes when its stream breaks: after the last event that arrived. 0: not yet known.
     pub next: i64,
     /// What etcd has looked at for it.
     pub scanned: i64,
+    /// The machine has yet to be told where it began.
+    pub untold: bool,
     pub open: bool,
+    /// It began in the past, and etcd has not looked there yet.
+    pub past: bool,
     /// It was open before: it resumes one revision early, as the client does (`etcd/watch.rs`, `options`).
     pub opened: bool,
     /// A delivery is on its way.
@@ -118,9 +123,10 @@ impl Node {
         self.machine.joining.is_some()
     }
 
-    /// The watch of the head has shown everything up to this revision.
+    /// The head was read, and its watch has shown everything up to this revision.
     pub fn has_seen_head(&self, revision: i64) -> bool {
-        let watch = self.machine.head_watch.and_then(|id| self.watches.get(&id));
-        watch.is_some_and(|watch| watch.open && watch.scanned > revision)
+        let watch = self.machine.head.and_then(|head| self.watches.get(&head.watch));
+        self.machine.head_is_known()
+            && watch.is_some_and(|watch| watch.open && watch.scanned > revision)
     }
 }

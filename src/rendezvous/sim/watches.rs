@@ -14,7 +14,17 @@ impl World {
         let range = (spec.key.clone(), spec.range_end.clone());
         self.watchers.entry(range).or_default().push((node, id));
         let next = spec.start_revision;
-        let watch = Watch { spec, next, scanned: next, open: false, opened: false, due: false };
+        let untold = next == 0;
+        let watch = Watch {
+            spec,
+            next,
+            scanned: next,
+            past: false,
+            untold,
+            open: false,
+            opened: false,
+            due: false,
+        };
         self.nodes[node].watches.insert(id, watch);
         self.nodes[node].costs.watches += 1;
         self.open_later(node, id);
@@ -54,6 +64,8 @@ impl World {
         }
         watch.scanned = if watch.opened { (watch.next - 1).max(1) } else { watch.next };
         watch.opened = true;
+        // Of what is written from now on it is told as it happens.
+        watch.past = watch.scanned <= revision;
         self.deliver_later(node, id);
     }
 
@@ -86,16 +98,30 @@ impl World {
         if !watch.open {
             return;
         }
-        let mut events = match self.etcd.events(&watch.spec, watch.scanned) {
+        if std::mem::take(&mut watch.untold) {
+            let started = WatchMessage::Started(watch.next - 1);
+            self.deliver_later(node, id);
+            return self.feed(node, Input::Watched(id, started));
+        }
+        // It was open before a compaction: its events are on their way already.
+        let sent = !std::mem::take(&mut watch.past);
+        // The bug of old versions (`Etcd::events`) is for those that resume: a deletion milliseconds ago is
+        // the one that is compacted only in theory.
+        let new = watch.next == watch.spec.start_revision && watch.scanned == watch.next;
+        let looked = if sent || (new && watch.scanned >= self.etcd.compacted()) {
+            Ok(self.etcd.events_sent_before(&watch.spec, watch.scanned))
+        } else {
+            self.etcd.events(&watch.spec, watch.scanned)
+        };
+        let mut events = match looked {
             Ok(events) => events,
-            Err(EtcdError::Compacted { oldest, .. }) if watch.scanned <= watch.next => {
+            Err(EtcdError::Compacted { oldest, .. }) => {
                 self.unwatch(node, id);
                 let message = WatchMessage::Compacted { oldest };
                 self.feed(node, Input::Watched(id, message));
                 return self.spring_trap_at(Moment::Compacted, Some(node), Some(node));
             }
-            // It was open before the compaction: its events are on their way already.
-            Err(_) => self.etcd.events_sent_before(&watch.spec, watch.scanned),
+            Err(error) => panic!("etcd refuses a watch: {error}"),
         };
         events.retain(|event| event.kv().mod_revision >= watch.next);
         watch.scanned = self.etcd.revision() + 1;
@@ -125,6 +151,10 @@ impl World {
         for id in ids {
             if let Some(watch) = self.nodes[node].watches.get_mut(&id) {
                 watch.open = false;
+                if watch.untold {
+                    // It begins anew, and later.
+                    (watch.next, watch.opened) = (0, false);
+                }
                 self.after(pause, Event::OpenWatch(node, id));
             }
         }

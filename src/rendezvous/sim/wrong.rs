@@ -7,7 +7,7 @@ use super::world::World;
 use crate::rendezvous::variants::Variant;
 
 /// A wrong variant that is not caught by so many seeds is not caught.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 60000;
 
 fn is_caught(variant: Variant, invariants: &[&str]) {
     for seed in 0..SEEDS {
@@ -45,4 +45,14 @@ fn a_last_call_that_begins_anew_takes_too_long() {
 #[test]
 fn a_loss_before_the_completion_is_missed() {
     is_caught(Variant::WatchesFromFinal, &["loss"]);
+}
+
+#[test]
+fn a_loss_that_nobody_watches_for_is_missed() {
+    is_caught(Variant::LastWatchesNobody, &["loss"]);
+}
+
+#[test]
+fn a_loss_that_is_not_told_is_missed() {
+    is_caught(Variant::UntoldLoss, &["loss"]);
 }

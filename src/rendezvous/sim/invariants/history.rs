@@ -34,6 +34,8 @@ pub struct Round {
     pub members: BTreeMap<u32, NodeId>,
     /// A member of the completed round was lost.
     pub lost: Option<Since>,
+    /// The last one of them was.
+    pub last_lost: Option<Since>,
     /// A node waited for a place.
     pub waited: Option<Since>,
     /// The nodes that wait.
@@ -161,6 +163,7 @@ impl Round {
         self.present.remove(&(attempt.to_string(), node));
         if self.completed.as_ref().is_some_and(|(_, complete)| complete.attempt == attempt) {
             self.lost.get_or_insert(since);
+            self.last_lost = Some(since);
         }
     }
 
@@ -179,7 +182,7 @@ impl Round {
         self.members = listed.collect();
         self.completed = Some((since, complete.clone()));
         if self.live().count() < self.members.len() {
-            self.lost = Some(since);
+            (self.lost, self.last_lost) = (Some(since), Some(since));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Violation;
 use crate::rendezvous::machine::Time;
-use crate::rendezvous::records::State;
+use crate::rendezvous::records::{Control, State};
 use crate::rendezvous::sim::agent::Doing;
 use crate::rendezvous::sim::node::NodeIx;
 use crate::rendezvous::sim::world::World;
@@ -68,7 +68,9 @@ pub fn unsettled(world: &World) -> Option<String> {
         .filter(|node| world.nodes[*node].agent.doing == Doing::Joining)
         .collect();
     let training = world.training();
-    if world.checks.closed.is_some() {
+    // Who closed it may have died before it knew.
+    let closed = matches!(world.control(), Some(Control { state: State::Closed(_), .. }));
+    if closed || world.checks.closed.is_some() {
         let blocked: Vec<_> = up.into_iter().filter(|node| !training.contains(node)).collect();
         return (!blocked.is_empty()).then(|| format!("closed, and {blocked:?} still wait"));
     }
