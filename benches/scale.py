@@ -30,6 +30,7 @@ COLUMNS = [
     "n",
     "connections",
     "seconds",
+    "rounds",
     "rpcs",
     "renewals",
     "bytes",

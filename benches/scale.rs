@@ -7,15 +7,20 @@
 //! - `last join`: as above, but one node joins when all others are there; seconds from its call on.
 //! - `member lost`: a member's lease is revoked, a new node joins at the same time, every survivor
 //!   learns of it from its watch and joins again; seconds until the last one has its rank.
+//!
+//! Nodes do what torchrun's agents do: who learns that its round is over joins the next one. `rounds` says
+//! how many it took: more than one where a node lost its lease because etcd was too busy to renew it.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use _torchetcd::etcd::kv::{Op, Range, Txn};
 use _torchetcd::etcd::{Client, Config, Repeat, TlsFiles, unique};
 use _torchetcd::rendezvous::{Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, Settings};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -79,15 +84,12 @@ impl<'a> World<'a> {
         Node { handle: Handle::start(client, settings), outcome: None }
     }
 
-    /// Joins with all of `joining` and waits until each has its rank.
-    async fn join(&mut self, joining: Vec<Node>) {
-        let mut waiting = JoinSet::new();
-        for node in joining {
-            waiting.spawn(join(node));
-        }
-        while let Some(node) = waiting.join_next().await {
+    /// Waits until all have a rank of the same round; tells which.
+    async fn form(&mut self, mut joining: JoinSet<Node>) -> u64 {
+        while let Some(node) = joining.join_next().await {
             self.nodes.push(node.unwrap());
         }
+        self.nodes[0].outcome.as_ref().unwrap().round
     }
 
     async fn count_joined(&self) -> i64 {
@@ -116,44 +118,84 @@ impl<'a> World<'a> {
     }
 }
 
-async fn join(mut node: Node) -> Node {
-    let joined = node.handle.join(Master { addr: "node.example.org".into(), port: 29500 });
-    node.outcome = Some(joined.await.unwrap().unwrap());
-    node
+/// Counts the nodes that have a rank, by round.
+struct Tally {
+    nodes: usize,
+    arrived: Mutex<BTreeMap<u64, usize>>,
+    full: watch::Sender<bool>,
+}
+
+impl Tally {
+    fn new(nodes: usize) -> Arc<Self> {
+        Arc::new(Self { nodes, arrived: Mutex::default(), full: watch::Sender::new(false) })
+    }
+
+    fn arrive(&self, round: u64) {
+        let mut arrived = self.arrived.lock().unwrap();
+        let count = arrived.entry(round).or_default();
+        *count += 1;
+        if *count == self.nodes {
+            self.full.send_replace(true);
+        }
+    }
+}
+
+/// Joins round after round, until there is one with all nodes.
+async fn join(mut node: Node, tally: Arc<Tally>) -> Node {
+    let mut full = tally.full.subscribe();
+    loop {
+        let joined = node.handle.join(Master { addr: "node.example.org".into(), port: 29500 });
+        let outcome = joined.await.unwrap().unwrap();
+        let mut broken = node.handle.broken(outcome.round);
+        tally.arrive(outcome.round);
+        node.outcome = Some(outcome);
+        tokio::select! {
+            biased;
+            whole = full.wait_for(|full| *full) => {
+                whole.unwrap();
+                return node;
+            }
+            over = broken.wait_for(Option::is_some) => drop(over.unwrap()),
+        }
+    }
 }
 
 /// A survivor: waits until its watch says that the world is not whole, and joins the next one.
-async fn rejoin(node: Node) -> Node {
+async fn rejoin(node: Node, tally: Arc<Tally>) -> Node {
     let round = node.outcome.as_ref().unwrap().round;
     let mut broken = node.handle.broken(round);
     broken.wait_for(Option::is_some).await.unwrap();
-    join(node).await
+    join(node, tally).await
 }
 
 async fn all_at_once(plan: &Plan) {
     let mut world = World::new(plan, &format!("all-{}-{:x}", plan.nodes, unique())).await;
     let nodes = std::mem::take(&mut world.nodes);
     let phase = Phase::begin(plan, "first");
-    world.join(nodes).await;
-    phase.end();
-    world.check(1);
+    let mut joining = JoinSet::new();
+    let tally = Tally::new(plan.nodes);
+    for node in nodes {
+        joining.spawn(join(node, tally.clone()));
+    }
+    let formed = world.form(joining).await;
+    phase.end(formed);
+    world.check(formed);
     // Every node's watches must be in place before one is lost.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lost = world.nodes.swap_remove(plan.nodes / 2);
     let replacement = world.node(plan.nodes / 2);
     let survivors = std::mem::take(&mut world.nodes);
     let phase = Phase::begin(plan, "member lost");
-    let mut waiting = JoinSet::new();
+    let mut joining = JoinSet::new();
+    let tally = Tally::new(plan.nodes);
     for node in survivors {
-        waiting.spawn(rejoin(node));
+        joining.spawn(rejoin(node, tally.clone()));
     }
-    waiting.spawn(join(replacement));
+    joining.spawn(join(replacement, tally));
     lost.handle.leave().await.unwrap();
-    while let Some(node) = waiting.join_next().await {
-        world.nodes.push(node.unwrap());
-    }
-    phase.end();
-    world.check(2);
+    let round = world.form(joining).await;
+    phase.end(round - formed);
+    world.check(round);
     world.leave().await;
 }
 
@@ -161,21 +203,20 @@ async fn last_join(plan: &Plan) {
     let mut world = World::new(plan, &format!("last-{}-{:x}", plan.nodes, unique())).await;
     let mut nodes = std::mem::take(&mut world.nodes);
     let last = nodes.pop().unwrap();
-    let mut waiting = JoinSet::new();
+    let mut joining = JoinSet::new();
+    let tally = Tally::new(plan.nodes);
     for node in nodes {
-        waiting.spawn(join(node));
+        joining.spawn(join(node, tally.clone()));
     }
     let others = i64::try_from(plan.nodes).unwrap() - 1;
     while world.count_joined().await < others {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let phase = Phase::begin(plan, "last join");
-    waiting.spawn(join(last));
-    while let Some(node) = waiting.join_next().await {
-        world.nodes.push(node.unwrap());
-    }
-    phase.end();
-    world.check(1);
+    joining.spawn(join(last, tally));
+    let round = world.form(joining).await;
+    phase.end(round);
+    world.check(round);
     world.leave().await;
 }
 
@@ -193,7 +234,7 @@ impl<'a> Phase<'a> {
     }
 
     #[allow(clippy::print_stdout, reason = "what it is for")]
-    fn end(self) {
+    fn end(self, rounds: u64) {
         let seconds = self.began.elapsed().as_secs_f64();
         let load = Load::of(&self.plan.endpoint);
         #[allow(clippy::cast_precision_loss, reason = "small numbers")]
@@ -203,6 +244,7 @@ impl<'a> Phase<'a> {
             "n": self.plan.nodes,
             "connections": self.plan.nodes.div_ceil(self.plan.per_connection),
             "seconds": seconds,
+            "rounds": rounds,
             "rpcs": per_node(load.rpcs(), self.before.rpcs()),
             "renewals": per_node(load.renewals(), self.before.renewals()),
             "methods": load.since(&self.before),
