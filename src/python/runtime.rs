@@ -20,6 +20,8 @@ use crate::process::PerProcess;
 
 /// The own thread comes back when no thread has driven for this long: calls often follow each other.
 const LINGER: Duration = Duration::from_millis(2);
+/// In a long row of calls it looks less and less often, at last so often.
+const LINGER_MOST: Duration = Duration::from_millis(16);
 
 /// How long the end of the interpreter waits for the own thread.
 const END: Duration = Duration::from_secs(1);
@@ -79,9 +81,11 @@ impl Engine {
             self.own_thread_drives.store(true, Ordering::SeqCst);
             self.runtime.block_on(self.step_aside.notified());
             self.own_thread_drives.store(false, Ordering::SeqCst);
+            let mut linger = LINGER;
             loop {
                 let visits = self.visits.load(Ordering::SeqCst);
-                std::thread::park_timeout(LINGER);
+                std::thread::park_timeout(linger);
+                linger = LINGER_MOST.min(linger * 2);
                 let idle = self.guests.load(Ordering::SeqCst) == 0
                     && self.visits.load(Ordering::SeqCst) == visits;
                 if self.urgent.swap(false, Ordering::SeqCst) || idle || self.ended() {
