@@ -101,8 +101,9 @@ bench-idle: $(VENV)/.bench  ## What 100 agents cost that do nothing
 	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
 
 .PHONY: bench-plots
-bench-plots: $(VENV)/.bench  ## Draw docs/benchmarks/ from its data
+bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ from its data
 	$(BIN)/python benches/plots.py
+	$(BIN)/python benches/tables.py
 
 .PHONY: verify
 verify: build  ## Lint and types; never writes the tree
