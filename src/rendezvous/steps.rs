@@ -299,12 +299,6 @@ impl Machine {
             && joined == round
         {
             self.coordinator_written(1, false, lease, revision);
-            if self.run_lease {
-                // Nobody may have been there for long. Without this, nodes that live for less than a third
-                // of its TTL, one after another, would let it run out in the middle of a world.
-                let (run_lease, ttl) = (self.settings.keys.run_lease(), self.settings.run_ttl);
-                self.act(Action::KeepAlive(run_lease, ttl, Duration::ZERO));
-            }
             if self.coordinator.value.as_ref().is_some_and(|(_, holder)| *holder == lease) {
                 self.begin_to_lead();
             }
@@ -314,6 +308,12 @@ impl Machine {
     fn begin_to_lead(&mut self) {
         if let Some(Control { state: State::Open { previous, .. }, .. }) = &self.control.value {
             self.lead = Some(Lead::new(previous.clone()));
+            if self.run_lease {
+                // Nobody may have been there for long. Without this, nodes that live for less than a third
+                // of its TTL, one after another, would let it run out in the middle of a world.
+                let (run_lease, ttl) = (self.settings.keys.run_lease(), self.settings.run_ttl);
+                self.act(Action::KeepAlive(run_lease, ttl, Duration::ZERO));
+            }
         }
     }
 
