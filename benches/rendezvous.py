@@ -138,8 +138,9 @@ def agent(
     threading.excepthook = lambda _: None
     connection.send(None)
     start.wait()
+    handlers: list[RendezvousHandler] = []
     try:
-        connection.send(_take_part(connection, create, params, ranked))
+        connection.send(_take_part(connection, lambda: create(params), handlers, ranked))
     except Exception as exc:
         connection.send(f"{type(exc).__name__}: {exc}"[:200])
     # Until it is killed: the others may need the store that one of them hosts.
@@ -147,11 +148,15 @@ def agent(
 
 
 def _take_part(
-    connection: Connection, create: Creator, params: RendezvousParameters, ranked: Gate | None
+    connection: Connection,
+    create: Callable[[], RendezvousHandler],
+    handlers: list[RendezvousHandler],
+    ranked: Gate | None,
 ) -> dict[str, Any]:
+    """Puts its handler into `handlers`: whose handler is gone has left the world."""
     before = time.process_time()
-    handler = create(params)
-    info = handler.next_rendezvous()
+    handlers.append(create())
+    info = handlers[0].next_rendezvous()
     ranked_at = time.monotonic()
     cpu_s = time.process_time() - before
     if ranked is not None:
@@ -195,9 +200,21 @@ def collect(agents: list[Forked], limit_s: float, since: float | None = None) ->
                 except (EOFError, ConnectionError):
                     raise FailedError("an agent died") from None
                 if isinstance(message, str):
-                    raise FailedError(message)
+                    # What another agent says may be the cause of it.
+                    raise FailedError("; ".join([message, *failures(waiting)]))
                 messages.append(message)
     return messages
+
+
+def failures(waiting: selectors.BaseSelector) -> list[str]:
+    """What else went wrong at the same time."""
+    found = []
+    for key, _ in waiting.select(1):
+        with contextlib.suppress(EOFError, ConnectionError):
+            message = key.fileobj.recv()
+            if isinstance(message, str) and message not in found:
+                found.append(message)
+    return found
 
 
 def run(backend: Backend, n: int, limit_s: float, counted: bool) -> Row:

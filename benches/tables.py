@@ -60,7 +60,9 @@ def store(rows: list[Row]) -> str:
 
 TABLES = {
     "rendezvous": rendezvous,
-    "scale": columns("phase", "n", "connections", "seconds", "rounds", "rpcs", "renewals", "bytes", "keys"),
+    "scale": columns(
+        "phase", "n", "connections", "seconds", "rounds", "rpcs", "renewals", "bytes", "keys"
+    ),
     "store": store,
     "recovery": columns(
         "backend", "fault", "ttl_s", "reported_s", "with_spare_s", "world_s", "first_step_s"
