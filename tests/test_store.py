@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -615,13 +616,18 @@ class TestFailures:
     def test_signals_end_a_wait(self, direct: EtcdStore) -> None:
         import _thread
 
-        started = time.monotonic()
-        timer = threading.Timer(0.3, _thread.interrupt_main)
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            direct.get("missing")
-        assert time.monotonic() - started < 5
-        timer.join()
+        # A shell starts what it runs in the background with SIGINT ignored.
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            started = time.monotonic()
+            timer = threading.Timer(0.3, _thread.interrupt_main)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                direct.get("missing")
+            assert time.monotonic() - started < 5
+            timer.join()
+        finally:
+            signal.signal(signal.SIGINT, former)
 
 
 def test_parts_of_the_layout_stay_after_use(direct: EtcdStore, client: Client, prefix: str) -> None:
