@@ -8,8 +8,8 @@ use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
 use super::ranks::{Candidate, assign};
 use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, Previous, State};
 use super::variants::{Variant, wrong};
+use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
-use crate::etcd::{WatchMessage, WatchSpec};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 /// etcd takes 128 operations in a transaction.
@@ -344,17 +344,9 @@ impl Machine {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return };
         let keys = self.settings.keys.clone();
         let previous = lead.previous.clone();
-        let mut watch = |keys: String, deletes_only| {
-            self.watch(WatchSpec {
-                range_end: Some(prefix_end(keys.as_bytes())),
-                key: keys.into(),
-                start_revision: 0,
-                deletes_only,
-            })
-        };
-        let joins = watch(keys.joins(round), false);
-        let survivors =
-            previous.map(|previous| watch(keys.members(previous.round, &previous.attempt), true));
+        let joins = self.watch_prefix(keys.joins(round), 0, false);
+        let survivors = previous
+            .map(|last| self.watch_prefix(keys.members(last.round, &last.attempt), 0, true));
         let starting = 1 + usize::from(survivors.is_some());
         if let Some(lead) = &mut self.lead {
             lead.watches = Some(Watches { joins, survivors, starting });
@@ -512,7 +504,7 @@ impl Machine {
                 if let Some(lead) = &mut self.lead {
                     lead.abort_attempt();
                 }
-                self.observe_head(&reply, 0);
+                self.observe_head(&reply);
             }
             _ => {}
         }

@@ -551,19 +551,13 @@ impl Machine {
 
     pub(super) fn watch_head(&mut self) {
         if self.head.is_none() {
-            let head = self.settings.keys.head();
-            let watch = self.watch(WatchSpec {
-                range_end: Some(prefix_end(head.as_bytes())),
-                key: head.into(),
-                start_revision: 0,
-                deletes_only: false,
-            });
+            let watch = self.watch_prefix(self.settings.keys.head(), 0, false);
             self.head = Some(Head { watch, from: None, read: 0 });
         }
     }
 
     pub(super) fn head_was_read(&mut self, reply: &TxnReply) {
-        self.observe_head(reply, 0);
+        self.observe_head(reply);
         if let Some(head) = &mut self.head {
             head.read = reply.revision;
         }
@@ -581,11 +575,11 @@ impl Machine {
         }
     }
 
-    /// Takes over what `get_head` answered; `from` is the index of its first operation.
-    pub(super) fn observe_head(&mut self, reply: &TxnReply, from: usize) {
-        self.observe_control(reply.range(from).kvs.first(), reply.revision);
-        self.observe_coordinator(reply.range(from + 1).kvs.first(), reply.revision);
-        self.observe_loss(reply.range(from + 2).kvs.first(), reply.revision);
+    /// Takes over what `get_head` answered.
+    pub(super) fn observe_head(&mut self, reply: &TxnReply) {
+        self.observe_control(reply.range(0).kvs.first(), reply.revision);
+        self.observe_coordinator(reply.range(1).kvs.first(), reply.revision);
+        self.observe_loss(reply.range(2).kvs.first(), reply.revision);
     }
 
     pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
@@ -643,6 +637,17 @@ impl Machine {
         let id = self.new_id();
         self.act(Action::Watch(id, spec));
         id
+    }
+
+    /// From now on where `start_revision` is 0.
+    pub(super) fn watch_prefix(
+        &mut self,
+        prefix: String,
+        start_revision: i64,
+        deletes_only: bool,
+    ) -> WatchId {
+        let range_end = Some(prefix_end(prefix.as_bytes()));
+        self.watch(WatchSpec { key: prefix.into(), range_end, start_revision, deletes_only })
     }
 
     pub(super) fn unwatch(&mut self, watch: Option<WatchId>) {

@@ -6,7 +6,7 @@ use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
 use super::records::{self, Control, Final, Loss, State};
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
+use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply};
 use crate::etcd::{WatchMessage, WatchSpec};
 
 /// A place in a completed round and what happened to it since.
@@ -24,7 +24,7 @@ pub(super) struct Membership {
     gone: Option<String>,
     waiting: BTreeSet<NodeId>,
     watches: Option<Watches>,
-    /// Events are missing: count what is there.
+    /// Events are missing: read what is there.
     resync: bool,
 }
 
@@ -76,12 +76,7 @@ impl Machine {
             start_revision: members_from,
             deletes_only: true,
         });
-        let waiting = self.watch(WatchSpec {
-            range_end: Some(prefix_end(waiting.as_bytes())),
-            key: waiting.into(),
-            start_revision: waiting_from,
-            deletes_only: false,
-        });
+        let waiting = self.watch_prefix(waiting, waiting_from, false);
         if let Some(membership) = &mut self.membership {
             membership.watches = Some(Watches { member, waiting });
         }
@@ -190,7 +185,7 @@ impl Machine {
         if reply.succeeded {
             self.loss.set(Some(loss), reply.revision, reply.revision);
         } else {
-            self.observe_head(reply, 0);
+            self.observe_head(reply);
         }
     }
 

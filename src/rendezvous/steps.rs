@@ -6,10 +6,7 @@ use super::lead::Lead;
 use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
 use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Waiting};
 use super::variants::{Variant, wrong};
-use crate::etcd::WatchSpec;
-use crate::etcd::kv::{
-    Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, prefix_end, range_of,
-};
+use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, range_of};
 
 /// How many names an error message of a timeout may hold.
 const NAMES: i64 = 32;
@@ -104,7 +101,7 @@ impl Machine {
                 if reply.succeeded {
                     self.closed_written(reply.revision);
                 } else {
-                    self.observe_head(&reply, 0);
+                    self.observe_head(&reply);
                 }
             }
             (Step::Confirm(round), Answer::Txn(reply)) => self.confirmed(round, &reply),
@@ -201,7 +198,7 @@ impl Machine {
 
     fn opened(&mut self, control: Control, reply: &TxnReply) {
         if !reply.succeeded {
-            return self.observe_head(reply, 0);
+            return self.observe_head(reply);
         }
         let round = control.round;
         self.control_written(control, reply.revision);
@@ -222,7 +219,7 @@ impl Machine {
 
     fn joined_round(&mut self, round: u64, reply: &TxnReply) {
         if !reply.succeeded {
-            self.observe_head(reply, 0);
+            self.observe_head(reply);
             if self.is_final(round) {
                 // An earlier copy of this request, whose answer was lost, may have come in time.
                 self.set_place(Place::Joined(round));
@@ -278,7 +275,7 @@ impl Machine {
         if reply.succeeded {
             return self.coordinates(round, reply.revision);
         }
-        self.observe_head(reply, 0);
+        self.observe_head(reply);
         // A round that is complete by now is another matter: this node may be a member of it.
         if !self.is_final(round) && reply.range(3).kvs.is_empty() {
             // Our join key is gone (an operator removed it).
@@ -374,7 +371,7 @@ impl Machine {
 
     fn waits_outside(&mut self, now: Time, round: u64, reply: &TxnReply) {
         if !reply.succeeded {
-            return self.observe_head(reply, 0);
+            return self.observe_head(reply);
         }
         self.set_place(Place::Waiting(round));
         self.watch_members_go(reply.revision);
@@ -389,12 +386,7 @@ impl Machine {
             return;
         };
         let members = self.settings.keys.members(*round, &complete.attempt);
-        self.waiting_watch = Some(self.watch(WatchSpec {
-            range_end: Some(prefix_end(members.as_bytes())),
-            key: members.into(),
-            start_revision: seen + 1,
-            deletes_only: true,
-        }));
+        self.waiting_watch = Some(self.watch_prefix(members, seen + 1, true));
     }
 
     /// A waiting node opens the next round only when no member is left who would.
