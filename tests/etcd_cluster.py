@@ -17,12 +17,20 @@ from torchetcd.etcd_server import EtcdServer, find_free_port
 _START_ATTEMPTS = 3
 
 
+def read_metrics(url: str) -> str:
+    """Return all metrics of the server at this URL."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def metric_text(text: str, pattern: str) -> float:
+    """Return the sum of the metrics whose name and labels match."""
+    return sum(float(found) for found in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
+
+
 def metric(server: EtcdServer, pattern: str) -> float:
     """Return the sum of a server's metrics whose name and labels match."""
-    url = f"http://{server.get_endpoint()}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text = answer.read().decode()
-    return sum(float(found) for found in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
+    return metric_text(read_metrics(f"http://{server.get_endpoint()}"), pattern)
 
 
 def watchers(server: EtcdServer) -> int:

@@ -1,0 +1,129 @@
+"""Stores under random faults: histories are linearizable, sums exact, and nothing fails that need not."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import Bench
+from linearizability import linearizable, shortest_violation
+from models import UNKNOWN
+from schedules import Player, Step, anything, given, one_at_a_time, seeds
+from store_clients import COUNTERS, Clients, History, model_of
+from torchetcd.etcd import Client
+from torchetcd.etcd_store import EtcdStore
+
+SECONDS = 20.0
+AGENTS = ["agent-1", "agent-2", "agent-3"]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Bench]:
+    with Bench() as made:
+        yield made
+
+
+@pytest.fixture
+def bench(running: Bench) -> Iterator[Bench]:
+    running.told.clear()
+    yield running
+    running.mend()
+
+
+def check(history: History) -> None:
+    """Every key's history has an order that explains it."""
+    for key, calls in history.by_key().items():
+        model = model_of(key)
+        if not linearizable(model, calls):
+            text = "\n".join(map(str, shortest_violation(model, calls)))
+            pytest.fail(f"the history of {key!r} is not linearizable:\n{text}")
+
+
+def check_sums(history: History, finals: dict[str, int]) -> None:
+    """What came back is counted once, what did not at most once."""
+    for key, final in finals.items():
+        calls = [call for call in history.by_key().get(key, []) if call.name == "add"]
+        done = sum(call.args[0] for call in calls if call.result is not UNKNOWN)
+        maybe = [call.args[0] for call in calls if call.result is UNKNOWN]
+        least = done + sum(number for number in maybe if number < 0)
+        most = done + sum(number for number in maybe if number > 0)
+        assert least <= final <= most, f"{key}: {final} is not between {least} and {most}"
+        if not maybe:
+            assert final == done
+
+
+def run(bench: Bench, steps: list[Step], seed: int, folder: Path) -> History:
+    prefix = f"/faults_{uuid.uuid4().hex}"
+    clients = Clients(folder)
+    try:
+        for agent in AGENTS:
+            process = clients.start(agent, bench.connect(agent), prefix, seed)
+            bench.runs(agent, process.pid)
+        Player(bench).play(steps, SECONDS)
+        bench.mend()
+        clients.stop()
+    finally:
+        for agent in AGENTS:
+            bench.runs(agent, None)
+        clients.close()
+    history = clients.history()
+    with (
+        Client(",".join(member.url for member in bench.members.all)) as client,
+        EtcdStore(client, prefix) as store,
+    ):
+        check_sums(history, {key: store.add(key, 0) for key in COUNTERS})
+    check(history)
+    _report(seed, steps, history)
+    return history
+
+
+def _report(seed: int, steps: list[Step], history: History) -> None:
+    """For `docs/reliability.md`: how much was run."""
+    unknown = sum(call.result is UNKNOWN for call in history.calls)
+    line = {
+        "kind": "store", "seed": seed, "steps": len(steps), "calls": len(history.calls),
+        "unknown": unknown, "errors": len(history.errors),
+    }  # fmt: skip
+    print(json.dumps(line))
+    if path := os.environ.get("TORCHETCD_FAULT_REPORT"):
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def explain(kind: str, seed: int, steps: list[Step]) -> None:
+    """Shown by pytest when the test fails."""
+    print(f"REPRODUCE WITH: make faults SEED={seed} K={kind}", *steps, sep="\n  ")
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_one_member_at_a_time(bench: Bench, seed: int, tmp_path: Path) -> None:
+    """No call fails that has 15 s, whatever befalls one member of three."""
+    steps = one_at_a_time(seed, SECONDS, AGENTS)
+    explain("test_one_member_at_a_time", seed, steps)
+    history = run(bench, steps, seed, tmp_path)
+    assert history.errors == []
+    assert len(history.calls) > 500
+
+
+@pytest.mark.parametrize("seed", seeds(4))
+def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
+    """Calls may fail, but nothing is lost or counted twice."""
+    steps = anything(seed, SECONDS, AGENTS)
+    explain("test_anything", seed, steps)
+    history = run(bench, steps, seed, tmp_path)
+    assert all("Store" in error and "etcd" in error or "127.0.0.1" in error for error in history.errors)
+    assert len(history.calls) > 100
+
+
+@pytest.mark.skipif(given() is None, reason="TORCHETCD_FAULT_SCHEDULE names no schedule")
+def test_given_schedule(bench: Bench, tmp_path: Path) -> None:
+    """A schedule of somebody else's, from a file."""
+    steps = given() or []
+    global SECONDS  # noqa: PLW0603 - as long as the schedule
+    SECONDS = max(step.at_s for step in steps) + 5
+    run(bench, steps, 0, tmp_path)
