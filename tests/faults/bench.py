@@ -16,7 +16,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +37,8 @@ class Bench:
         self._pids: dict[str, int] = {}
         self._down: set[str] = set()
         self._begun = time.monotonic()
+        #: Starts an agent that was killed, for `restart`.
+        self.starts: Callable[[str], object] = lambda agent: None
         self.told: list[str] = []
 
     # What the tests ask.
@@ -154,12 +156,15 @@ class Bench:
         else:
             self._signal(party, signal.SIGKILL)
 
-    def restart(self, member: str) -> None:
-        """Start a member again that was killed, with the data it had."""
-        self._tell("restart", member)
-        self._down.discard(member)
-        if not self.members[member].pid:
-            self.members.restart(self.members[member])
+    def restart(self, party: str) -> None:
+        """Start a member again that was killed, with the data it had; or an agent, as a new process."""
+        self._tell("restart", party)
+        if party not in self.names:
+            self.starts(party)
+            return
+        self._down.discard(party)
+        if not self.members[party].pid:
+            self.members.restart(self.members[party])
 
     def pause(self, party: str) -> None:
         """SIGSTOP a party."""

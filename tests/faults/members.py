@@ -122,6 +122,30 @@ class Member:
         encode = lambda data: base64.b64encode(data).decode()  # noqa: E731
         self.post("/v3/kv/put", {"key": encode(key), "value": encode(value)})
 
+    def events(
+        self, key: str, range_end: str, first: int = 1, timeout: float = 20
+    ) -> list[dict[str, Any]]:
+        """All events of a range that etcd remembers, from a watch of the JSON form of its API."""
+        # Something of the range at the end tells that all before it has come.
+        marker = base64.b64encode(base64.b64decode(key) + b"~end").decode()
+        self.post("/v3/kv/put", {"key": marker, "value": ""})
+        request = {"key": key, "range_end": range_end, "start_revision": first}
+        body = json.dumps({"create_request": request}).encode()
+        found: list[dict[str, Any]] = []
+        with urllib.request.urlopen(f"{self.url}/v3/watch", body, timeout) as answer:
+            for line in answer:
+                result = json.loads(line)["result"]
+                if compacted := int(result.get("compact_revision", 0)):
+                    return self.events(key, range_end, compacted + 1, timeout)
+                assert not result.get("canceled"), result
+                for event in result.get("events", []):
+                    if event["kv"]["key"] == marker:
+                        self.post("/v3/kv/deleterange", {"key": marker})
+                        return found
+                    found.append(event)
+        message = f"the watch has ended at {self.url}"
+        raise AssertionError(message)
+
     def writes(self) -> bool:
         """Whether a write by this member takes effect now."""
         try:

@@ -73,6 +73,34 @@ class _Maker:
             self._member_fault(at, lasts, self._member())
         return self._sorted()
 
+    def agents_too(self) -> list[Step]:
+        """Make faults of agents and, rarer, of members; an agent has one at a time."""
+        free = dict.fromkeys(self._agents, 0.0)
+        at = self._rng.uniform(0.2, 2)
+        while at < self._seconds - 1:
+            lasts = self._rng.choice([0.2, 1, 3, 6]) * self._rng.uniform(0.5, 1.5)
+            agents = [agent for agent, since in free.items() if since <= at]
+            if agents and self._rng.random() < 0.7:
+                agent = self._rng.choice(agents)
+                free[agent] = at + lasts + 0.1
+                self._agent_fault(at, lasts, agent)
+            else:
+                self._member_fault(at, lasts, self._member())
+            at += self._rng.uniform(0.1, 2.5)
+        return self._sorted()
+
+    def _agent_fault(self, at: float, lasts: float, agent: str) -> None:
+        rng = self._rng
+        how = rng.choice(["cut", "silence"])
+        begin, end = rng.choice(
+            [
+                (("kill", agent), ("restart", agent)),
+                (("pause", agent), ("resume", agent)),
+                (("isolate", agent, how), ("rejoin", agent)),
+            ]
+        )
+        self._steps += [Step(at, begin[0], begin[1:]), Step(at + lasts, end[0], end[1:])]
+
     def _member(self) -> str:
         return self._rng.choice(["leader", "leader", "follower", "etcd-1", "etcd-2", "etcd-3"])
 
@@ -113,6 +141,11 @@ def one_at_a_time(seed: int, seconds: float, agents: Iterable[str]) -> list[Step
 def anything(seed: int, seconds: float, agents: Iterable[str]) -> list[Step]:
     """Make a schedule in which everything can happen at once."""
     return _Maker(seed, seconds, list(agents)).anything()
+
+
+def agents_too(seed: int, seconds: float, agents: Iterable[str]) -> list[Step]:
+    """Make a schedule in which agents are lost, stopped and cut off, and members as well."""
+    return _Maker(seed, seconds, list(agents)).agents_too()
 
 
 class Player:
