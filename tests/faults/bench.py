@@ -213,7 +213,8 @@ class Bench:
         alarms = self._ask_any("/v3/maintenance/alarm", {"action": "GET"}).get("alarms", [])
         for alarm in alarms:
             self._ask_any(
-                "/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm}  # type: ignore[dict-item]
+                "/v3/maintenance/alarm",
+                {"action": "DEACTIVATE", **alarm},  # type: ignore[dict-item]
             )
 
     def revision(self) -> int:

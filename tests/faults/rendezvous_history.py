@@ -75,7 +75,7 @@ def check_keys(diary: list[Seen], member: Member, path: str) -> None:
 
 def check_leases(member: Member, path: str) -> None:
     """I6: everything that is there goes with a lease."""
-    body = {"key": _b64(path), "range_end": _b64(path[:-1] + chr(ord(path[-1]) + 1))}
+    body = {"key": b64(path), "range_end": b64(path[:-1] + chr(ord(path[-1]) + 1))}
     for kv in member.post("/v3/kv/range", body).get("kvs", []):
         assert int(kv.get("lease", 0)) != 0, f"I6: {base64.b64decode(kv['key'])!r} has no lease"
 
@@ -84,7 +84,7 @@ def _history(member: Member, prefix: str) -> list[tuple[str, str]]:
     """All puts below a prefix that etcd remembers."""
     found = []
     end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    for event in member.events(_b64(prefix), _b64(end)):
+    for event in member.events(b64(prefix), b64(end)):
         if event.get("type", "PUT") == "PUT":
             kv = event["kv"]
             key, value = (base64.b64decode(kv.get(part, "")) for part in ("key", "value"))
@@ -92,5 +92,9 @@ def _history(member: Member, prefix: str) -> list[tuple[str, str]]:
     return found
 
 
-def _b64(text: str) -> str:
+def b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def unb64(text: str) -> str:
+    return base64.b64decode(text).decode()

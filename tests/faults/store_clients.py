@@ -119,9 +119,7 @@ def _read(path: Path, calls: list[Call], errors: list[str]) -> None:
 
 def _call(entry: dict[str, Any], returned: float, result: Any) -> Call:
     args = tuple(_decode(arg) for arg in entry["args"])
-    return Call(
-        entry["client"], entry["name"], entry["key"], args, entry["at"], returned, result
-    )
+    return Call(entry["client"], entry["name"], entry["key"], args, entry["at"], returned, result)
 
 
 def _encode(value: Any) -> Any:
@@ -169,7 +167,17 @@ class _Script:
             return name, key, (unique,) if name == "queue_push" else ()
         key = rng.choice(VALUES)
         name = rng.choice(
-            ["set", "get", "get", "check", "add", "append", "compare_set", "compare_set", "delete_key"]
+            [
+                "set",
+                "get",
+                "get",
+                "check",
+                "add",
+                "append",
+                "compare_set",
+                "compare_set",
+                "delete_key",
+            ]
         )
         expected = rng.choice([b"", number, str(rng.randrange(1, 9)).encode()])
         args: dict[str, tuple[Any, ...]] = {

@@ -92,9 +92,7 @@ def test_all_orders_of_small_histories(queue: bool) -> None:
 @pytest.mark.parametrize(
     "calls",
     [
-        pytest.param(
-            [call("add", 0, 1, 1, 1), call("add", 2, 3, 1, 1)], id="an addition is lost"
-        ),
+        pytest.param([call("add", 0, 1, 1, 1), call("add", 2, 3, 1, 1)], id="an addition is lost"),
         pytest.param(
             [call("add", 0, 1, 1, 1), call("add", 0, 9, UNKNOWN, 1), call("add", 2, 3, 4, 1)],
             id="an addition counts twice",

@@ -116,7 +116,9 @@ def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
     steps = anything(seed, SECONDS, AGENTS)
     explain("test_anything", seed, steps)
     history = run(bench, steps, seed, tmp_path)
-    assert all("Store" in error and "etcd" in error or "127.0.0.1" in error for error in history.errors)
+    assert all(
+        "Store" in error and "etcd" in error or "127.0.0.1" in error for error in history.errors
+    )
     assert len(history.calls) > 100
 
 
