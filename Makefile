@@ -56,6 +56,23 @@ test-rust: $(VENV)/.built
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
 
+# K chooses tests; SEED repeats one seed, FIRST and SEEDS choose others than the first few;
+# SCHEDULE plays a file of lines such as `2.5 cut agent-1 etcd-2` (docs/reliability.md).
+.PHONY: faults
+faults: build  ## The fault bench alone: SEED=7 K=test_anything, or SEEDS=50 FIRST=100, or SCHEDULE=file
+	TORCHETCD_FAULT_SEED=$(SEED) TORCHETCD_FAULT_FIRST=$(or $(FIRST),0) \
+	    $(if $(SEEDS),TORCHETCD_FAULT_SEEDS=$(SEEDS)) \
+	    $(if $(SCHEDULE),TORCHETCD_FAULT_SCHEDULE=$(abspath $(SCHEDULE))) \
+	    $(BIN)/python -m pytest --quiet tests/faults $(if $(K)$(SCHEDULE),-k "$(or $(K),given)") $(PYTEST_ARGS)
+
+.PHONY: soak-faults
+soak-faults: build  ## The fault bench with new seeds for SOAK_S seconds (3600); seeds are printed
+	$(BIN)/python tools/soak.py --seconds $(or $(SOAK_S),3600) $(SOAK_ARGS)
+
+.PHONY: mutants
+mutants: $(VENV)/.tools  ## Known bugs put back one at a time: the tests must find each (about 20 minutes)
+	$(BIN)/python tools/mutants.py $(MUTANTS)
+
 .PHONY: test-matrix
 test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	@test -n "$(ETCDS)" || { echo 'Give the etcd binaries: make test-matrix ETCDS="/path/etcd ..."'; exit 2; }

@@ -6,11 +6,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
+
+if TYPE_CHECKING:
+    from bench import Bench
 
 
 def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
@@ -40,6 +44,24 @@ def client(etcd_server: EtcdServer) -> Iterator[Client]:
 def prefix() -> str:
     """Provide a directory that no other test uses."""
     return f"/test_{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def running_bench() -> Iterator[Bench]:
+    """Run the cluster that the tests of one file hurt."""
+    from bench import Bench
+
+    with Bench() as made:
+        yield made
+
+
+@pytest.fixture
+def bench(running_bench: Bench) -> Iterator[Bench]:
+    """Provide the fault bench (`tests/faults/bench.py`) with everything whole."""
+    running_bench.told.clear()
+    yield running_bench
+    print("What was done:", *running_bench.told, sep="\n  ")  # shown if the test fails
+    running_bench.mend()
 
 
 @pytest.fixture(scope="class")

@@ -314,7 +314,7 @@ class Bench:
                         failure = exc
         raise failure
 
-    def _chooser(self, member: str, proxy_port: int):  # noqa: ANN202
+    def _chooser(self, member: str, proxy_port: int):
         def choose(port: int) -> Link:
             # Members dial one advertised address: who it was shows by its process only.
             inode = _inode(port, proxy_port)

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from bench import Bench
 
-VERBS = frozenset(
-    "cut silence delay throttle break_message join isolate rejoin partition kill restart pause resume "
-    "compact defragment mend".split()
-)
+_LINK_VERBS = {"cut", "silence", "delay", "throttle", "break_message", "join"}
+_PARTY_VERBS = {"isolate", "partition", "rejoin", "kill", "restart", "pause", "resume"}
+VERBS = frozenset(_LINK_VERBS | _PARTY_VERBS | {"compact", "defragment", "mend"})
 
 
 @dataclasses.dataclass(frozen=True)

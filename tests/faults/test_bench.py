@@ -5,24 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from bench import Bench
 from conftest import eventually
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    with Bench() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(running: Bench) -> Iterator[Bench]:
-    yield running
-    running.mend()
 
 
 def _asks(port: int, timeout: float = 5) -> bytes:
@@ -85,7 +72,8 @@ def test_a_leader_without_the_others(bench: Bench, how: str) -> None:
     bench.partition(leader, how)
     eventually(lambda: not bench.members[leader].serves(), 30)
     eventually(lambda: bench.leader() != leader, 30)
-    eventually(lambda: bench.members[bench.follower()].writes(), 30)
+    successor = bench.members[bench.follower()]
+    eventually(successor.writes, 30)
 
 
 def test_one_link_between_members(bench: Bench) -> None:
@@ -103,7 +91,7 @@ def test_a_member_comes_back(bench: Bench) -> None:
     bench.kill(name)
     assert bench.members[name].pid == 0
     bench.restart(name)
-    eventually(lambda: bench.members[name].serves(), 30)
+    eventually(bench.members[name].serves, 30)
     assert bench.members[name].post("/v3/kv/range", {"key": "L2tlcHQ="})["count"] == "1"
 
 

@@ -21,19 +21,6 @@ SECONDS = 20.0
 PREFIX = "/torchelastic/p2p"
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    with Bench() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(running: Bench) -> Iterator[Bench]:
-    running.told.clear()
-    yield running
-    running.mend()
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     made = Run(tmp_path)

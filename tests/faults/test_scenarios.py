@@ -34,19 +34,6 @@ FAULTS: dict[str, Callable[[Bench, str], None]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    with Bench() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(running: Bench) -> Iterator[Bench]:
-    running.told.clear()
-    yield running
-    running.mend()
-
-
 @pytest.fixture
 def make_agents(tmp_path: Path) -> Iterator[Callable[..., Agents]]:
     made: list[Agents] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ from torchetcd.etcd_store import EtcdStore
 
 SECONDS = 20.0
 AGENTS = ["agent-1", "agent-2", "agent-3"]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Bench]:
-    with Bench() as made:
-        yield made
-
-
-@pytest.fixture
-def bench(running: Bench) -> Iterator[Bench]:
-    running.told.clear()
-    yield running
-    running.mend()
 
 
 def check(history: History) -> None:
@@ -116,9 +102,7 @@ def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
     steps = anything(seed, SECONDS, AGENTS)
     explain("test_anything", seed, steps)
     history = run(bench, steps, seed, tmp_path)
-    assert all(
-        "Store" in error and "etcd" in error or "127.0.0.1" in error for error in history.errors
-    )
+    assert all("127.0.0.1:" in error for error in history.errors), history.errors
     assert len(history.calls) > 100
 
 
