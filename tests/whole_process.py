@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from types import TracebackType
 
 # Forks at each request; the child leaves the loop and runs what it was given as the program.
@@ -40,6 +39,7 @@ while True:
         _requests.send(json.dumps(_pid).encode())
         continue
     _requests.close()
+    os.setpgid(0, 0)
     for _number, _fd in enumerate(_fds):
         os.dup2(_fd, _number)
         os.close(_fd)
@@ -55,6 +55,8 @@ class Zygote:
     """Starts processes; in a `with` block it runs."""
 
     def __enter__(self) -> Zygote:
+        #: Those whose end was not waited for, because their test failed.
+        self.running: set[Program] = set()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-W", "ignore", "-c", _ZYGOTE, str(theirs.fileno())]
@@ -67,6 +69,8 @@ class Zygote:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        for program in list(self.running):
+            program.kill()
         self._socket.close()
         self._process.wait(30)
 
@@ -94,6 +98,7 @@ class Program:
         pid = zygote.ask(request, fds)
         assert pid is not None
         self.pid = pid
+        zygote.running.add(self)
         for fd in fds:
             os.close(fd)
         self._in, self._out, self._err = ours_in, os.fdopen(ours_out, "r"), os.fdopen(ours_err, "r")
@@ -112,6 +117,13 @@ class Program:
     def signal(self, signum: signal.Signals) -> None:
         os.kill(self.pid, signum)
 
+    def kill(self) -> None:
+        """End it and whatever it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._zygote.ask(("wait", self.pid))
+        self._close()
+
     def end(self, limit: float = 30) -> tuple[int, str]:
         """Wait for its end; its exit code and what it wrote to its standard error."""
         code = self._zygote.ask(("wait", self.pid), limit=limit)
@@ -120,13 +132,14 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 self.signal(signal.SIGUSR1)
                 self._zygote.answer(1)
-                self.signal(signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
             self._zygote.answer(30)
         errors = self._close()
         assert code is not None, f"no end within {limit} s:\n{errors}"
         return code, errors
 
     def _close(self) -> str:
+        self._zygote.running.discard(self)
         os.close(self._in)
         with self._out, self._err:
             # Its own children may hold the pipe open, so no reading to the end.
@@ -134,7 +147,3 @@ class Program:
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._err.fileno(), 1 << 16).decode()
             return ""
-
-
-def threads_of(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
