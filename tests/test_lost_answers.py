@@ -16,7 +16,7 @@ from conftest import eventually
 from etcd_proxy import EtcdProxy
 from store_helpers import compact, opened
 from torchetcd._etcd_txn import get_below
-from torchetcd.etcd import Client, EtcdAmbiguous
+from torchetcd.etcd import Client, EtcdAmbiguous, EtcdConnectionFailed
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import EtcdStore, QueueEmptyError, StoreOutcomeUnknownError
 
@@ -470,6 +470,16 @@ class TestClient:
         proxy.break_at(prefix.encode(), forward=True)
         assert proxied.read(prefix).value == "x"
         assert proxy.broken == 1
+
+    def test_a_read_that_is_not_answered_changed_nothing(
+        self, proxied: Client, proxy: EtcdProxy, prefix: str
+    ) -> None:
+        assert prefix not in proxied
+        proxied.read_timeout = 0.5
+        proxy.freeze()
+        with pytest.raises(EtcdConnectionFailed, match=str(proxy.port)) as caught:
+            proxied.read(prefix)
+        assert not isinstance(caught.value, EtcdAmbiguous)
 
 
 class TestLeases:
