@@ -258,6 +258,8 @@ sys.exit(random.choice([None, 3]))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_ends_at_random_moments(zygote: Zygote, client: Client) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")  # shown where it fails
