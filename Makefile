@@ -81,6 +81,10 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
 	done
 
+.PHONY: check-memory
+check-memory: build  ## Invalid memory accesses, by valgrind
+	$(BIN)/python tools/check_memory.py
+
 # Benchmarks want optimised code, and torch's own etcd backends python-etcd: in a folder of its own, as
 # torchetcd leaves torch's names alone where it is installed.
 BENCH_JSON ?= docs/benchmarks/data

@@ -69,6 +69,8 @@ impl<T> Drop for PerProcess<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
@@ -87,5 +89,50 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(seen.iter().all(|value| *value == seen[0]));
+    }
+
+    struct Counted<'a>(&'a AtomicUsize);
+
+    impl Drop for Counted<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn each_value_is_dropped_once() {
+        for _ in 0..50 {
+            let (made, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let cell = PerProcess::new();
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        start.wait();
+                        cell.get_or_make(|| {
+                            made.fetch_add(1, Ordering::SeqCst);
+                            Counted(&dropped)
+                        });
+                    });
+                }
+            });
+            // Those who were too late.
+            assert_eq!(dropped.load(Ordering::SeqCst) + 1, made.load(Ordering::SeqCst));
+            drop(cell);
+            assert_eq!(dropped.load(Ordering::SeqCst), made.load(Ordering::SeqCst));
+        }
+    }
+
+    #[test]
+    fn what_another_process_made_is_neither_used_nor_dropped() {
+        let (theirs, ours) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let cell = PerProcess::new();
+        let pid = std::process::id().wrapping_add(1);
+        let made = Box::into_raw(Box::new(Made { pid, value: Counted(&theirs) }));
+        cell.made.store(made, Ordering::Release);
+        assert!(cell.get().is_none());
+        assert!(std::ptr::eq(cell.get_or_make(|| Counted(&ours)).0, &raw const ours));
+        drop(cell);
+        assert_eq!((theirs.load(Ordering::SeqCst), ours.load(Ordering::SeqCst)), (0, 1));
     }
 }

@@ -15,6 +15,7 @@ class EtcdProxy:
         self._port = port
         self._needle: bytes | None = None
         self._forward = True
+        self._skip = 0
         self._then: Callable[[], object] = lambda: None
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -28,13 +29,18 @@ class EtcdProxy:
         self._run(self._accept)
 
     def break_at(
-        self, needle: bytes, *, forward: bool, then: Callable[[], object] = lambda: None
+        self,
+        needle: bytes,
+        *,
+        forward: bool,
+        then: Callable[[], object] = lambda: None,
+        skip: int = 0,
     ) -> None:
-        """Break the connection of the next request that holds `needle`.
+        """Break the connection of the next request that holds `needle`, `skip` of them let through.
 
         With `forward` the request reaches etcd and its answer is lost; `then` runs in between.
         """
-        self._forward, self._then = forward, then
+        self._forward, self._then, self._skip = forward, then, skip
         self._needle = needle
 
     def freeze(self) -> None:
@@ -78,6 +84,9 @@ class EtcdProxy:
         with contextlib.suppress(OSError):
             while data := near.recv(1 << 16):
                 found = self._needle is not None and self._needle in data
+                if found and self._skip:
+                    self._skip -= 1
+                    found = False
                 if found:
                     self._needle = None
                     muted.set()

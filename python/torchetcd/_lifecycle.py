@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torchetcd._torchetcd import Rendezvous
 
 _leaving: set[weakref.finalize[[Rendezvous], object]] = set()
+#: Those that are about to be out.
+_under_way: set[Rendezvous] = set()
 
 
 def leave_at_end(owner: object, node: Rendezvous) -> None:
@@ -33,9 +35,11 @@ def leave_at_end(owner: object, node: Rendezvous) -> None:
 
 def _leave(node: Rendezvous) -> None:
     _leaving.difference_update([leaving for leaving in _leaving if not leaving.alive])
+    _under_way.add(node)
     # At the end nobody is there to be told; a lease that is not given back runs out.
     with contextlib.suppress(Exception):
         node.leave()
+    _under_way.discard(node)
 
 
 @contextlib.contextmanager
@@ -65,17 +69,25 @@ def leaving_on_sigterm(leave: Callable[[], None]) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+#: Longer than a node takes to leave.
+_LEAVE_S = 1.0
 #: Long for a thread that runs, nothing for one that ends.
 _SETTLE_S = 0.05
 
 
 @atexit.register
 def _end() -> None:
+    from torchetcd._torchetcd import begin_end, shutdown  # noqa: PLC0415 - only where it was used
+
+    # Other threads run on while this one waits: none of them may join again.
+    begin_end()
     for leaving in list(_leaving):
         leaving()
+    # Nodes that another thread was just letting go of.
+    deadline = time.monotonic() + _LEAVE_S
+    while _under_way and time.monotonic() < deadline:
+        time.sleep(0.002)
     # A native thread that outlives the interpreter can crash it.
-    from torchetcd._torchetcd import shutdown  # noqa: PLC0415 - only where it was used
-
     shutdown()
     if len(sys._current_frames()) > 1:
         # What waited in a store is not woken any more. A daemon thread that has its answer already

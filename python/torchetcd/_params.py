@@ -106,7 +106,13 @@ PARAMETERS = (
         _seconds(0),
         "Seconds to wait for more nodes once the minimum has joined.",
     ),
-    Parameter(("close_timeout",), 30, _seconds(1), "Seconds within which closing must succeed."),
+    Parameter(
+        ("close_timeout",),
+        30,
+        _seconds(1),
+        "Seconds within which closing must succeed, and the first look at the run when a handler is "
+        "made: without etcd that fails after them.",
+    ),
     Parameter(
         ("keep_alive_ttl",),
         None,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
+import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -127,7 +129,10 @@ class EtcdRendezvous:
             host=_host_name(self._host),
         )
         self._told_why = False
+        self._in_barrier = threading.Lock()
         self._stores: list[tuple[int, EtcdStore]] = []
+        # Not at the end of the interpreter, when stores may be used to the last.
+        weakref.finalize(self, _give_up, self._stores).atexit = False
         leave_at_end(self, self._node)
         # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
         # needs in any case.
@@ -144,11 +149,23 @@ class EtcdRendezvous:
             RendezvousTimeoutError: if the round is not complete in time; says who has joined.
             RendezvousConnectionError: if etcd cannot be reached for so long.
             RendezvousStateError: if the run's state in etcd cannot be read.
+            RuntimeError: if another thread is in it already.
         """
         version, rank, world_size, _ = self._barrier(None)
         return version, rank, world_size
 
     def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
+        if not self._in_barrier.acquire(blocking=False):
+            # Raises in a forked child, where it is not said that anybody will release the lock.
+            self._node.progress()
+            message = "This node is joining a round already: it can take part once, in one thread."
+            raise RuntimeError(message)
+        try:
+            return self._join(local_addr)
+        finally:
+            self._in_barrier.release()
+
+    def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
         with reserved_port() as port, leaving_on_sigterm(self._node.leave):
             self._told_why = False
             self._node.join(local_addr or self._host, port)
@@ -240,7 +257,7 @@ class EtcdRendezvous:
         for version, old in self._stores:
             if version < rdzv_version - 1:
                 old.close()
-        self._stores = [kept for kept in self._stores if kept[0] >= rdzv_version - 1]
+        self._stores[:] = [kept for kept in self._stores if kept[0] >= rdzv_version - 1]
         self._stores.append((rdzv_version, store))
         return store
 
@@ -395,6 +412,11 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options=options,
     )
     return EtcdRendezvousHandler(rdzv_impl, params.local_addr, backend=params.backend)
+
+
+def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:
+    for _, store in stores:
+        store._give_up()
 
 
 def _quoted(run_id: str) -> str:

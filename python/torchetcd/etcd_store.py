@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
@@ -32,6 +34,9 @@ __all__ = [
     "StoreOutcomeUnknownError",
     "StoreTimeoutError",
 ]
+
+#: So many stores are kept whose makers are gone.
+_GIVEN_UP = 8
 
 #: A key or a value. Text is taken as UTF-8.
 Data: TypeAlias = "str | bytes | bytearray | memoryview"
@@ -72,9 +77,13 @@ class EtcdStore(Store):
     and all else up to the `read_timeout` that the client had when the store was made. A `timeout`
     of 0 waits not at all.
 
-    torch's C++ keeps only its own half of a store alive. So that a store handed to it and to nobody
-    else goes on working, a store is kept until `close`: a program that makes stores again and again
-    closes them.
+    torch's C++ keeps only its own half of a store alive, and does not tell when it lets go of it. So
+    that a store handed to it and to nobody else goes on working, a store is kept until `close`, and
+    with it its client, whose connection is shared by all stores that were made with it. A store that
+    was written to also keeps one lease in etcd, which is renewed every 20 minutes and runs out an
+    hour after the process ended. It has no thread or connection of its own. A program that makes
+    stores again and again closes them. The store of a round is kept for as long as its handler is,
+    and for some more: until eight more of handlers that are gone have come.
 
     A store can be used by several threads, and in a forked child, which connects by itself.
 
@@ -91,6 +100,8 @@ class EtcdStore(Store):
 
     # See "kept until `close`" above.
     _open: set[EtcdStore] = set()  # noqa: RUF012 - mypy knows no ClassVar of the class itself
+    #: Stores of rounds whose handlers are gone, the newest last.
+    _given_up: deque[EtcdStore] = deque()  # noqa: RUF012 - likewise
 
     #: What the store was made with.
     client: Any
@@ -141,6 +152,17 @@ class EtcdStore(Store):
         """Let go of the store. Its keys stay in etcd, its client stays open; clones go on."""
         self._native = _Closed()  # type: ignore[assignment]
         self._open.discard(self)
+
+    def _give_up(self) -> None:
+        """Keep it no longer than until some others have come whose makers are gone, too.
+
+        It may be in use still, by C++ alone. But a process that makes one handler after the other
+        must not keep a connection for each.
+        """
+        self._given_up.append(self)
+        while len(self._given_up) > _GIVEN_UP:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self._open.discard(self._given_up.popleft())
 
     def __enter__(self) -> EtcdStore:
         """Close the store at the end of a `with` block."""

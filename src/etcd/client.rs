@@ -34,6 +34,8 @@ const BUSY: u32 = 3;
 /// What may be done when the answer to a request was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
+    /// Send it again: the request changes nothing.
+    Read,
     /// Send it again: the request takes effect once however often it is applied.
     Safely,
     /// Report [`EtcdError::Ambiguous`]: the caller finds out.
@@ -115,7 +117,7 @@ impl Client {
         repeat: Repeat,
         deadline: Instant,
     ) -> Result<TxnReply, EtcdError> {
-        let repeat = if txn.is_read_only() { Repeat::Safely } else { repeat };
+        let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
         self.call(repeat, deadline, |connection| async move {
             let response = connection.kv().txn(convert::txn(txn)).await?;
             Ok(convert::txn_reply(&response))
@@ -129,7 +131,7 @@ impl Client {
         range: &Range,
         deadline: Instant,
     ) -> Result<(i64, RangeReply), EtcdError> {
-        self.call(Repeat::Safely, deadline, |connection| async move {
+        self.call(Repeat::Read, deadline, |connection| async move {
             let options = convert::range_options(range);
             let response = connection.kv().get(range.key.clone(), Some(options)).await?;
             let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -174,7 +176,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Option<(Duration, Duration)>, EtcdError> {
         let (ttl, granted) = self
-            .call(Repeat::Safely, deadline, |connection| async move {
+            .call(Repeat::Read, deadline, |connection| async move {
                 let response = connection.lease().time_to_live(id, None).await?;
                 Ok((response.ttl(), response.granted_ttl()))
             })
@@ -200,14 +202,14 @@ impl Client {
     }
 
     pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
-        self.call(Repeat::Safely, deadline, |connection| async move {
+        self.call(Repeat::Read, deadline, |connection| async move {
             Ok(connection.client().status().await?.version().to_string())
         })
         .await
     }
 
     pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
-        self.call(Repeat::Safely, deadline, |connection| async move {
+        self.call(Repeat::Read, deadline, |connection| async move {
             let response = connection.client().member_list().await?;
             let urls = response.members().iter().flat_map(|member| member.client_urls().to_vec());
             Ok(urls.collect())
@@ -306,7 +308,7 @@ impl Client {
                             self.leave_if_busy(&connection, busy.attempts());
                         }
                         Verdict::MaybeApplied => {
-                            maybe_applied = true;
+                            maybe_applied = repeat != Repeat::Read;
                             if error.is_some() {
                                 self.discard(&connection);
                             }

@@ -17,7 +17,7 @@ mod _torchetcd {
     #[pymodule_export]
     use super::rendezvous::PyRendezvous;
     #[pymodule_export]
-    use super::runtime::shutdown;
+    use super::runtime::{begin_end, shutdown};
     #[pymodule_export]
     use super::store::PyStore;
 }

@@ -103,6 +103,12 @@ impl PyRendezvous {
 
     /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
     fn join(&self, master_addr: String, master_port: u16) -> PyResult<()> {
+        if runtime::ending() {
+            // A daemon thread would come back after it was taken out of its run.
+            return Err(PyRuntimeError::new_err(
+                "The interpreter is ending: no round is joined any more.",
+            ));
+        }
         let receiver = self.handle()?.join(Master { addr: master_addr, port: master_port });
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
         Ok(())

@@ -212,6 +212,20 @@ fn engine() -> &'static Engine {
     engine
 }
 
+/// The interpreter ends: nodes take leave, and none may join after that.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`begin_end`] was called. Looked at with the GIL held, under which it is called.
+pub fn ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
+/// Says that the interpreter is about to end.
+#[pyfunction]
+pub fn begin_end() {
+    ENDING.store(true, Ordering::SeqCst);
+}
+
 /// Ends the runtime's thread. Registered with `atexit` by the package: a thread that outlives the
 /// interpreter can crash it (pyo3-async-runtimes issue 40).
 #[pyfunction]

@@ -195,15 +195,16 @@ impl Driver {
 
     fn handle(&mut self, input: Input) {
         let actions = self.machine.handle(self.origin.elapsed(), input);
-        for action in actions {
-            self.perform(action);
-        }
+        // Before the answers: who gets one may look at the status at once.
         self.status.send_if_modified(|shown| {
             let status = self.machine.status();
             let modified = *shown != status;
             *shown = status;
             modified
         });
+        for action in actions {
+            self.perform(action);
+        }
     }
 
     fn perform(&mut self, action: Action) {
