@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::config::Config;
+use super::config::{Config, Password};
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe, describe_error, is_answer};
 
@@ -47,6 +47,8 @@ pub(super) enum ConnectError {
     Unreachable(String),
     /// One side refuses the other's certificate; that may be mended.
     Untrusted(String),
+    /// etcd does not take the password that is in a file; that may be mended.
+    LogInRefused(EtcdError),
     Final(EtcdError),
 }
 
@@ -61,7 +63,8 @@ impl Connection {
         probe(config, endpoint, client.clone()).await?;
         let mut anonymous = false;
         if let Some(credentials) = &config.credentials {
-            let options = options.with_user(credentials.user.clone(), credentials.password.clone());
+            let password = credentials.password.read().map_err(ConnectError::Final)?;
+            let options = options.with_user(credentials.user.clone(), password);
             let log_in = Client::from_channel(raw(), Some(options));
             match tokio::time::timeout(LOG_IN, log_in).await {
                 Ok(Ok(authenticated)) => client = authenticated,
@@ -70,12 +73,11 @@ impl Connection {
                     let text = describe(&error);
                     return Err(match classify(&error) {
                         Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
-                            ConnectError::Final(refusal(
-                                endpoint,
-                                Some(&credentials.user),
-                                kind,
-                                &text,
-                            ))
+                            let error = refusal(endpoint, Some(&credentials.user), kind, &text);
+                            match credentials.password {
+                                Password::Given(_) => ConnectError::Final(error),
+                                Password::File(_) => ConnectError::LogInRefused(error),
+                            }
                         }
                         _ => ConnectError::Unreachable(text),
                     });
