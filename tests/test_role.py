@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed.elastic.events import get_logging_handler
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+from torch.distributed.elastic import events
+from torch.distributed.elastic.events import handlers
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousParameters,
+)
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
 from etcd_auth import CHEAP, ROOT_PASSWORD, Users
@@ -97,7 +102,7 @@ class TestEnough:
             monkeypatch.delenv(name)
         monkeypatch.setenv("TORCHETCD_PASSWORD_FILE", str(file))
         monkeypatch.setenv("LOGLEVEL", "DEBUG")
-        monkeypatch.setenv("TORCH_DISTRIBUTED_DEBUG", "DETAIL")
+        monkeypatch.setenv("TORCH_LOGS", "+torchetcd,+torch.distributed")
         monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "INFO")
         monkeypatch.setenv("RUST_LOG", "trace")
         monkeypatch.setenv("GRPC_TRACE", "all")
@@ -112,7 +117,7 @@ class TestEnough:
                 job.end()
             assert run.control()["state"] == "closed"
         assert all("sum 2" in text for text in texts)
-        assert all("DEBUG" in text for text in texts)
+        assert all("rdzv_configs" in text and "torchetcd" in text for text in texts)
         assert all(PASSWORD not in text for text in texts)
         for rank in range(2):
             processes = (tmp_path / f"seen.{rank}").read_bytes()
@@ -181,8 +186,8 @@ def _use(store: Any) -> None:
     store.wait(["a"], timedelta(seconds=10))
     assert store.check(["a"])
     assert store.delete_key("a")
-    assert sorted(store.list_keys()) == ["b", "counter", "key"]
-    assert store.num_keys() == 3
+    assert {"b", "counter", "key"} <= set(store.list_keys())
+    assert store.num_keys() >= 3
 
 
 class TestNotMore:
@@ -232,7 +237,7 @@ class TestNotMore:
             ):
                 self._said(limited, user, EtcdInsufficientPermissions, call)
             # The lease of a node, and so all its keys.
-            lease = handler.next_rendezvous and _lease_of_a_node(limited, other)
+            lease = _lease_of_a_node(limited, other)
             self._said(
                 limited,
                 user,
@@ -251,26 +256,29 @@ def _lease_of_a_node(limited: Limited, run: Run) -> int:
 
 
 class TestSeenNowhere:
-    def test_events_and_logs(self, limited: Limited, caplog: pytest.LogCaptureFixture) -> None:
+    def test_events_and_logs(
+        self,
+        limited: Limited,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """Whatever is logged, and what torch records as events, with and without success."""
-        events = logging.getLogger("torchelastic-events-dynamic_rendezvous")
-        events.addHandler(caplog.handler)
-        try:
-            with limited.run() as run, caplog.at_level(logging.DEBUG):
-                handler = limited.handler(run.run_id, run.run_id)
+        # torch's destination of events of a rendezvous, and the loggers that it keeps.
+        monkeypatch.setitem(handlers._log_handlers, "dynamic_rendezvous", caplog.handler)
+        monkeypatch.setattr(events, "_events_loggers", {})
+        with limited.run() as run, caplog.at_level(logging.DEBUG):
+            handler = limited.handler(run.run_id, run.run_id)
+            handler.next_rendezvous()
+            handler.shutdown()
+            with pytest.raises(RendezvousClosedError):
                 handler.next_rendezvous()
-                handler.shutdown()
-                with pytest.raises(Exception, match="closed"):
-                    handler.next_rendezvous()
-                with pytest.raises(RendezvousConnectionError, match="permission denied"):
-                    limited.handler("another", run.run_id)
-                with pytest.raises(RendezvousConnectionError, match="invalid user ID"):
-                    limited.handler(run.run_id, "nobody")
-        finally:
-            events.removeHandler(caplog.handler)
-        assert isinstance(get_logging_handler("null"), logging.Handler)
+            with pytest.raises(RendezvousConnectionError, match="permission denied"):
+                limited.handler("another", run.run_id)
+            with pytest.raises(RendezvousConnectionError, match="invalid user ID"):
+                limited.handler(run.run_id, "nobody")
+        logging.getLogger("torchelastic-events-dynamic_rendezvous").removeHandler(caplog.handler)
         assert "has joined round 1" in caplog.text
-        assert any('"source"' in record.getMessage() for record in caplog.records), "no events"
+        assert any('"node_state"' in record.getMessage() for record in caplog.records)
         shown = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
         assert PASSWORD not in shown
 

@@ -45,7 +45,7 @@ pub(super) struct Connection {
 pub(super) enum ConnectError {
     /// Another endpoint, or a later attempt, may do.
     Unreachable(String),
-    /// One side refuses the other's certificate; that may be mended.
+    /// One side refuses the other's certificate or its version of TLS; that may be mended.
     Untrusted(String),
     /// etcd does not take the password that is in a file; that may be mended.
     LogInRefused(EtcdError),
@@ -275,6 +275,18 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
             Some(files) => format!("it refuses the client certificate ({files}): {text}"),
             None => format!("it wants a client certificate, and none was given: {text}"),
         });
+    }
+    if alert
+        .is_some_and(|alert| alert.contains("HandshakeFail") || alert.contains("ProtocolVersion"))
+    {
+        // With TLS 1.2, OpenSSL says no more than this of a missing certificate.
+        let hint = match config.tls.identity() {
+            Some(_) => "",
+            None => ", or wants a client certificate, and none was given",
+        };
+        return ConnectError::Untrusted(format!(
+            "it speaks no TLS 1.2 or 1.3 with a cipher that we have{hint}: {text}"
+        ));
     }
     let no_tls = has("handshake eof") || has("InvalidContentType") || has("corrupt message");
     ConnectError::Unreachable(match config.tls.identity() {

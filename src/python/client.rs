@@ -12,7 +12,8 @@ use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
 use super::wait::{wait, wait_until};
 use crate::etcd::{
-    self, Client, Config, Credentials, EtcdError, Password, Repeat, TlsFiles, WatchMessage, WatchSpec,
+    self, Client, Config, Credentials, EtcdError, Password, Repeat, TlsFiles, WatchMessage,
+    WatchSpec,
 };
 use crate::process::PerProcess;
 
