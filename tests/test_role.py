@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -312,10 +313,11 @@ def test_the_commands_of_the_docs(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stdout + ran.stderr
         secret = password.read_text().strip()
         assert secret not in ran.stdout
-        config = {"user": "my-job", "password": secret}
-        handler = create_rdzv_handler(_parameters(server.get_endpoint(), "my-job", "", **config))
+        parameters = functools.partial(_parameters, server.get_endpoint(), user="my-job")
+        handler = create_rdzv_handler(parameters("my-job", password=secret))
         assert handler.next_rendezvous().rank == 0
         assert handler.shutdown()
-        with pytest.raises(RendezvousConnectionError, match="permission denied"):
-            create_rdzv_handler(_parameters(server.get_endpoint(), "other", "", **config))
-    assert PREFIX in "\n".join(commands)
+        for other in ("other", "my-job-2"):
+            with pytest.raises(RendezvousConnectionError, match="permission denied"):
+                create_rdzv_handler(parameters(other, password=secret))
+    assert f" {PREFIX}/run_my-job/\n" in "\n".join(commands)
