@@ -293,7 +293,7 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
         _ if no_tls => format!("{text} (does it want http?)"),
         // With TLS 1.3 the alert that says so can be lost: the connection is reset behind it.
         None if has("closed") || has("reset") => {
-            format!("{text} (does it want a client certificate?)")
+            format!("{text} (does it want a client certificate, or http?)")
         }
         Some(files) if has("closed") || has("reset") => {
             format!("{text} (does it accept the client certificate {files}?)")
