@@ -17,6 +17,7 @@ from torchetcd.etcd_server import EtcdServer
 ROOT_PASSWORD = "root's"
 # The cheapest hash: etcd spends most of a log-in on it.
 CHEAP = "--bcrypt-cost=4"
+_ATTEMPTS = 5
 
 
 class Users:
@@ -39,13 +40,21 @@ class Users:
     def add(self, name: str, password: str, *, prefix: str = "", role: str = "") -> None:
         """Add a user who may read and write below `prefix`, or has a role that is there."""
         if prefix:
-            role = f"role of {name}"
+            role = _role_of(name)
             self._post("/v3/auth/role/add", {"name": role})
-            end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-            permission = {"permType": "READWRITE", "key": _b64(prefix), "range_end": _b64(end)}
-            self._post("/v3/auth/role/grant", {"name": role, "perm": permission})
+            self.allow(name, prefix)
         self._post("/v3/auth/user/add", {"name": name, "password": password})
         self._post("/v3/auth/user/grant", {"user": name, "role": role})
+
+    def allow(self, name: str, prefix: str) -> None:
+        """Let a user read and write all that begins with this."""
+        permission = {"permType": "READWRITE", "key": _b64(prefix), "range_end": _end_of(prefix)}
+        self._post("/v3/auth/role/grant", {"name": _role_of(name), "perm": permission})
+
+    def forbid(self, name: str, prefix: str) -> None:
+        """Take back what `allow` gave."""
+        revoked = {"role": _role_of(name), "key": _b64(prefix), "range_end": _end_of(prefix)}
+        self._post("/v3/auth/role/revoke", revoked)
 
     def change_password(self, name: str, password: str) -> None:
         """Change a password, which also makes all simple tokens of the user invalid."""
@@ -67,7 +76,17 @@ class Users:
         return True
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        self._request(path, body, self.token() if self._enabled else None)
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._request(path, body, self.token() if self._enabled else None)
+            except urllib.error.HTTPError as exc:
+                # A token of one second may be over at once, or made old by another change.
+                told = exc.read().decode()
+                stale = "invalid auth token" in told or "auth store is old" in told
+                if not stale or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     def _request(self, path: str, body: dict[str, Any], token: str | None) -> dict[str, Any]:
         request = urllib.request.Request(f"{self._base}{path}", json.dumps(body).encode())
@@ -94,6 +113,14 @@ def jwt_option(directory: Path, ttl_s: int) -> str:
         )
     )
     return f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl={ttl_s}s"
+
+
+def _role_of(name: str) -> str:
+    return f"role of {name}"
+
+
+def _end_of(prefix: str) -> str:
+    return _b64(prefix[:-1] + chr(ord(prefix[-1]) + 1))
 
 
 def _b64(text: str) -> str:

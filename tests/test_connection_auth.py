@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,10 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 
 from conftest import eventually
 from etcd_auth import CHEAP, Users, jwt_option
-from etcd_cluster import watchers
-from rendezvous_helpers import Run
-from store_helpers import in_background, opened
-from torchetcd.etcd import Client, EtcdInsufficientPermissions
+from etcd_cluster import metric, watchers
+from rendezvous_helpers import Run, join_all
+from store_helpers import Proxy, in_background, opened
+from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
@@ -292,6 +294,195 @@ class TestTokens:
             finally:
                 ended.set()
                 changing.join()
+
+
+class TestChanges:
+    """Passwords and roles that change while somebody is at work."""
+
+    @pytest.fixture
+    def user(self, secured: Secured, prefix: str) -> str:
+        """Provide a user of this test's own."""
+        name = f"user of {prefix}"
+        secured.users.add(name, PASSWORD, prefix=f"{prefix}/")
+        return name
+
+    def test_two_members_outlive_many_tokens(
+        self, secured: Secured, client: Client, prefix: str
+    ) -> None:
+        """Nothing is asked meanwhile: only the streams of the lease and of the watches are open."""
+        with Run(secured.endpoint, client) as run:
+            config = {"user": USER, "password": PASSWORD, "etcd_prefix": prefix}
+            left, lost = run.nodes(2, min_nodes=1, max_nodes=2, keep_alive_ttl=2, **config)
+            join_all([left, lost])
+            _lasts(5)
+            assert left.call("waiting") == lost.call("waiting") == 0
+            lost.kill()
+            assert left.call("await_waiting", 30.0) == 1
+
+    @pytest.mark.parametrize("change", ["password", "role", "other users"])
+    def test_in_the_barrier(self, secured: Secured, prefix: str, user: str, change: str) -> None:
+        config = {"user": user, "keep_alive_ttl": 2, "last_call_timeout": 1}
+        first, second = (_of_two(secured, prefix, **config) for _ in range(2))
+        worlds: list[int] = []
+        before = watchers(secured.server)
+        waiting = in_background(lambda: worlds.append(first.next_rendezvous().world_size))
+        eventually(lambda: watchers(secured.server) > before)
+        for _ in range(3):
+            if change == "password":
+                secured.users.change_password(user, "another")
+                secured.users.change_password(user, PASSWORD)
+            elif change == "role":
+                secured.users.forbid(user, f"{prefix}/")
+                secured.users.allow(user, f"{prefix}/")
+            else:
+                secured.users.add(uuid.uuid4().hex, PASSWORD, prefix="/elsewhere")
+            _lasts(0.5)
+        worlds.append(second.next_rendezvous().world_size)
+        waiting.join()
+        assert worlds == [2, 2]
+        assert first.shutdown()
+        eventually(second.is_closed)
+
+    def test_rights_are_taken_in_the_barrier(
+        self, secured: Secured, prefix: str, user: str
+    ) -> None:
+        first = _of_two(secured, prefix, user=user)
+        second = _of_two(secured, prefix)
+        raised: list[str] = []
+
+        def wait() -> None:
+            with pytest.raises(RendezvousConnectionError) as caught:
+                first.next_rendezvous()
+            raised.append(str(caught.value))
+
+        before = watchers(secured.server)
+        waiting = in_background(wait)
+        eventually(lambda: watchers(secured.server) > before)
+        secured.users.forbid(user, f"{prefix}/")
+        # Now the first has to write.
+        other = in_background(second.next_rendezvous)
+        waiting.join()
+        assert f"http://{secured.endpoint}" in raised[0]
+        assert f"permission denied (user '{user}')" in raised[0]
+        # Its lease is not taken from it (etcd asks for rights to its keys), so it runs out.
+        third = _of_two(secured, prefix)
+        assert third.next_rendezvous().world_size == 2
+        other.join()
+        assert third.shutdown()
+
+    def test_a_member_sees_a_loss_after_a_password_was_wrong_for_a_while(
+        self, secured: Secured, prefix: str, user: str
+    ) -> None:
+        with Proxy(secured.server.get_port()) as proxy:
+            params = {"user": user, "last_call_timeout": 1, "keep_alive_ttl": 20}
+            left = _of_two(secured, prefix, f"localhost:{proxy.port}", min_nodes=1, **params)
+            lost = _of_two(secured, prefix, min_nodes=1, last_call_timeout=1, keep_alive_ttl=20)
+            joining = in_background(lost.next_rendezvous)
+            left.next_rendezvous()
+            joining.join()
+            refused = _refused_log_ins(secured)
+            secured.users.change_password(user, "another")
+            proxy.cut()
+            proxy.mend()
+            # The watches are refused together, by the first attempt to connect.
+            eventually(lambda: _refused_log_ins(secured) > refused, 20)
+            secured.users.change_password(user, PASSWORD)
+            assert left.num_nodes_waiting() == 0
+            lost._rdzv_impl.leave()
+            eventually(lambda: left.num_nodes_waiting() > 0, 20)
+            assert left.shutdown()
+
+
+class TestPasswordFile:
+    """A password is changed by changing the file and etcd, in any order."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        file = tmp_path / "password"
+        file.write_text(f"{PASSWORD}\n")
+        return file
+
+    @pytest.fixture
+    def user(self, secured: Secured, prefix: str) -> str:
+        name = f"user of {prefix}"
+        secured.users.add(name, PASSWORD, prefix=f"{prefix}/")
+        return name
+
+    @pytest.mark.parametrize("first", ["file", "etcd"])
+    def test_calls_and_a_wait(
+        self, secured: Secured, prefix: str, file: Path, user: str, first: str
+    ) -> None:
+        with (
+            secured.server.get_client(
+                username=user, password_file=str(file), read_timeout=30
+            ) as client,
+            secured.client() as other,
+            opened(client, prefix) as store,
+            opened(other, prefix) as other_store,
+        ):
+            store.set("x", "y")
+            waited: list[bytes] = []
+            before = watchers(secured.server)
+            waiting = in_background(lambda: waited.append(store.get("late")))
+            eventually(lambda: watchers(secured.server) > before)
+            refused = _refused_log_ins(secured)
+            if first == "file":
+                file.write_text("another")
+                secured.users.change_password(user, "another")
+                store.set("x", "z")
+            else:
+                secured.users.change_password(user, "another")
+                writing = in_background(lambda: store.set("x", "z"))
+                eventually(lambda: _refused_log_ins(secured) > refused, 20)
+                file.write_text("another")
+                writing.join()
+            assert other_store.get("x") == b"z"
+            other_store.set("late", "value")
+            waiting.join()
+            assert waited == [b"value"]
+
+    def test_a_file_that_never_was_right(self, secured: Secured, file: Path, user: str) -> None:
+        file.write_text("wrong")
+        started = time.monotonic()
+        with (
+            secured.server.get_client(
+                username=user, password_file=str(file), read_timeout=60
+            ) as client,
+            pytest.raises(EtcdInsufficientPermissions, match=re.escape(f"(user '{user}')")),
+        ):
+            client.read("/x")
+        assert time.monotonic() - started < 30
+
+    def test_it_stays_wrong(self, secured: Secured, prefix: str, file: Path, user: str) -> None:
+        with secured.server.get_client(username=user, password_file=str(file)) as client:
+            client.write(f"{prefix}/x", "y")
+            secured.users.change_password(user, "another")
+            client.read_timeout = 2
+            with pytest.raises(EtcdConnectionFailed, match=r"2\.0 s: .*invalid user ID or pass"):
+                client.read(f"{prefix}/x")
+
+
+def _of_two(
+    secured: Secured, prefix: str, endpoint: str = "", *, min_nodes: int = 2, **config: Any
+) -> EtcdRendezvousHandler:
+    """Make a handler of a run of two."""
+    defaults = {"etcd_prefix": prefix, "user": USER, "password": PASSWORD, "join_timeout": 60}
+    return create_rdzv_handler(
+        RendezvousParameters(
+            "etcd-v3",
+            endpoint or secured.endpoint,
+            "run",
+            min_nodes,
+            2,
+            local_addr="127.0.0.1",
+            **(defaults | config),
+        )
+    )
+
+
+def _refused_log_ins(secured: Secured) -> float:
+    pattern = r'grpc_server_handled_total{grpc_code="[A-NP-Z]\w+",grpc_method="Authenticate",.*}'
+    return metric(secured.server, pattern)
 
 
 def test_authentication_is_enabled_and_disabled_meanwhile(prefix: str) -> None:

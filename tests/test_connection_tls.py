@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +16,10 @@ from certificates import Authority, Pair
 from etcd_proxy import EtcdProxy
 from rendezvous_helpers import Run
 from store_helpers import Proxy, in_background, opened
+from tls_proxy import TlsProxy
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer, find_free_port
+from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 from torchetcd.etcd_store import StoreConnectionError
 
 # Long beside the time in which a certificate must be refused.
@@ -193,7 +196,7 @@ class TestRefused:
 
     def test_https_to_http(self, etcd_server: EtcdServer, ca: Authority) -> None:
         client = _client(etcd_server, ca_cert=ca.ca_cert, read_timeout=1)
-        with client, pytest.raises(EtcdConnectionFailed, match=r"1\.0 s: https:.*want http\?"):
+        with client, pytest.raises(EtcdConnectionFailed, match=r"1\.0 s: https:.*want.* http\?"):
             client.write("/x", "y")
 
     def test_nobody_finishes_the_handshake(self, ca: Authority) -> None:
@@ -334,6 +337,66 @@ class TestMutual:
         assert f"refuses the client certificate ('{pair.cert}', key '{pair.key}')" in text
 
 
+class TestVersions:
+    """TLS 1.2 and 1.3, each as the only version that the server speaks."""
+
+    @pytest.fixture(params=["TLSv1_2", "TLSv1_3"])
+    def version(self, request: pytest.FixtureRequest) -> ssl.TLSVersion:
+        return ssl.TLSVersion[request.param]
+
+    def test_one_sided(
+        self, etcd_server: EtcdServer, ca: Authority, prefix: str, version: ssl.TLSVersion
+    ) -> None:
+        with TlsProxy(etcd_server.get_port(), ca.issue("proxy"), version) as proxy:
+            config = {"protocol": "https", "ca_cert": ca.ca_cert}
+            _rendezvous_of_one(f"localhost:{proxy.port}", prefix, config)
+            assert set(proxy.spoken) == {version.name.replace("_", ".")}
+
+    def test_mutual(
+        self,
+        etcd_server: EtcdServer,
+        ca: Authority,
+        stranger: Authority,
+        mine: Pair,
+        prefix: str,
+        version: ssl.TLSVersion,
+    ) -> None:
+        pair = ca.issue("proxy")
+        with TlsProxy(etcd_server.get_port(), pair, version, client_ca=ca.ca_cert) as proxy:
+            options = {"protocol": "https", "ca_cert": ca.ca_cert, "read_timeout": READ_TIMEOUT_S}
+            with Client("localhost", proxy.port, cert=tuple(mine), **options) as client:
+                client.write(prefix, "y")
+            assert set(proxy.spoken) == {version.name.replace("_", ".")}
+            text = _refusal(Client("localhost", proxy.port, **options))
+            assert "wants a client certificate, and none was given" in text
+            for wrong in (stranger.issue("other"), ca.issue("late", expired=True)):
+                text = _refusal(Client("localhost", proxy.port, cert=tuple(wrong), **options))
+                assert f"refuses the client certificate ('{wrong.cert}'" in text
+
+    def test_older_ones_are_refused(self, etcd_server: EtcdServer, ca: Authority) -> None:
+        pair = ca.issue("proxy")
+        with TlsProxy(etcd_server.get_port(), pair, ssl.TLSVersion.TLSv1_1) as proxy:
+            options = {"protocol": "https", "ca_cert": ca.ca_cert, "read_timeout": READ_TIMEOUT_S}
+            text = _refusal(Client("localhost", proxy.port, **options))
+            assert "it speaks no TLS 1.2 or 1.3" in text
+            assert not proxy.spoken
+
+    @pytest.mark.parametrize("version", ["TLS1.2", "TLS1.3"])
+    def test_etcd_itself(self, ca: Authority, mine: Pair, prefix: str, version: str) -> None:
+        told = subprocess.run([find_binary(), "--help"], capture_output=True, check=False)
+        if b"--tls-max-version" not in told.stdout + told.stderr:
+            pytest.skip("this etcd has no options for it (3.5.8 and later have)")
+        limits = [f"--tls-min-version={version}"]
+        limits += [f"--tls-max-version={version}"] if version == "TLS1.2" else []
+        mutual = ["--client-cert-auth", f"--trusted-ca-file={ca.ca_cert}"]
+        with (
+            _server(ca.issue("limited"), *mutual, *limits) as server,
+            _client(server, ca_cert=ca.ca_cert, cert=tuple(mine)) as client,
+        ):
+            client.write(prefix, "one", ttl=60)
+            assert client.watch(prefix, index=1, timeout=10).value == "one"
+
+
 def test_certificates_replaced_while_in_use(
     server: EtcdServer, ca: Authority, stranger: Authority, prefix: str, tmp_path: Path
 ) -> None:
@@ -368,6 +431,38 @@ def test_certificates_replaced_while_in_use(
         other_store.set("late", "value")
         waiting.join()
         assert waited == [b"value"]
+
+
+def test_a_client_certificate_runs_out_and_is_replaced(
+    mutual: EtcdServer, ca: Authority, prefix: str, tmp_path: Path
+) -> None:
+    """A connection that is open goes on, and the next one takes what the files hold then."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def replace(pair: Pair) -> None:
+        cert.write_bytes(Path(pair.cert).read_bytes())
+        key.write_bytes(Path(pair.key).read_bytes())
+
+    replace(ca.issue("first"))
+    options = {"protocol": "https", "ca_cert": ca.ca_cert, "cert": (str(cert), str(key))}
+    with (
+        Proxy(mutual.get_port()) as proxy,
+        Client("localhost", proxy.port, **options, read_timeout=READ_TIMEOUT_S) as client,
+    ):
+        client.write(prefix, "one")
+        replace(ca.issue("second", expired=True))
+        client.write(prefix, "two")
+        proxy.cut()
+        client.read_timeout = 2
+        # So that it makes a connection anew: tonic would make the old one again with what it knows.
+        with pytest.raises(EtcdConnectionFailed):
+            client.read(prefix)
+        proxy.mend()
+        with pytest.raises(EtcdConnectionFailed, match=r"refuses the client certificate|does it"):
+            client.read(prefix)
+        client.read_timeout = READ_TIMEOUT_S
+        replace(ca.issue("third"))
+        assert client.read(prefix).value == "two"
 
 
 def _parameters(endpoint: str, prefix: str, config: dict[str, Any]) -> RendezvousParameters:

@@ -424,33 +424,6 @@ class TestParameters:
         with pytest.raises(ValueError, match="'ssl_cert_key' needs 'ssl_cert'"):
             parse_options({"key": __file__})
 
-    @pytest.mark.parametrize("config", [{"user": "a"}, {"password": "b"}])
-    def test_half_of_the_credentials(self, config: dict[str, str]) -> None:
-        with pytest.raises(ValueError, match="was given without a"):
-            parse_options(config)
-
-    def test_credentials_of_the_environment(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-    ) -> None:
-        file = tmp_path / "password"
-        file.write_text("from file\n")
-        monkeypatch.setenv("TORCHETCD_USER", "from env")
-        monkeypatch.setenv("TORCHETCD_PASSWORD_FILE", str(file))
-        options = parse_options({})
-        assert (options.user, options.password) == ("from env", "from file")
-        monkeypatch.setenv("TORCHETCD_PASSWORD", "from env")
-        assert parse_options({}).password == "from env"
-        options = parse_options({"user": "u", "password": "p"})
-        assert (options.user, options.password) == ("u", "p")
-        monkeypatch.delenv("TORCHETCD_PASSWORD")
-        monkeypatch.setenv("TORCHETCD_PASSWORD_FILE", "/no/such/file")
-        with pytest.raises(ValueError, match="/no/such/file.*cannot be read"):
-            parse_options({})
-
-    def test_a_password_is_not_shown(self) -> None:
-        options = parse_options({"user": "name", "password": "secret"})
-        assert "secret" not in repr(options)
-
     @pytest.mark.parametrize(
         ("name", "hint"),
         [

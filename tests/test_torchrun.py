@@ -65,7 +65,7 @@ class Agent:
 
     def __init__(self, log: Path, command: list[str]) -> None:
         self._log = log
-        env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_LOGS": "torchetcd"}
+        env = {"TORCH_LOGS": "torchetcd"} | os.environ | {"OMP_NUM_THREADS": "1"}
         env.pop("TORCHETCD_OVERRIDE", None)
         with log.open("wb") as output:
             self.process = subprocess.Popen(

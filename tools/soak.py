@@ -31,6 +31,7 @@ def totals(report: Path) -> str:
 
 
 def main() -> int:
+    """Go on with the next seeds also when some fail."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--first", type=int, default=random.randrange(10**6, 10**8))

@@ -34,13 +34,30 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         message = f"The protocol must be http or https, not {protocol!r}."
         raise ValueError(message)
     if isinstance(host, str):
+        refuse_credentials(host)
         parts = [_parse(part.strip(), port, protocol) for part in host.split(",")]
     else:
         parts = [Address(protocol, name, int(number)) for name, number in host]
+        for address in parts:
+            refuse_credentials(address.host)
     if not parts:
         message = "No etcd endpoint was given."
         raise ValueError(message)
     return parts
+
+
+def refuse_credentials(endpoints: str) -> None:
+    """Refuse endpoints with a user or a password in it, without showing it.
+
+    Raises:
+        ValueError: if there is an "@" anywhere: a password may hold commas and slashes.
+    """
+    if "@" in endpoints:
+        message = (
+            "An etcd endpoint must not hold a user or a password ('...@host'): give them by the "
+            "parameter 'user' and by TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD."
+        )
+        raise ValueError(message)
 
 
 def _parse(part: str, port: int, protocol: str) -> Address:
@@ -50,6 +67,7 @@ def _parse(part: str, port: int, protocol: str) -> Address:
         url = urlsplit(part if "://" in part else f"//{f'[{part}]' if bare_ipv6 else part}")
         scheme, given_port = url.scheme or protocol, url.port
         valid = scheme in ("http", "https") and url.path in ("", "/")
+        valid = valid and not (url.query or url.fragment)
     except ValueError:
         valid = False
     if not valid or not url.hostname:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torchetcd._credentials import find_credentials
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -205,6 +206,7 @@ class Options:
     ssl_cert_key: str | None
     user: str | None
     password: str | None = dataclasses.field(repr=False)
+    password_file: str | None
     read_timeout: int
 
 
@@ -228,8 +230,8 @@ def parse_options(config: dict[str, Any]) -> Options:
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
         message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
         raise ValueError(message)
-    values["user"], values["password"] = credentials(values["user"], values["password"])
-    return Options(**values)
+    found = find_credentials(values["user"], values["password"])
+    return Options(**(values | found._asdict()))
 
 
 def _value(parameter: Parameter, config: dict[str, Any]) -> Any:
@@ -252,30 +254,6 @@ def _warn_of_unknown(config: dict[str, Any]) -> None:
             _logger.warning("The rendezvous parameter '%s' is not known and ignored.%s", name, hint)
 
 
-def credentials(user: str | None, password: str | None) -> tuple[str | None, str | None]:
-    """Complete user and password from the environment.
-
-    Raises:
-        ValueError: if one is there without the other, or the password's file cannot be read.
-    """
-    user = user or os.environ.get("TORCHETCD_USER") or None
-    password = password or os.environ.get("TORCHETCD_PASSWORD") or None
-    file = os.environ.get("TORCHETCD_PASSWORD_FILE")
-    if password is None and file:
-        try:
-            password = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as exc:
-            message = f"The file '{file}' named by TORCHETCD_PASSWORD_FILE cannot be read: {exc}."
-            raise ValueError(message) from exc
-    if user is not None and password is None:
-        message = f"The etcd user '{user}' was given without a password."
-        raise ValueError(message)
-    if user is None and password is not None:
-        message = "A password for etcd was given without a user."
-        raise ValueError(message)
-    return user, password
-
-
 def make_client(params: RendezvousParameters, options: Options) -> Client:
     """Make the client for these parameters; it connects at its first call.
 
@@ -293,4 +271,5 @@ def make_client(params: RendezvousParameters, options: Options) -> Client:
         ca_cert=options.ca_cert,
         username=options.user,
         password=options.password,
+        password_file=options.password_file,
     )

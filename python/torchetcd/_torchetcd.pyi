@@ -19,6 +19,7 @@ class Client:
         key: str | None = None,
         user: str | None = None,
         password: str | None = None,
+        password_file: str | None = None,
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 60.0,
     ) -> Self: ...

@@ -22,6 +22,7 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torchetcd._credentials import Secret
 from torchetcd._etcd_address import Host, parse_addresses
 from torchetcd._etcd_errors import (
     EtcdAlreadyExist,
@@ -121,6 +122,8 @@ class Client(KeyOperations):
         expected_cluster_id: str | None = None,
         per_host_pool_size: int = 10,
         lock_prefix: str = "/_locks",
+        *,
+        password_file: str | None = None,
     ) -> None:
         """Take the arguments of python-etcd's client.
 
@@ -138,6 +141,7 @@ class Client(KeyOperations):
                 https the server is always verified.
             username: The user of etcd; it needs a password.
             password: The user's password.
+            password_file: A file with the password instead, which is read for each log-in.
             allow_reconnect: Ask the cluster for its members now, so that an address where no etcd
                 answers fails here and not at the first use.
             use_proxies: Do not ask for the members.
@@ -155,9 +159,12 @@ class Client(KeyOperations):
             raise EtcdException(message)
         if expected_cluster_id is not None:
             _logger.warning("expected_cluster_id is not compared with the cluster's.")
-        if (username is None) != (password is None):
+        if (username is None) != (password is None and password_file is None):
             _logger.warning("A user needs a password and a password a user: both are ignored.")
-            username = password = None
+            username = password = password_file = None
+        if password is not None and password_file is not None:
+            message = "A password and a file with a password were given: only one of them can be."
+            raise ValueError(message)
         self._addresses = parse_addresses(host, port, protocol)
         # One file can hold both.
         files = (cert, cert) if cert is None or isinstance(cert, str) else cert
@@ -165,7 +172,8 @@ class Client(KeyOperations):
         self._ca_cert = ca_cert
         self._read_timeout = read_timeout
         self.username = username
-        self.password = password
+        self._password = None if password is None else Secret(password)
+        self._password_file = password_file
         self.version_prefix = version_prefix
         self.allow_redirect = allow_redirect
         self.expected_cluster_id = expected_cluster_id
@@ -190,6 +198,7 @@ class Client(KeyOperations):
                 key=self._key,
                 user=self.username,
                 password=self.password,
+                password_file=self._password_file,
                 connect_timeout_s=min(5.0, self._seconds()),
                 request_timeout_s=self._seconds(),
             )
@@ -197,6 +206,11 @@ class Client(KeyOperations):
             # leave locked.
             found = self.__dict__.setdefault("_native_client", made)
         return found
+
+    @property
+    def password(self) -> str | None:
+        """The user's password, if it was not given by a file."""
+        return None if self._password is None else self._password.reveal()
 
     @property
     def base_uri(self) -> str:

@@ -15,7 +15,6 @@ import time
 import weakref
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from torch.distributed import Store
 from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
@@ -29,6 +28,7 @@ from torch.distributed.elastic.rendezvous.api import (
 
 from torchetcd._address import local_address, reserved_port
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
+from torchetcd._names import prefix_path, run_segment
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -75,7 +75,7 @@ class EtcdRendezvous:
         options: The other parameters; their defaults when not given.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or a name is none that etcd can hold.
         RendezvousConnectionError: if etcd cannot be reached.
         RendezvousStateError: if the run's state in etcd cannot be read.
     """
@@ -109,8 +109,8 @@ class EtcdRendezvous:
                 "will join this one. Give each job its own --rdzv-id.",
                 self._run_id,
             )
-        self._prefix = f"/{prefix.strip('/')}/" if prefix.strip("/") else "/"
-        self._run_path = f"{self._prefix}run_{_quoted(self._run_id)}"
+        self._prefix = prefix_path(prefix)
+        self._run_path = f"{self._prefix}run_{run_segment(self._run_id)}"
         self._num_min_workers = num_min_workers
         self._num_max_workers = num_max_workers
         self._timeout = timeout
@@ -417,11 +417,6 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
 def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:
     for _, store in stores:
         store._give_up()
-
-
-def _quoted(run_id: str) -> str:
-    # A slash would put run "a/b" below run "a"; letters, digits and most signs stay readable.
-    return quote(run_id, safe="!$&'()*+,;=:@~ ")
 
 
 def _host_name(fallback: str) -> str:

@@ -20,6 +20,9 @@ from torch.distributed.elastic.rendezvous.api import (
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend, Token
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from torchetcd._credentials import find_credentials
+from torchetcd._etcd_address import refuse_credentials
+from torchetcd._names import run_segment
 from torchetcd.etcd import (
     Client,
     EtcdAlreadyExist,
@@ -63,7 +66,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
             message = "The run id must be a non-empty string."
             raise ValueError(message)
         self._client = as_client(client)
-        self._key = f"{key_prefix}/{run_id}" if key_prefix else run_id
+        name = run_segment(str(run_id))
+        self._key = f"{key_prefix}/{name}" if key_prefix else name
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
         self._lease = 0
         self._lease_renewed = 0.0
@@ -176,6 +180,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def _create_etcd_client(params: RendezvousParameters) -> Client:
+    refuse_credentials(params.endpoint or "")
     hosts = [_parse_endpoint(part) for part in (params.endpoint or "").split(",")]
 
     read_timeout = params.get_as_int("read_timeout", 60)
@@ -192,10 +197,7 @@ def _create_etcd_client(params: RendezvousParameters) -> Client:
     if key and not cert:
         message = "The option 'ssl_cert_key' needs the option 'ssl_cert'."
         raise ValueError(message)
-    user, password = params.get("user"), params.get("password")
-    if bool(user) != bool(password):
-        message = "The options 'user' and 'password' need each other."
-        raise ValueError(message)
+    found = find_credentials(params.get("user"), params.get("password"))
 
     endpoints = [
         f"{scheme or protocol}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -208,8 +210,9 @@ def _create_etcd_client(params: RendezvousParameters) -> Client:
             protocol=protocol,
             cert=(cert, key) if cert and key else cert or None,
             ca_cert=params.get("ca_cert") or None,
-            username=user or None,
-            password=password or None,
+            username=found.user,
+            password=found.password,
+            password_file=found.password_file,
             allow_reconnect=True,
         )
     except EtcdException as exc:
@@ -237,8 +240,9 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
     ssl_cert      The file with the client certificate.
     ssl_cert_key  The file with its key; default: it is in the file of the certificate.
     ca_cert       The file with the CA certificate. Default: the system's.
-    user          The user of etcd; needs `password`.
-    password      The user's password.
+    user          The user of etcd; needs `password`. Default: TORCHETCD_USER.
+    password      The user's password. Default: TORCHETCD_PASSWORD, or what is in the file
+                  that TORCHETCD_PASSWORD_FILE names.
     ============  =====================================================================
 
     Raises:

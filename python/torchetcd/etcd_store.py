@@ -181,6 +181,11 @@ class EtcdStore(Store):
         """Show where its keys are."""
         return f"EtcdStore({self.client!r}, {self.prefix!r})"
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: torch's part of a store ends the process when that is tried."""
+        message = "A store cannot be pickled: make one where it is needed, or use `clone`."
+        raise TypeError(message)
+
     def _timeout_s(self) -> float:
         timeout: timedelta = self.timeout
         return timeout.total_seconds()

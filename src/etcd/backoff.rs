@@ -10,6 +10,10 @@ const LONGEST: Duration = Duration::from_secs(1);
 const FIRST_BUSY: Duration = Duration::from_millis(500);
 const LONGEST_BUSY: Duration = Duration::from_secs(4);
 
+/// For a password that is refused until somebody replaces it: etcd works for 60 ms on each log-in.
+const FIRST_LOG_IN: Duration = Duration::from_secs(1);
+const LONGEST_LOG_IN: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub struct Backoff {
     first: Duration,
@@ -26,6 +30,10 @@ impl Default for Backoff {
 impl Backoff {
     pub fn busy() -> Self {
         Self { first: FIRST_BUSY, longest: LONGEST_BUSY, attempts: 0 }
+    }
+
+    pub fn log_in() -> Self {
+        Self { first: FIRST_LOG_IN, longest: LONGEST_LOG_IN, attempts: 0 }
     }
 
     /// The next pause, between a quarter of the present step and the whole of it.

@@ -61,7 +61,16 @@ struct Shared {
 /// When the endpoints may be tried again.
 struct Pace {
     backoff: Backoff,
+    /// While the password is refused.
+    log_in: Backoff,
     next: Instant,
+}
+
+/// What came of one try at each endpoint.
+enum Attempt {
+    Connected(Arc<Connection>),
+    NoneAnswered,
+    LogInRefused,
 }
 
 struct State {
@@ -87,7 +96,8 @@ impl Client {
             causes: Causes::default(),
             closed: false,
         };
-        let pace = Pace { backoff: Backoff::default(), next: Instant::now() };
+        let pace =
+            Pace { backoff: Backoff::default(), log_in: Backoff::log_in(), next: Instant::now() };
         let shared = Arc::new(Shared {
             config,
             state: Mutex::new(state),
@@ -366,17 +376,21 @@ impl Client {
             return Ok(Some(connection));
         }
         tokio::time::sleep_until(pace.next).await;
-        let connected = Box::pin(self.connect()).await?;
-        if connected.is_some() {
-            pace.backoff.reset();
-        } else {
-            pace.next = Instant::now() + pace.backoff.pause();
-        }
-        Ok(connected)
+        let pause = match Box::pin(self.connect()).await? {
+            Attempt::Connected(connection) => {
+                pace.backoff.reset();
+                pace.log_in.reset();
+                return Ok(Some(connection));
+            }
+            Attempt::NoneAnswered => pace.backoff.pause(),
+            Attempt::LogInRefused => pace.log_in.pause(),
+        };
+        pace.next = Instant::now() + pause;
+        Ok(None)
     }
 
     /// Tries each endpoint once.
-    async fn connect(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
+    async fn connect(&self) -> Result<Attempt, EtcdError> {
         let endpoints = &self.shared.config.endpoints;
         let mut untrusted = 0;
         for _ in 0..endpoints.len() {
@@ -398,7 +412,7 @@ impl Client {
                     state.connected = true;
                     state.causes.remove(endpoint);
                     state.current = Some(connection.clone());
-                    return Ok(Some(connection));
+                    return Ok(Attempt::Connected(connection));
                 }
                 Err(ConnectError::Unreachable(cause)) => state.causes.add(endpoint, cause),
                 Err(ConnectError::Untrusted(cause)) => {
@@ -409,13 +423,20 @@ impl Client {
                 Err(ConnectError::Final(EtcdError::Configuration(cause))) if connected_before => {
                     state.causes.add(endpoint, cause);
                 }
-                Err(ConnectError::Final(error)) => return Err(error),
+                // So are passwords. The other members would say the same.
+                Err(ConnectError::LogInRefused(error)) if connected_before => {
+                    state.causes.add(endpoint, error.to_string());
+                    return Ok(Attempt::LogInRefused);
+                }
+                Err(ConnectError::LogInRefused(error) | ConnectError::Final(error)) => {
+                    return Err(error);
+                }
             }
         }
         if untrusted == endpoints.len() {
             return Err(EtcdError::Untrusted { causes: self.state().causes.to_string() });
         }
-        Ok(None)
+        Ok(Attempt::NoneAnswered)
     }
 
     fn current(&self) -> Result<Option<Arc<Connection>>, EtcdError> {

@@ -31,7 +31,38 @@ impl TlsFiles {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub user: String,
-    pub password: String,
+    pub password: Password,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    Given(String),
+    /// Read anew for each log-in, so that a password replaced on disk is taken up.
+    File(PathBuf),
+}
+
+impl Password {
+    pub(super) fn read(&self) -> Result<String, EtcdError> {
+        let path = match self {
+            Self::Given(text) => return Ok(text.clone()),
+            Self::File(path) => path,
+        };
+        let unusable = |why: &dyn fmt::Display| {
+            EtcdError::Configuration(format!("The password file '{}' {why}.", path.display()))
+        };
+        // Neither the text nor an error that may quote it goes into the message.
+        let bytes = std::fs::read(path)
+            .map_err(|error| unusable(&format!("cannot be read: {}", error.kind())))?;
+        let text = String::from_utf8(bytes).map_err(|_| unusable(&"holds no UTF-8 text"))?;
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(unusable(&"is empty"));
+        }
+        if password.contains(['\r', '\n']) {
+            return Err(unusable(&"holds more than one line"));
+        }
+        Ok(password.to_string())
+    }
 }
 
 impl fmt::Debug for Credentials {

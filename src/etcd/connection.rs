@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::config::Config;
+use super::config::{Config, Password};
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe, describe_error, is_answer};
 
@@ -45,8 +45,10 @@ pub(super) struct Connection {
 pub(super) enum ConnectError {
     /// Another endpoint, or a later attempt, may do.
     Unreachable(String),
-    /// One side refuses the other's certificate; that may be mended.
+    /// One side refuses the other's certificate or its version of TLS; that may be mended.
     Untrusted(String),
+    /// etcd does not take the password that is in a file; that may be mended.
+    LogInRefused(EtcdError),
     Final(EtcdError),
 }
 
@@ -61,7 +63,8 @@ impl Connection {
         probe(config, endpoint, client.clone()).await?;
         let mut anonymous = false;
         if let Some(credentials) = &config.credentials {
-            let options = options.with_user(credentials.user.clone(), credentials.password.clone());
+            let password = credentials.password.read().map_err(ConnectError::Final)?;
+            let options = options.with_user(credentials.user.clone(), password);
             let log_in = Client::from_channel(raw(), Some(options));
             match tokio::time::timeout(LOG_IN, log_in).await {
                 Ok(Ok(authenticated)) => client = authenticated,
@@ -70,12 +73,11 @@ impl Connection {
                     let text = describe(&error);
                     return Err(match classify(&error) {
                         Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
-                            ConnectError::Final(refusal(
-                                endpoint,
-                                Some(&credentials.user),
-                                kind,
-                                &text,
-                            ))
+                            let error = refusal(endpoint, Some(&credentials.user), kind, &text);
+                            match credentials.password {
+                                Password::Given(_) => ConnectError::Final(error),
+                                Password::File(_) => ConnectError::LogInRefused(error),
+                            }
                         }
                         _ => ConnectError::Unreachable(text),
                     });
@@ -274,12 +276,24 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
             None => format!("it wants a client certificate, and none was given: {text}"),
         });
     }
+    if alert
+        .is_some_and(|alert| alert.contains("HandshakeFail") || alert.contains("ProtocolVersion"))
+    {
+        // With TLS 1.2, OpenSSL says no more than this of a missing certificate.
+        let hint = match config.tls.identity() {
+            Some(_) => "",
+            None => ", or wants a client certificate, and none was given",
+        };
+        return ConnectError::Untrusted(format!(
+            "it speaks no TLS 1.2 or 1.3 with a cipher that we have{hint}: {text}"
+        ));
+    }
     let no_tls = has("handshake eof") || has("InvalidContentType") || has("corrupt message");
     ConnectError::Unreachable(match config.tls.identity() {
         _ if no_tls => format!("{text} (does it want http?)"),
         // With TLS 1.3 the alert that says so can be lost: the connection is reset behind it.
         None if has("closed") || has("reset") => {
-            format!("{text} (does it want a client certificate?)")
+            format!("{text} (does it want a client certificate, or http?)")
         }
         Some(files) if has("closed") || has("reset") => {
             format!("{text} (does it accept the client certificate {files}?)")

@@ -37,6 +37,13 @@ pub struct InvalidEndpoint {
 
 /// Parses a comma-separated list. `tls` is for endpoints that name no scheme themselves.
 pub fn parse_endpoints(list: &str, tls: bool) -> Result<Vec<Endpoint>, InvalidEndpoint> {
+    if list.contains('@') {
+        // Nothing of it: what stands before the '@' may be a password, and may have commas in it.
+        return Err(InvalidEndpoint {
+            endpoint: "...@...".into(),
+            reason: "it must not hold a user or a password, which are given by themselves".into(),
+        });
+    }
     let mut endpoints = Vec::new();
     for part in list.split(',').map(str::trim) {
         if part.is_empty() {
@@ -114,6 +121,15 @@ mod tests {
         assert_eq!(shown("HTTPS://a/, http://b:1"), ["https://a:2379", "http://b:1"]);
         assert_eq!(shown("a,b:2379,a:2379"), ["http://a:2379", "http://b:2379"]);
         assert!(parse_endpoints("a,http://b", true).unwrap()[0].tls);
+    }
+
+    #[test]
+    fn a_password_in_an_endpoint_is_refused_and_not_shown() {
+        for list in ["http://me:pass@a", "me:pa,ss@a", "a,https://me:pa/ss@b:1", "pass@[::1]:1"] {
+            let error = parse_endpoints(list, false).unwrap_err().to_string();
+            assert!(error.contains("must not hold a user or a password"), "{list}: {error}");
+            assert!(!error.contains("pa,") && !error.contains("ss@"), "{error}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod unique;
 mod watch;
 
 pub use client::{Client, Repeat};
-pub use config::{Config, Credentials, TlsFiles};
+pub use config::{Config, Credentials, Password, TlsFiles};
 pub use endpoint::{Endpoint, InvalidEndpoint, parse_endpoints};
 pub use error::{EtcdError, Refusal};
 pub use lease::{KeepAlive, LeaseState};

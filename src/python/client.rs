@@ -12,7 +12,8 @@ use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
 use super::wait::{wait, wait_until};
 use crate::etcd::{
-    self, Client, Config, Credentials, EtcdError, Repeat, TlsFiles, WatchMessage, WatchSpec,
+    self, Client, Config, Credentials, EtcdError, Password, Repeat, TlsFiles, WatchMessage,
+    WatchSpec,
 };
 use crate::process::PerProcess;
 
@@ -38,7 +39,7 @@ impl PyClient {
     #[new]
     #[pyo3(signature = (
         endpoints, *, tls=false, ca_cert=None, cert=None, key=None, user=None, password=None,
-        connect_timeout_s=5.0, request_timeout_s=60.0
+        password_file=None, connect_timeout_s=5.0, request_timeout_s=60.0
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
@@ -49,16 +50,27 @@ impl PyClient {
         key: Option<PathBuf>,
         user: Option<String>,
         password: Option<String>,
+        password_file: Option<PathBuf>,
         connect_timeout_s: f64,
         request_timeout_s: f64,
     ) -> PyResult<Self> {
         let endpoints =
             etcd::parse_endpoints(endpoints, tls).map_err(|error| invalid_endpoint(&error))?;
-        let credentials = match (user, password) {
-            (Some(user), password) => {
-                Some(Credentials { user, password: password.unwrap_or_default() })
+        let password = match (password, password_file) {
+            (Some(_), Some(_)) => {
+                return Err(PyValueError::new_err(
+                    "A password and a file with a password were given: only one of them can be.",
+                ));
             }
+            (Some(password), None) => Some(Password::Given(password)),
+            (None, file) => file.map(Password::File),
+        };
+        let credentials = match (user, password) {
+            (Some(user), Some(password)) => Some(Credentials { user, password }),
             (None, None) => None,
+            (Some(_), None) => {
+                return Err(PyValueError::new_err("A user was given without a password."));
+            }
             (None, Some(_)) => {
                 return Err(PyValueError::new_err("A password was given without a user."));
             }

@@ -212,13 +212,13 @@ impl Machine {
         }
         let events = match message {
             WatchMessage::Events(events) => events,
-            WatchMessage::Compacted { .. } => {
+            // Refused (rights were taken away) it may be let in again later. The head's watch is refused
+            // as well, and until that is back nothing is asked here.
+            WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => {
                 membership.resync = true;
                 return;
             }
-            // Refused for good (rights were taken away): nothing more can be learnt here, and the head's
-            // watch, which is refused as well, reports it.
-            WatchMessage::Failed(_) | WatchMessage::Started(_) => return,
+            WatchMessage::Started(_) => return,
         };
         for event in events {
             let Some(node) = node_of(&event.kv().key) else { continue };
