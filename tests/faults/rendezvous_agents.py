@@ -1,4 +1,4 @@
-"""Agents as processes of their own that join, train and rejoin as torchrun's do, and write down what they see."""
+"""Agents as processes that join, train and rejoin as torchrun's do, and write down what they see."""
 
 from __future__ import annotations
 
