@@ -12,6 +12,7 @@ mod connection;
 mod convert;
 mod endpoint;
 mod error;
+mod history;
 pub mod kv;
 mod lease;
 mod once;
