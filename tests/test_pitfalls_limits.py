@@ -126,10 +126,9 @@ class TestFullDisk:
                 store.set("during", "value")
             with pytest.raises(StoreError, match=said):
                 store.add("counter", 1)
-            late = create_rdzv_handler(run._parameters(2, 3, {}))
             with pytest.raises(RendezvousConnectionError, match=said):
-                late.next_rendezvous()
-            late.shutdown()
+                # Versions before 3.5.2 refuse transactions that only read, too.
+                create_rdzv_handler(run._parameters(2, 3, {})).next_rendezvous()
             # Reads are served, and who is in a world stays in it.
             assert store.get("before") == b"value"
             assert [node.call("most_waiting", 2 * TTL) for node in members] == [0, 0]
@@ -149,10 +148,8 @@ class TestFullDisk:
         with Run(server.get_endpoint(), client) as run:
             first, second = run.nodes(2, keep_alive_ttl=TTL)
             join_all([first, second])
+            assert second.call("waiting") == 0
             _fill(client)
-            second.kill()
-            # The lost lease deletes, which etcd can do; to tell of it needs a write.
-            eventually(lambda: len(run.keys("/rdzv/round/1/member")) == 1, 15)
             first.start("join")
             with pytest.raises(NodeError, match=r"RendezvousConnectionError.*NOSPACE"):
                 first.finish()

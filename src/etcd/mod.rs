@@ -16,6 +16,10 @@ mod history;
 pub mod kv;
 mod lease;
 mod once;
+#[cfg(test)]
+mod overload;
+#[cfg(test)]
+pub mod test_server;
 mod unique;
 mod watch;
 
