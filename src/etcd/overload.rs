@@ -6,12 +6,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::{Client, Repeat};
-use super::error::{EtcdError, Verdict, classify_message};
+use super::error::EtcdError;
 use super::kv::{Op, Range, Txn};
 use super::test_server::{Server, binary};
 
 /// etcd refuses proposals when this many wait to be applied (`maxGapBetweenApplyAndCommitIndex`).
 const GAP: usize = 5000;
+const TOO_MANY: &str = "too many requests";
 
 /// Each takes etcd long to apply: it counts many keys many times, and writes, so that it goes through the
 /// log.
@@ -60,7 +61,7 @@ fn too_many_requests_are_sent_again_later() {
                     Ok(revision) => revisions.push(revision),
                     // On a slow machine it was in the log for too long: another matter.
                     Err(EtcdError::Ambiguous { causes }) => {
-                        assert_ne!(classify_message(&causes), Some(Verdict::Busy), "{causes}");
+                        assert!(!causes.contains(TOO_MANY), "{causes}");
                     }
                     Err(error) => panic!("{error}"),
                 }
@@ -91,6 +92,6 @@ fn too_many_requests_are_sent_again_later() {
         {
             eprintln!("etcd {}: {said:?}", server.version);
         }
-        assert!(said.keys().any(|text| classify_message(text) == Some(Verdict::Busy)), "{said:?}");
+        assert!(said.keys().any(|text| text.contains(TOO_MANY)), "{said:?}");
     });
 }
