@@ -39,7 +39,9 @@ class StreamEnder:
             count = 0
             for near, streams in self._open.items():
                 for stream in streams:
-                    near.sendall(b"\0\0\0" + bytes([_DATA, _END_STREAM]) + stream.to_bytes(4, "big"))
+                    near.sendall(
+                        b"\0\0\0" + bytes([_DATA, _END_STREAM]) + stream.to_bytes(4, "big")
+                    )
                     count += 1
                 self._ended[near] |= streams
                 streams.clear()

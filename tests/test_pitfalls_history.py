@@ -193,4 +193,3 @@ class TestRendezvous:
         # Two of three meet; which ones is no matter.
         members[0].start("join")
         check_agreement([node.finish(50) for node in (members[0], spare)])
-

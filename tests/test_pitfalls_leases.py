@@ -112,6 +112,22 @@ class TestRenewal:
 
 
 class TestLost:
+    def test_nobody_else_is_there_to_tell(self, client: Client, run: Run) -> None:
+        handler = _handler(client.port, run, 6)
+        with handler.next_rendezvous().store:
+            (member,) = run.keys("/rdzv/round/1/member")
+            lease = client.read(member).lease
+            # A renewal was answered, so that the stream is open: the next answer says it.
+            eventually(lambda: client._native.lease_time_to_live(lease)[0] <= 4, 10)
+            eventually(lambda: client._native.lease_time_to_live(lease)[0] >= 5, 10)
+            client._native.lease_revoke(lease)
+            eventually(lambda: handler.num_nodes_waiting() == 1, 10)
+        with handler.next_rendezvous().store:
+            (member,) = run.keys("/rdzv/round/2/member")
+            assert client.read(member).lease != lease
+            assert handler.num_nodes_waiting() == 0
+        assert handler.shutdown()
+
     def test_a_member_learns_it_and_comes_back_as_another(self, client: Client, run: Run) -> None:
         first, second = run.nodes(2, keep_alive_ttl=6)
         places = join_all([first, second])
@@ -163,15 +179,18 @@ class TestTtl:
     def test_a_loss_together_with_the_leader(self) -> None:
         """A new leader gives all leases their whole time again, so it takes two TTLs at most."""
         ttl, election_s, slack_s = 5, 2, 3
-        with Cluster() as cluster, cluster.client() as client:
-            with Run(cluster.endpoints, client) as run:
-                lost, left = run.nodes(2, keep_alive_ttl=ttl)
-                join_all([lost, left])
-                leader = next(n for n in range(3) if cluster.leads(n))
-                cluster.hit(leader, signal.SIGKILL)
-                killed = lost.kill()
-                assert left.call("await_waiting", 30, timeout=40) == 1
-                assert left.finished_at - killed < 2 * ttl + election_s + slack_s
+        with (
+            Cluster() as cluster,
+            cluster.client() as client,
+            Run(cluster.endpoints, client) as run,
+        ):
+            lost, left = run.nodes(2, keep_alive_ttl=ttl)
+            join_all([lost, left])
+            leader = next(n for n in range(3) if cluster.leads(n))
+            cluster.hit(leader, signal.SIGKILL)
+            killed = lost.kill()
+            assert left.call("await_waiting", 30, timeout=40) == 1
+            assert left.finished_at - killed < 2 * ttl + election_s + slack_s
 
 
 def _rank(client: Client, key: str) -> int:
