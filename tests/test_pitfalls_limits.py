@@ -116,7 +116,7 @@ class TestFullDisk:
             members = run.nodes(2, 2, 3, keep_alive_ttl=TTL)
             join_all(members)
             store.set("before", "value")
-            _fill(client)
+            revision = _fill(client)
             # A clear answer, at once, to all that writes.
             with pytest.raises(EtcdException, match=said):
                 client.write("/x", "y")
@@ -131,8 +131,8 @@ class TestFullDisk:
                 create_rdzv_handler(run._parameters(2, 3, {})).next_rendezvous()
             # Who is in a world stays in it.
             assert [node.call("most_waiting", 2 * TTL) for node in members] == [0, 0]
-            _make_room(client)
-            eventually(lambda: client.write("/x", "y"))
+            _make_room(client, revision)
+            client.write("/x", "y")
             assert store.get("before") == b"value"
             assert store.add("counter", 1) == 1
             store.set("after", "value")
@@ -155,23 +155,28 @@ class TestFullDisk:
                 first.finish()
 
 
-def _fill(client: Client) -> None:
+def _fill(client: Client) -> int:
+    """Write until etcd is full, and return the last revision."""
+    revision = 0
     while True:
         try:
-            client.write("/filler", "x" * (MIB // 2))
+            revision = client.write("/filler", "x" * (MIB // 2)).modifiedIndex or 0
         except EtcdException as full:
             assert "space exceeded" in str(full)  # noqa: PT017 - until it is raised
-            return
+            break
+    eventually(lambda: _post(client, "/v3/maintenance/alarm", {"action": "GET"}).get("alarms"))
+    return revision
 
 
-def _make_room(client: Client) -> None:
-    """What the error tells to do."""
-    revision = client.read("/filler").etcd_index
+def _make_room(client: Client, revision: int) -> None:
+    """Do what the error tells to do."""
     _post(client, "/v3/kv/compaction", {"revision": revision, "physical": True})
     _post(client, "/v3/maintenance/defragment", {})
-    _post(client, "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"})
+    for alarm in _post(client, "/v3/maintenance/alarm", {"action": "GET"})["alarms"]:
+        _post(client, "/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
 
 
-def _post(client: Client, path: str, body: dict[str, Any]) -> None:
+def _post(client: Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(f"{client.base_uri}{path}", json.dumps(body).encode())
-    urllib.request.urlopen(request, timeout=10).close()
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return dict(json.load(answer))
