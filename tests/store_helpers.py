@@ -98,6 +98,8 @@ class Proxy:
         self._writes = 0
         self._whole = True
         self.lost = 0
+        # Connections, those that were closed at once among them.
+        self.taken = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -135,6 +137,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self.taken += 1
                 if not self._whole:
                     near.close()
                     continue

@@ -14,6 +14,7 @@ use super::connection::{ConnectError, Connection};
 use super::convert;
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe};
+use super::history::History;
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::unique::unique;
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
@@ -52,6 +53,7 @@ pub struct Client {
 struct Shared {
     config: Config,
     state: Mutex<State>,
+    history: History,
     /// Held while connecting, so that calls that need a connection share one, and the pauses.
     connecting: tokio::sync::Mutex<Pace>,
     /// Says it to the task that serves the watches, which makes no calls while all is well.
@@ -101,6 +103,7 @@ impl Client {
         let shared = Arc::new(Shared {
             config,
             state: Mutex::new(state),
+            history: History::default(),
             connecting: tokio::sync::Mutex::new(pace),
             closed: tokio::sync::watch::Sender::new(false),
         });
@@ -129,7 +132,11 @@ impl Client {
     ) -> Result<TxnReply, EtcdError> {
         let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
         self.call(repeat, deadline, |connection| async move {
+            // One without operations is answered by the member alone, which may be behind the others.
+            let empty = txn.success.is_empty() && txn.failure.is_empty();
+            let known = if empty { 0 } else { self.history().revision() };
             let response = connection.kv().txn(convert::txn(txn)).await?;
+            self.history().answered(response.header(), known);
             Ok(convert::txn_reply(&response))
         })
         .await
@@ -143,7 +150,9 @@ impl Client {
     ) -> Result<(i64, RangeReply), EtcdError> {
         self.call(Repeat::Read, deadline, |connection| async move {
             let options = convert::range_options(range);
+            let known = self.history().revision();
             let response = connection.kv().get(range.key.clone(), Some(options)).await?;
+            self.history().answered(response.header(), known);
             let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
             Ok((revision, convert::range_reply(response)))
         })
@@ -240,6 +249,10 @@ impl Client {
             state.current = None;
         }
         self.shared.closed.send_replace(true);
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.shared.history
     }
 
     /// Returns when the client is closed.

@@ -302,12 +302,17 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
     })
 }
 
+/// etcd takes no writes until somebody has done this, but it goes on renewing leases.
+const NO_SPACE: &str = "its alarm NOSPACE is on: compact its history, defragment every member and \
+                        disarm the alarm, by etcdctl, or give it a larger --quota-backend-bytes";
+
 /// Says of whom it is that etcd refuses something.
 fn refusal(endpoint: &Endpoint, user: Option<&str>, kind: Refusal, text: &str) -> EtcdError {
     let message = match (kind, user) {
         (Refusal::AuthenticationFailed | Refusal::PermissionDenied, Some(user)) => {
             format!("{text} (user '{user}')")
         }
+        (Refusal::NoSpace, _) => format!("{text} ({NO_SPACE})"),
         (Refusal::AuthenticationFailed, None) => format!("it wants a user and a password ({text})"),
         _ => text.to_string(),
     };

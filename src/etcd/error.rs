@@ -23,6 +23,12 @@ pub enum EtcdError {
     /// The revision asked for is compacted away.
     #[error("revision {requested} is compacted away (the oldest that etcd still has is {oldest})")]
     Compacted { requested: i64, oldest: i64 },
+    /// What was read and watched before is of no more use, nor are leases.
+    #[error(
+        "etcd has another history than before: it was restored from a backup, wiped, or replaced by \
+         another cluster"
+    )]
+    HistoryLost,
     /// This client was closed.
     #[error("the etcd client is closed")]
     Closed,

@@ -12,9 +12,14 @@ mod connection;
 mod convert;
 mod endpoint;
 mod error;
+mod history;
 pub mod kv;
 mod lease;
 mod once;
+#[cfg(test)]
+mod overload;
+#[cfg(test)]
+pub mod test_server;
 mod unique;
 mod watch;
 

@@ -102,8 +102,9 @@ impl OnceTxns {
                     self.put_back(receipt);
                     Ok(OnceOutcome::AppliedAt(kv.mod_revision))
                 }
-                // Nothing was lost, so nothing took effect: the receipt's lease ran out meanwhile.
-                None if !lost_answer => {
+                // Nothing was lost, so nothing took effect: the receipt's lease ran out meanwhile, or etcd was
+                // restored from a backup.
+                _ if !lost_answer => {
                     receipt = self.make();
                     whole = receipt.guard(&txn, lease);
                     continue;

@@ -14,7 +14,7 @@ use super::client::Client;
 use super::connection::Connection;
 use super::convert;
 use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
-use super::kv::Event;
+use super::kv::{Event, Range};
 
 const OPEN: Duration = Duration::from_secs(5);
 
@@ -40,6 +40,9 @@ pub enum WatchMessage {
     Events(Vec<Event>),
     /// Events are missing: read the range, then watch anew. The watch has ended.
     Compacted { oldest: i64 },
+    /// etcd has another history than before: what was read is of no more use, and leases are gone or
+    /// from before. The watch has ended.
+    HistoryLost,
     /// The watch has ended and would end again.
     Failed(EtcdError),
 }
@@ -77,6 +80,8 @@ struct Watching {
     denied: bool,
     /// etcd has confirmed it before.
     opened: bool,
+    /// The history that its revisions are of.
+    history: u64,
     sender: UnboundedSender<WatchMessage>,
 }
 
@@ -103,7 +108,8 @@ impl WatchHub {
             })
             .clone();
         let next = spec.start_revision;
-        let watching = Watching { next, denied: false, opened: false, spec, sender };
+        let history = client.history().number();
+        let watching = Watching { next, denied: false, opened: false, history, spec, sender };
         // A closed channel shows as `Closed` at the receiver.
         let _ = commands.send(Command::Add(id, watching));
         WatchReceiver { id, messages, commands }
@@ -113,7 +119,9 @@ impl WatchHub {
 async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
     let mut watches = BTreeMap::new();
     let mut backoff = Backoff::default();
+    let mut histories = client.history().numbers();
     loop {
+        end_those_of_another_history(&mut watches, *histories.borrow_and_update());
         while watches.is_empty() {
             match commands.recv().await {
                 None => return,
@@ -133,15 +141,20 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
             Ok(Some(connection)) => {
                 let epoch = connection.token_epoch();
                 let mut session = Session {
+                    client: &client,
                     connection: &connection,
                     watches: &mut watches,
                     pending: VecDeque::new(),
+                    known: client.history().revision(),
+                    doubted: false,
                 };
                 let ended = tokio::select! {
                     ended = session.run(&mut commands, &mut backoff) => ended,
                     () = connection.fell_silent() => End::Broken,
                     // The next look at the client finds out.
                     () = client.closed() => continue,
+                    // Cannot fail: the sender is the client's.
+                    _ = histories.changed() => continue,
                 };
                 match ended {
                     End::HubGone => return,
@@ -161,6 +174,17 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
     }
 }
 
+/// The others are of the present one: a watch is known by it before its first request is sent.
+fn end_those_of_another_history(watches: &mut BTreeMap<i64, Watching>, present: u64) {
+    watches.retain(|_, watching| {
+        let lasts = watching.history == present;
+        if !lasts {
+            let _ = watching.sender.send(WatchMessage::HistoryLost);
+        }
+        lasts
+    });
+}
+
 enum End {
     Broken,
     /// It could not be opened in time.
@@ -171,10 +195,15 @@ enum End {
 
 /// One stream, from its opening to its end.
 struct Session<'a> {
+    client: &'a Client,
     connection: &'a Connection,
     watches: &'a mut BTreeMap<i64, Watching>,
     /// Watches that etcd has not confirmed: it answers in this order, and a refusal names none.
     pending: VecDeque<i64>,
+    /// etcd's revision was this one at least when the stream was opened.
+    known: i64,
+    /// Whether etcd is being asked if its history is the one that is known.
+    doubted: bool,
 }
 
 impl Session<'_> {
@@ -204,6 +233,9 @@ impl Session<'_> {
             tokio::select! {
                 command = commands.recv() => match command {
                     None => return End::HubGone,
+                    Some(Command::Add(_, watching)) if watching.history != self.client.history().number() => {
+                        let _ = watching.sender.send(WatchMessage::HistoryLost);
+                    }
                     Some(Command::Add(id, watching)) => {
                         let (key, options) = options(id, &watching);
                         self.watches.insert(id, watching);
@@ -249,6 +281,9 @@ impl Session<'_> {
         if response.canceled() {
             return self.canceled(id, response);
         }
+        if response.created() && !self.client.history().watch_began(response.header(), self.known) {
+            self.doubt(id);
+        }
         let watching = self.watches.get_mut(&id)?;
         if response.created() {
             watching.denied = false;
@@ -263,7 +298,8 @@ impl Session<'_> {
         let events = response.events().iter().filter_map(convert::event);
         let fresh: Vec<_> =
             events.filter(|event| event.kv().mod_revision >= watching.next).collect();
-        if let Some(last) = fresh.last() {
+        if let (Some(last), Some(header)) = (fresh.last(), response.header()) {
+            self.client.history().heard(header);
             watching.next = last.kv().mod_revision + 1;
             if watching.sender.send(WatchMessage::Events(fresh)).is_err() {
                 // The receiver is gone and its cancellation on the way.
@@ -271,6 +307,27 @@ impl Session<'_> {
             }
         }
         None
+    }
+
+    /// Has etcd asked, by a linearizable read, whether its revision went back. The answer is noted where
+    /// the others are.
+    fn doubt(&mut self, id: i64) {
+        let Some(watching) = self.watches.get(&id) else { return };
+        if std::mem::replace(&mut self.doubted, true) {
+            return;
+        }
+        // A key that may be read, as it may be watched.
+        let range = Range::key(watching.spec.key.clone()).count_only();
+        let client = self.client.without_watches();
+        tokio::spawn(async move {
+            loop {
+                match client.range(&range, client.deadline_after(None)).await {
+                    Err(EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. }) => {}
+                    // Nothing can be learnt where it is refused, or the client was closed.
+                    _ => return,
+                }
+            }
+        });
     }
 
     fn first_denial(&mut self, id: i64) -> bool {

@@ -138,6 +138,7 @@ impl PyClient {
             Some(WatchMessage::Compacted { oldest }) => {
                 Err(etcd_error(py, &EtcdError::Compacted { requested: start_revision, oldest }))
             }
+            Some(WatchMessage::HistoryLost) => Err(etcd_error(py, &EtcdError::HistoryLost)),
             Some(WatchMessage::Failed(error)) => Err(etcd_error(py, &error)),
         }
     }

@@ -28,7 +28,7 @@ pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
     let class = match error {
         EtcdError::Unreachable { .. } | EtcdError::Untrusted { .. } => "EtcdConnectionFailed",
         EtcdError::Ambiguous { .. } => "EtcdAmbiguous",
-        EtcdError::Compacted { .. } => "EtcdEventIndexCleared",
+        EtcdError::Compacted { .. } | EtcdError::HistoryLost => "EtcdEventIndexCleared",
         EtcdError::Refused { kind, .. } => match kind {
             Refusal::PermissionDenied | Refusal::AuthenticationFailed => {
                 "EtcdInsufficientPermissions"
@@ -82,7 +82,9 @@ pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
                 return PyValueError::new_err(text);
             }
             EtcdError::Closed | EtcdError::Configuration(_) => return etcd_error(py, cause),
-            EtcdError::Compacted { .. } | EtcdError::Refused { .. } => ("StoreError", Some(cause)),
+            EtcdError::Compacted { .. } | EtcdError::HistoryLost | EtcdError::Refused { .. } => {
+                ("StoreError", Some(cause))
+            }
         },
     };
     let raised = raise(py, STORE, class, text);

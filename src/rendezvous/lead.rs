@@ -365,6 +365,8 @@ impl Machine {
                 }
             }
             WatchMessage::Compacted { .. } => self.reload(),
+            // All watches say it, and the machine begins anew at the first.
+            WatchMessage::HistoryLost => {}
             WatchMessage::Failed(_) => {
                 self.reload();
                 self.pause = Some(now + Duration::from_secs(1));

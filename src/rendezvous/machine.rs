@@ -492,7 +492,13 @@ impl Machine {
     }
 
     fn watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
-        if let Some(head) = self.head.as_mut().filter(|head| head.watch == watch) {
+        let is_ours = self.head.is_some_and(|head| head.watch == watch)
+            || self.lead.as_ref().is_some_and(|lead| lead.watches(watch))
+            || self.waiting_watch == Some(watch)
+            || self.watches_as_member(watch);
+        if is_ours && message == WatchMessage::HistoryLost {
+            self.begin_anew();
+        } else if let Some(head) = self.head.as_mut().filter(|head| head.watch == watch) {
             match message {
                 WatchMessage::Started(revision) => head.from = Some(revision),
                 WatchMessage::Events(events) => {
@@ -510,6 +516,8 @@ impl Machine {
                     self.deaf = true;
                     self.failed(now, &Step::ReadHead, error);
                 }
+                // Above.
+                WatchMessage::HistoryLost => {}
             }
         } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
             self.lead_watched(now, watch, message);
@@ -525,6 +533,26 @@ impl Machine {
         } else {
             self.member_watched(watch, message);
         }
+    }
+
+    /// etcd was wiped, restored or replaced: what is known is of a history that is no more, revisions of
+    /// now may be lower, and a lease that is there is one of the past. This node is another one from now
+    /// on, and a member learns that its world is over.
+    fn begin_anew(&mut self) {
+        if let Some(lease) = self.drop_lease() {
+            self.act(Action::Revoke(lease));
+        }
+        if std::mem::take(&mut self.run_lease) {
+            self.act(Action::Abandon(self.settings.keys.run_lease()));
+        }
+        self.stop_watching_members();
+        let head = self.head.take();
+        self.unwatch(head.map(|head| head.watch));
+        self.deaf = true;
+        self.control = Observed::default();
+        self.coordinator = Observed::default();
+        self.loss = Observed::default();
+        self.corrupt = None;
     }
 
     pub(super) fn head_is_known(&self) -> bool {

@@ -90,6 +90,11 @@ impl Machine {
         }
     }
 
+    pub(super) fn watches_as_member(&self, watch: WatchId) -> bool {
+        let watches = self.membership.as_ref().and_then(|membership| membership.watches.as_ref());
+        watches.is_some_and(|watches| watches.member == watch || watches.waiting == watch)
+    }
+
     /// Whether this node, under the lease it has now, is in the world of this round.
     pub(super) fn was_member(&self, round: u64) -> bool {
         self.membership
@@ -218,7 +223,7 @@ impl Machine {
                 membership.resync = true;
                 return;
             }
-            WatchMessage::Started(_) => return,
+            WatchMessage::Started(_) | WatchMessage::HistoryLost => return,
         };
         for event in events {
             let Some(node) = node_of(&event.kv().key) else { continue };

@@ -145,7 +145,7 @@ impl Store {
                     }
                 }
                 Wake::Started(_) => {}
-                Wake::Compacted => return Ok(()),
+                Wake::Missed => return Ok(()),
                 Wake::Events(events) => {
                     if events.iter().any(|event| matches!(event, Event::Put(_))) {
                         return Ok(());

@@ -34,7 +34,7 @@ pub(super) enum Wake {
     Started(i64),
     Events(Vec<Event>),
     /// Events are missing: read again, then watch anew.
-    Compacted,
+    Missed,
     /// There is no more time.
     Over(Over),
 }
@@ -101,7 +101,7 @@ impl Waiter {
         match message {
             WatchMessage::Started(revision) => Ok(Wake::Started(revision)),
             WatchMessage::Events(events) => Ok(Wake::Events(events)),
-            WatchMessage::Compacted { .. } => Ok(Wake::Compacted),
+            WatchMessage::Compacted { .. } | WatchMessage::HistoryLost => Ok(Wake::Missed),
             WatchMessage::Failed(error) => Err(error.into()),
         }
     }

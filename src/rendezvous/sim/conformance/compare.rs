@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::super::model::Etcd;
 use super::script::Step;
-use super::server::Server;
 use crate::etcd::kv::{Event, Op, OpReply, Range, RangeReply, Txn};
+use crate::etcd::test_server::Server;
 use crate::etcd::{Client, EtcdError, Refusal, Repeat, WatchMessage, WatchReceiver, WatchSpec};
 
 /// More watches than this are not kept.

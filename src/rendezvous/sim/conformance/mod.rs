@@ -5,27 +5,14 @@
 
 mod compare;
 mod script;
-mod server;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use self::compare::Both;
 use self::script::{Script, Step};
-use self::server::Server;
 use crate::etcd::kv::{Event, Op, Txn};
+use crate::etcd::test_server::{Server, binary};
 use crate::etcd::{WatchMessage, WatchSpec};
-
-fn binary() -> Option<PathBuf> {
-    let path = std::env::var_os("TORCHETCD_TEST_ETCD").map(PathBuf::from);
-    if path.is_none() {
-        #[allow(clippy::print_stderr, reason = "a test that does nothing must say so")]
-        {
-            eprintln!("skipped: TORCHETCD_TEST_ETCD does not name an etcd binary");
-        }
-    }
-    path
-}
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)

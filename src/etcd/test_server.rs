@@ -1,11 +1,23 @@
-//! An etcd of the test's own, gone at its end.
+//! For tests in Rust: an etcd of the test's own, gone at its end. The binary is what `TORCHETCD_TEST_ETCD`
+//! names.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::etcd::{Client, Config, TlsFiles, parse_endpoints};
+use super::{Client, Config, TlsFiles, parse_endpoints};
+
+pub fn binary() -> Option<PathBuf> {
+    let path = std::env::var_os("TORCHETCD_TEST_ETCD").map(PathBuf::from);
+    if path.is_none() {
+        #[allow(clippy::print_stderr, reason = "a test that does nothing must say so")]
+        {
+            eprintln!("skipped: TORCHETCD_TEST_ETCD does not name an etcd binary");
+        }
+    }
+    path
+}
 
 pub struct Server {
     process: Child,

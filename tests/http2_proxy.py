@@ -1,0 +1,117 @@
+"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, without a status."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+_HEAD = 9
+_DATA, _HEADERS, _RST_STREAM = 0, 1, 3
+_END_STREAM = 1
+
+
+class StreamEnder:
+    """Stands between clients and etcd, and can end what is open."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        # Streams that etcd answers on and has not ended, and those that were ended here.
+        self._open: dict[socket.socket, set[int]] = {}
+        self._ended: dict[socket.socket, set[int]] = {}
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self._run(self._accept)
+
+    def streams(self) -> int:
+        """Return how many are open: between calls that is watches and lease renewals."""
+        with self._lock:
+            return sum(len(streams) for streams in self._open.values())
+
+    def end_streams(self) -> int:
+        """End all that are open: no more data, and nothing that says why. Return how many."""
+        with self._lock:
+            count = 0
+            for near, streams in self._open.items():
+                for stream in streams:
+                    near.sendall(
+                        b"\0\0\0" + bytes([_DATA, _END_STREAM]) + stream.to_bytes(4, "big")
+                    )
+                    count += 1
+                self._ended[near] |= streams
+                streams.clear()
+            return count
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                with self._lock:
+                    self._sockets += [near, far]
+                    self._open[near], self._ended[near] = set(), set()
+                    self.connections += 1
+                for sock in (near, far):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._run(self._requests, near, far)
+                self._run(self._answers, far, near)
+
+    def _requests(self, near: socket.socket, far: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(1 << 16):
+                far.sendall(data)
+        self._cut(near, far)
+
+    def _answers(self, far: socket.socket, near: socket.socket) -> None:
+        held = b""
+        with contextlib.suppress(OSError):
+            while data := far.recv(1 << 16):
+                held += data
+                # Whole frames only, so that one can be put between them.
+                while len(held) >= _HEAD:
+                    size = _HEAD + int.from_bytes(held[:3], "big")
+                    if len(held) < size:
+                        break
+                    frame, held = held[:size], held[size:]
+                    self._forward(near, frame)
+        self._cut(near, far)
+
+    def _forward(self, near: socket.socket, frame: bytes) -> None:
+        kind, flags, stream = frame[3], frame[4], int.from_bytes(frame[5:_HEAD], "big")
+        with self._lock:
+            if stream in self._ended[near]:
+                return
+            if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
+                self._open[near].discard(stream)
+            elif kind == _HEADERS:
+                self._open[near].add(stream)
+            near.sendall(frame)
+
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    @staticmethod
+    def _cut(*sockets: socket.socket) -> None:
+        for sock in sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> StreamEnder:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        # A blocked `accept` or `recv` ends by a shutdown, not by a close.
+        self._cut(self._listener)
+        self._threads[0].join()
+        self._cut(*self._sockets)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._sockets):
+            sock.close()
