@@ -16,7 +16,8 @@ use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
-    Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError, Settings,
+    Handle, Keys, LONGEST_ADDRESS, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError,
+    Settings,
 };
 
 /// Round, rank, world size, master address and port.
@@ -103,6 +104,12 @@ impl PyRendezvous {
 
     /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
     fn join(&self, master_addr: String, master_port: u16) -> PyResult<()> {
+        if master_addr.is_empty() || master_addr.len() > LONGEST_ADDRESS {
+            return Err(PyValueError::new_err(format!(
+                "The local address must have 1 to {LONGEST_ADDRESS} bytes, not {}.",
+                master_addr.len()
+            )));
+        }
         let receiver = self.handle()?.join(Master { addr: master_addr, port: master_port });
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
         Ok(())

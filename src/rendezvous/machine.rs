@@ -171,6 +171,10 @@ impl<T> Observed<T> {
             *self = Self { value, modified, as_of };
         }
     }
+
+    fn is_newer_than(&self, as_of: i64) -> bool {
+        self.as_of > as_of
+    }
 }
 
 /// The watch of the control record and the coordinator's key. It begins now, and only then is the head
@@ -583,6 +587,9 @@ impl Machine {
     }
 
     pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        if self.control.is_newer_than(as_of) {
+            return;
+        }
         let modified = kv.map_or(0, |kv| kv.mod_revision);
         let decoded = kv
             .map(|kv| records::decode_control(&self.settings.keys.control(), &kv.value))
@@ -598,8 +605,9 @@ impl Machine {
 
     pub(super) fn observe_coordinator(&mut self, kv: Option<&KeyValue>, as_of: i64) {
         let key = self.settings.keys.coordinator();
-        // A record that cannot be read is no coordinator; its lease, if any, will remove it.
-        let value = kv.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
+        // A record that cannot be read, or that no lease will remove, is no coordinator's: see `claim`.
+        let held = kv.filter(|kv| kv.lease != 0);
+        let value = held.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
         self.coordinator.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
         if self.coordinator.value.is_some() {
             self.look_at = None;
