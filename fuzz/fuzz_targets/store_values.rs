@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| torchetcd::store::fuzzing::read_values(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| _torchetcd::store::fuzzing::read_values(data));

@@ -8,11 +8,15 @@ explicitly: then there is a *marker*, an empty value under the directory's path 
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 #: key, value, create revision, mod revision, version, lease: the native module's tuple.
 KeyValue: TypeAlias = tuple[bytes, bytes, int, int, int, int]
+
+# Anybody's key may have any number of slashes: what lies deeper is listed in the deepest directory.
+_DEEPEST = 100
 
 TtlSource: TypeAlias = Callable[[], "int | None"]
 
@@ -80,13 +84,12 @@ class EtcdResult:
 
     def get_subtree(self, leaves_only: bool = False) -> Iterator[EtcdResult]:
         """Yield this result and all below it; a directory without children counts as a leaf."""
-        if not self._children:
-            yield self
-            return
-        if not leaves_only:
-            yield self
-        for child in self._children:
-            yield from child.get_subtree(leaves_only=leaves_only)
+        left = [self]
+        while left:
+            result = left.pop()
+            if not result._children or not leaves_only:
+                yield result
+            left += reversed(result._children)
 
     @property
     def leaves(self) -> Iterator[EtcdResult]:
@@ -162,6 +165,7 @@ class ResultFactory:
         return result
 
     def _list(self, base: bytes, kvs: Iterable[KeyValue], depth: int) -> Iterator[EtcdResult]:
+        flat = sys.maxsize - depth > _DEEPEST
         below: dict[bytes, list[KeyValue]] = {}
         nodes: list[tuple[bytes, EtcdResult]] = []
         for kv in kvs:
@@ -169,7 +173,7 @@ class ResultFactory:
             if is_marker(kv) and key == base:
                 continue
             slash = key.find(b"/", len(base))
-            if slash < 0 or (slash == len(key) - 1 and not is_marker(kv)):
+            if flat or slash < 0 or (slash == len(key) - 1 and not is_marker(kv)):
                 nodes.append((key, self.leaf(kv)))
             else:
                 below.setdefault(key[: slash + 1], []).append(kv)
