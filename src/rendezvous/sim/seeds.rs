@@ -9,7 +9,7 @@ use super::invariants::{Violation, garbage, progress};
 use super::scenario::Scenario;
 use super::world::{Event, World};
 
-const DEFAULT: u64 = 3000;
+const DEFAULT: u64 = 10_000;
 
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
