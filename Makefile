@@ -56,6 +56,38 @@ test-rust: $(VENV)/.built
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
 
+# How long `make soak` runs each of its parts.
+SOAK_S ?= 3600
+
+.PHONY: soak
+soak: soak-sim  ## Random schedules for an hour or more, seeds printed: SOAK_S=3600
+
+.PHONY: soak-sim
+soak-sim: $(VENV)/.tools  ## The part of it in the protocol simulator
+	TORCHETCD_SIM_SECONDS=$(SOAK_S) $(CARGO) test --quiet --no-default-features --profile $(PROFILE) --lib \
+	    every_seed -- --nocapture
+
+# Instrumented code needs unstable flags; the stable compiler takes them when it is told to.
+FUZZ_S ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tools  ## Every fuzz target for so many seconds (needs `cargo install cargo-fuzz`): FUZZ_S=60
+	@# What is found goes to target/, not into the seeds that are kept.
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p target/fuzz-corpus/$$target; \
+	    $(FUZZ) run $$target target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+	        -max_total_time=$(FUZZ_S) -max_len=4096 -timeout=10 -print_final_stats=1; \
+	done
+
+.PHONY: miri
+miri:  ## The unsafe code under Miri, with threads in 64 orders (needs a nightly with miri and rust-src)
+	mkdir -p target/miri-process/src
+	printf '[workspace]\n[package]\nname = "process"\nedition = "2024"\n' > target/miri-process/Cargo.toml
+	echo '#[path = "$(CURDIR)/src/process.rs"] pub mod process;' > target/miri-process/src/lib.rs
+	cd target/miri-process && MIRIFLAGS=-Zmiri-many-seeds=0..64 $(CARGO) +nightly miri test --lib
+
 .PHONY: test-matrix
 test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	@test -n "$(ETCDS)" || { echo 'Give the etcd binaries: make test-matrix ETCDS="/path/etcd ..."'; exit 2; }
