@@ -36,11 +36,22 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
     if isinstance(host, str):
         parts = [_parse(part.strip(), port, protocol) for part in host.split(",")]
     else:
-        parts = [Address(protocol, name, int(number)) for name, number in host]
+        parts = [_pair(name, number, protocol) for name, number in host]
     if not parts:
         message = "No etcd endpoint was given."
         raise ValueError(message)
     return parts
+
+
+def _pair(name: object, number: object, protocol: str) -> Address:
+    try:
+        port = int(number)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        port = -1
+    if not isinstance(name, str) or not 0 <= port <= 65535:
+        message = f"The etcd endpoint {(name, number)!r} is not a host name and a port."
+        raise ValueError(message)
+    return Address(protocol, name, port)
 
 
 def _parse(part: str, port: int, protocol: str) -> Address:
@@ -52,7 +63,8 @@ def _parse(part: str, port: int, protocol: str) -> Address:
         valid = scheme in ("http", "https") and url.path in ("", "/")
     except ValueError:
         valid = False
-    if not valid or not url.hostname:
+    # urlsplit leaves brackets in what is no IPv6 address.
+    if not valid or not url.hostname or set(url.hostname) & set("[]"):
         message = (
             f"The etcd endpoint {part!r} is not valid. Expected host, host:port, [ipv6]:port, "
             "http://host:port or https://host:port, or several of them separated by commas."
