@@ -8,7 +8,6 @@ explicitly: then there is a *marker*, an empty value under the directory's path 
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -149,7 +148,12 @@ class ResultFactory:
         return self._fill(EtcdResult(action, {"key": decode(key), "value": decode(value)}), kv)
 
     def directory(
-        self, base: bytes, kvs: Sequence[KeyValue], action: str | None = None, depth: int = 0
+        self,
+        base: bytes,
+        kvs: Sequence[KeyValue],
+        action: str | None = None,
+        depth: int = 0,
+        level: int = 0,
     ) -> EtcdResult:
         """Make a directory of the keys that start with `base`, and `depth` levels of children."""
         result = EtcdResult(action, {"key": decode(base[:-1]) or "/", "dir": True})
@@ -161,11 +165,13 @@ class ResultFactory:
             result.createdIndex = result.modifiedIndex = min(kv[2] for kv in kvs)
         result.etcd_index = self._index
         if depth > 0:
-            result._children = list(self._list(base, kvs, depth - 1))
+            result._children = list(self._list(base, kvs, depth - 1, level))
         return result
 
-    def _list(self, base: bytes, kvs: Iterable[KeyValue], depth: int) -> Iterator[EtcdResult]:
-        flat = sys.maxsize - depth > _DEEPEST
+    def _list(
+        self, base: bytes, kvs: Iterable[KeyValue], depth: int, level: int
+    ) -> Iterator[EtcdResult]:
+        flat = level == _DEEPEST
         below: dict[bytes, list[KeyValue]] = {}
         nodes: list[tuple[bytes, EtcdResult]] = []
         for kv in kvs:
@@ -177,7 +183,10 @@ class ResultFactory:
                 nodes.append((key, self.leaf(kv)))
             else:
                 below.setdefault(key[: slash + 1], []).append(kv)
-        nodes += [(sub, self.directory(sub, inner, depth=depth)) for sub, inner in below.items()]
+        nodes += [
+            (sub, self.directory(sub, inner, None, depth, level + 1))
+            for sub, inner in below.items()
+        ]
         return (node for _, node in sorted(nodes, key=lambda pair: pair[0]))
 
     def _fill(self, result: EtcdResult, kv: KeyValue) -> EtcdResult:

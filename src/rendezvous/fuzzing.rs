@@ -248,7 +248,8 @@ impl Run {
     fn revision(&mut self, u: &mut Unstructured<'_>) -> Result<i64> {
         self.revision = self.revision.saturating_add(u.int_in_range(0..=3)?);
         if u.ratio(1, 32)? {
-            return u.arbitrary();
+            // etcd's own count: any, but not negative.
+            return u.int_in_range(0..=i64::MAX);
         }
         Ok(self.revision)
     }
