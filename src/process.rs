@@ -33,6 +33,7 @@ impl<T> PerProcess<T> {
     }
 
     /// The value that was read, if it is this process's.
+    #[allow(clippy::unused_self, reason = "the reference lives no longer than the cell")]
     fn own(&self, current: *mut Made<T>) -> Option<&T> {
         if current.is_null() {
             return None;

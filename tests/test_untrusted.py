@@ -545,7 +545,20 @@ class TestStore:
 
     def test_companions(self, store: EtcdStore, run: Run, prefix: str) -> None:
         assert store.add("key", 5) == 5
-        names = ["", "x", "1.5", "+5", "05", "\u0661", "9" * 30, "-", "\udcff", "a" * 10_000, "/", "5/x"]
+        names = [
+            "",
+            "x",
+            "1.5",
+            "+5",
+            "05",
+            "\u0661",
+            "9" * 30,
+            "-",
+            "\udcff",
+            "a" * 10_000,
+            "/",
+            "5/x",
+        ]
         run.put(*[(f"{prefix}/.add/{KEY}.{name}", GARBAGE["bytes"]) for name in names])
         run.put((f"{prefix}/.add/{KEY}.5", b"\xff" * MIB))  # its version is what counts
         assert store.get("key") == b"10"

@@ -475,8 +475,8 @@ impl Machine {
             )
         });
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let nodes = joined.count - count(joined.kvs.len() - names.len());
-        let more = nodes - count(names.len());
+        let nodes = joined.count.saturating_sub(count(joined.kvs.len() - names.len()));
+        let more = nodes.saturating_sub(count(names.len()));
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let missing = count(min).saturating_sub(nodes).max(0);
         let coordinator = match &self.coordinator.value {

@@ -8,6 +8,9 @@ use super::keys::Keys;
 use super::value::{COUNTERS, Cell, Content, decode, encode, encode_base, leading_integer};
 use crate::etcd::kv::{KeyValue, OpReply, RangeReply, prefix_end};
 
+/// Names, versions and revisions.
+type Companions = Vec<(Vec<u8>, i64, i64)>;
+
 /// Reads the bytes as a value, and a counter whose companions are anything.
 pub fn read_values(data: &[u8]) {
     assert!(display(data).len() < 1000);
@@ -17,7 +20,7 @@ pub fn read_values(data: &[u8]) {
     match decode(b"k", data) {
         Ok(Content::Literal(value)) => assert_eq!(encode(&value), data),
         Ok(Content::Counter(base)) => {
-            assert_eq!(decode(b"k", &encode_base(base)), Ok(Content::Counter(base)))
+            assert_eq!(decode(b"k", &encode_base(base)), Ok(Content::Counter(base)));
         }
         Err(error) => assert!(error.to_string().contains("\"k\"")),
     }
@@ -26,11 +29,10 @@ pub fn read_values(data: &[u8]) {
     assert!(literal.as_slice() < COUNTERS.0 || literal.as_slice() >= COUNTERS.1);
 
     let mut u = Unstructured::new(data);
-    type Companions = Vec<(Vec<u8>, i64, i64)>;
     let Ok((base, companions)) = <(i64, Companions)>::arbitrary(&mut u) else { return };
     let companions = companions.into_iter().map(|(name, version, mod_revision)| {
         let key = [b"/p/.add/aw==.", name.as_slice()].concat();
-        KeyValue { key, version, mod_revision, ..KeyValue::default() }
+        KeyValue { key, mod_revision, version, ..KeyValue::default() }
     });
     let own = KeyValue { value: encode_base(base), ..KeyValue::default() };
     let replies = [vec![own], companions.collect()]
