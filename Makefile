@@ -56,6 +56,9 @@ test-rust: $(VENV)/.built
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
 
+# How long `make soak` runs each of its parts.
+SOAK_S ?= 3600
+
 # K chooses tests; SEED repeats one seed, FIRST and SEEDS choose others than the first few;
 # SCHEDULE plays a file of lines such as `2.5 cut agent-1 etcd-2` (docs/reliability.md).
 .PHONY: faults
@@ -67,11 +70,40 @@ faults: build  ## The fault bench alone: SEED=7 K=test_anything, or SEEDS=50 FIR
 
 .PHONY: soak-faults
 soak-faults: build  ## The fault bench with new seeds for SOAK_S seconds (3600); seeds are printed
-	$(BIN)/python tools/soak.py --seconds $(or $(SOAK_S),3600) $(SOAK_ARGS)
+	$(BIN)/python tools/soak.py --seconds $(SOAK_S) $(SOAK_ARGS)
 
 .PHONY: mutants
 mutants: $(VENV)/.tools  ## Known bugs put back one at a time: the tests must find each (about 20 minutes)
 	$(BIN)/python tools/mutants.py $(MUTANTS)
+
+.PHONY: soak
+soak: soak-sim soak-faults  ## Random schedules for an hour or more, seeds printed: SOAK_S=3600
+
+.PHONY: soak-sim
+soak-sim: $(VENV)/.tools  ## The part of it in the protocol simulator
+	TORCHETCD_SIM_SECONDS=$(SOAK_S) $(CARGO) test --quiet --no-default-features --profile $(PROFILE) --lib \
+	    every_seed -- --nocapture
+
+# Instrumented code needs unstable flags; the stable compiler takes them when it is told to.
+FUZZ_S ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+.PHONY: fuzz
+fuzz: $(VENV)/.tools  ## Every fuzz target for so many seconds (needs `cargo install cargo-fuzz`): FUZZ_S=60
+	@# What is found goes to target/, not into the seeds that are kept.
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p target/fuzz-corpus/$$target; \
+	    $(FUZZ) run $$target target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+	        -max_total_time=$(FUZZ_S) -max_len=4096 -timeout=10 -print_final_stats=1; \
+	done
+
+.PHONY: miri
+miri:  ## The unsafe code under Miri, with threads in 64 orders (needs a nightly with miri and rust-src)
+	mkdir -p target/miri-process/src
+	printf '[workspace]\n[package]\nname = "process"\nedition = "2024"\n' > target/miri-process/Cargo.toml
+	echo '#[path = "$(CURDIR)/src/process.rs"] pub mod process;' > target/miri-process/src/lib.rs
+	cd target/miri-process && MIRIFLAGS=-Zmiri-many-seeds=0..64 $(CARGO) +nightly miri test --lib
 
 .PHONY: test-matrix
 test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"

@@ -37,9 +37,7 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         refuse_credentials(host)
         parts = [_parse(part.strip(), port, protocol) for part in host.split(",")]
     else:
-        parts = [Address(protocol, name, int(number)) for name, number in host]
-        for address in parts:
-            refuse_credentials(address.host)
+        parts = [_pair(name, number, protocol) for name, number in host]
     if not parts:
         message = "No etcd endpoint was given."
         raise ValueError(message)
@@ -60,6 +58,19 @@ def refuse_credentials(endpoints: str) -> None:
         raise ValueError(message)
 
 
+def _pair(name: object, number: object, protocol: str) -> Address:
+    if isinstance(name, str):
+        refuse_credentials(name)
+    try:
+        port = int(number)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        port = -1
+    if not isinstance(name, str) or not 0 <= port <= 65535:
+        message = f"The etcd endpoint {(name, number)!r} is not a host name and a port."
+        raise ValueError(message)
+    return Address(protocol, name, port)
+
+
 def _parse(part: str, port: int, protocol: str) -> Address:
     # An IPv6 address without brackets has no port.
     bare_ipv6 = part.count(":") > 1 and not part.startswith("[") and "://" not in part
@@ -70,7 +81,8 @@ def _parse(part: str, port: int, protocol: str) -> Address:
         valid = valid and not (url.query or url.fragment)
     except ValueError:
         valid = False
-    if not valid or not url.hostname:
+    # urlsplit leaves brackets in what is no IPv6 address.
+    if not valid or not url.hostname or set(url.hostname) & set("[]"):
         message = (
             f"The etcd endpoint {part!r} is not valid. Expected host, host:port, [ipv6]:port, "
             "http://host:port or https://host:port, or several of them separated by commas."

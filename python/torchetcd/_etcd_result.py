@@ -14,6 +14,9 @@ from typing import Any, TypeAlias
 #: key, value, create revision, mod revision, version, lease: the native module's tuple.
 KeyValue: TypeAlias = tuple[bytes, bytes, int, int, int, int]
 
+# Anybody's key may have any number of slashes: what lies deeper is listed in the deepest directory.
+_DEEPEST = 100
+
 TtlSource: TypeAlias = Callable[[], "int | None"]
 
 
@@ -80,13 +83,12 @@ class EtcdResult:
 
     def get_subtree(self, leaves_only: bool = False) -> Iterator[EtcdResult]:
         """Yield this result and all below it; a directory without children counts as a leaf."""
-        if not self._children:
-            yield self
-            return
-        if not leaves_only:
-            yield self
-        for child in self._children:
-            yield from child.get_subtree(leaves_only=leaves_only)
+        left = [self]
+        while left:
+            result = left.pop()
+            if not result._children or not leaves_only:
+                yield result
+            left += reversed(result._children)
 
     @property
     def leaves(self) -> Iterator[EtcdResult]:
@@ -146,7 +148,12 @@ class ResultFactory:
         return self._fill(EtcdResult(action, {"key": decode(key), "value": decode(value)}), kv)
 
     def directory(
-        self, base: bytes, kvs: Sequence[KeyValue], action: str | None = None, depth: int = 0
+        self,
+        base: bytes,
+        kvs: Sequence[KeyValue],
+        action: str | None = None,
+        depth: int = 0,
+        level: int = 0,
     ) -> EtcdResult:
         """Make a directory of the keys that start with `base`, and `depth` levels of children."""
         result = EtcdResult(action, {"key": decode(base[:-1]) or "/", "dir": True})
@@ -158,10 +165,13 @@ class ResultFactory:
             result.createdIndex = result.modifiedIndex = min(kv[2] for kv in kvs)
         result.etcd_index = self._index
         if depth > 0:
-            result._children = list(self._list(base, kvs, depth - 1))
+            result._children = list(self._list(base, kvs, depth - 1, level))
         return result
 
-    def _list(self, base: bytes, kvs: Iterable[KeyValue], depth: int) -> Iterator[EtcdResult]:
+    def _list(
+        self, base: bytes, kvs: Iterable[KeyValue], depth: int, level: int
+    ) -> Iterator[EtcdResult]:
+        flat = level == _DEEPEST
         below: dict[bytes, list[KeyValue]] = {}
         nodes: list[tuple[bytes, EtcdResult]] = []
         for kv in kvs:
@@ -169,11 +179,14 @@ class ResultFactory:
             if is_marker(kv) and key == base:
                 continue
             slash = key.find(b"/", len(base))
-            if slash < 0 or (slash == len(key) - 1 and not is_marker(kv)):
+            if flat or slash < 0 or (slash == len(key) - 1 and not is_marker(kv)):
                 nodes.append((key, self.leaf(kv)))
             else:
                 below.setdefault(key[: slash + 1], []).append(kv)
-        nodes += [(sub, self.directory(sub, inner, depth=depth)) for sub, inner in below.items()]
+        nodes += [
+            (sub, self.directory(sub, inner, None, depth, level + 1))
+            for sub, inner in below.items()
+        ]
         return (node for _, node in sorted(nodes, key=lambda pair: pair[0]))
 
     def _fill(self, result: EtcdResult, kv: KeyValue) -> EtcdResult:

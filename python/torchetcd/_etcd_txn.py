@@ -25,7 +25,7 @@ class Conditions:
         """Take `prevValue`, `prevIndex` and `prevExist` as callers give them."""
         try:
             number = None if index is None else int(index)  # type: ignore[call-overload]
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             message = f"prevIndex must be an integer, not {index!r}."
             raise EtcdValueError(message) from exc
         return cls(None if value is None else encode(value), number, exist)

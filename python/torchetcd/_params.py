@@ -70,7 +70,11 @@ def _secret(name: str, value: Any) -> str:
 
 def _file(name: str, value: Any) -> str:
     path = _text(name, value)
-    if not Path(path).is_file():
+    try:
+        found = Path(path).is_file()
+    except OSError:  # such as for a name that is too long
+        found = False
+    if not found:
         message = f"The rendezvous parameter '{name}' names the file '{path}', which is not there."
         raise ValueError(message)
     return path

@@ -23,6 +23,7 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
+    RendezvousStateError,
     RendezvousStoreInfo,
 )
 
@@ -282,10 +283,17 @@ class EtcdRendezvous:
 
         Raises:
             LookupError: if it is not there in time; also a `torch.distributed.DistStoreError`.
+            RendezvousStateError: if the value was not stored by `store_extra_data`.
         """
         with self._extra_data(rdzv_version) as store:
             store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
-            return json.loads(store.get(key))
+            value = store.get(key)
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as exc:
+            path = self.get_path(f"/rdzv/v_{rdzv_version}/extra_data")
+            message = f"The extra data '{key}' below the etcd key '{path}' is not JSON: {exc}."
+            raise RendezvousStateError(message) from exc
 
     def _extra_data(self, rdzv_version: int) -> EtcdStore:
         native = self._node.store(rdzv_version, "extra_data")

@@ -45,7 +45,6 @@ _RENEW_AFTER_S = 1.0
 # How often a write is sent whose answer is lost every time.
 _ATTEMPTS = 10
 _CONNECTION_FAILED = "The connection to etcd has failed. See inner exception for details."
-_CORRUPT = "The state object is corrupt. See inner exception for details."
 
 
 class EtcdRendezvousBackend(RendezvousBackend):
@@ -175,7 +174,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
             # What is not ASCII is not base64 either.
             state = b64decode(result.value.encode("ascii", "replace"), validate=True)
         except binascii.Error as exc:
-            raise RendezvousStateError(_CORRUPT) from exc
+            message = (
+                f"The state object in the etcd key '{self._key}' is corrupt. See inner exception for "
+                "details."
+            )
+            raise RendezvousStateError(message) from exc
         return state, result.modifiedIndex
 
 

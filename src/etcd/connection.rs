@@ -20,6 +20,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// etcd hashes a password for about 60 ms of its CPU's time, and many clients may come at once.
 const LOG_IN: Duration = Duration::from_secs(30);
 
+/// A larger answer is refused, not held in memory. The largest one that we ask for ourselves has the
+/// values of 120 keys of a store.
+const LARGEST_ANSWER: usize = 256 << 20;
+
 pub(super) struct Connection {
     pub endpoint: Endpoint,
     /// Whose credentials there are.
@@ -90,7 +94,8 @@ impl Connection {
         Ok(Self {
             endpoint: endpoint.clone(),
             user: config.credentials.as_ref().map(|credentials| credentials.user.clone()),
-            kv: client.kv_client().max_decoding_message_size(usize::MAX),
+            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
+            // What a stream refused it would ask for again and again; etcd limits what it sends at once.
             watch: client.watch_client().max_decoding_message_size(usize::MAX),
             lease: client.lease_client(),
             client,

@@ -89,7 +89,7 @@ fn parse_endpoint(text: &str, default_tls: bool) -> Result<Endpoint, String> {
     if host.is_empty() {
         return Err("the host is missing".into());
     }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
     if let Some(bad) = host.chars().find(|c| !allowed(*c)) {
         return Err(format!("the host must not contain '{}'", bad.escape_default()));
     }
@@ -146,6 +146,8 @@ mod tests {
             ("[::1", "not closed"),
             ("[host]:1", "not an IPv6"),
             ("a b", "must not contain ' '"),
+            ("%75a", "must not contain '%'"),
+            ("[fe80::1%eth0]", "not an IPv6"),
             ("a/path", "must not contain '/'"),
         ] {
             let error = parse_endpoints(list, false).unwrap_err().to_string();

@@ -12,6 +12,8 @@ mod connection;
 mod convert;
 mod endpoint;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod history;
 pub mod kv;
 mod lease;

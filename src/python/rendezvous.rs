@@ -16,7 +16,8 @@ use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
-    Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError, Settings,
+    Handle, Keys, LONGEST_ADDRESS, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError,
+    Settings,
 };
 
 /// Round, rank, world size, master address and port.
@@ -108,6 +109,12 @@ impl PyRendezvous {
             return Err(PyRuntimeError::new_err(
                 "The interpreter is ending: no round is joined any more.",
             ));
+        }
+        if master_addr.is_empty() || master_addr.len() > LONGEST_ADDRESS {
+            return Err(PyValueError::new_err(format!(
+                "The local address must have 1 to {LONGEST_ADDRESS} bytes, not {}.",
+                master_addr.len()
+            )));
         }
         let receiver = self.handle()?.join(Master { addr: master_addr, port: master_port });
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);

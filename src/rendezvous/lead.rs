@@ -181,17 +181,14 @@ impl Lead {
     }
 
     fn take_join(&mut self, event: &Event) {
-        let kv = event.kv();
-        let Some(node) = node_of(&kv.key) else { return };
         match event {
-            // The lease has to be the node's own, or the member key could outlive it.
-            Event::Put(_) if kv.lease == node => {
-                if let Ok(join) = records::decode("", &kv.value) {
+            Event::Put(kv) => {
+                if let Some((node, join)) = records::join_of(kv) {
                     self.joined.entry(node).or_insert((kv.create_revision, join));
                 }
             }
-            Event::Put(_) => {}
-            Event::Delete(_) => {
+            Event::Delete(kv) => {
+                let Some(node) = node_of(&kv.key) else { return };
                 self.joined.remove(&node);
                 let chosen = |attempt: &Attempt| attempt.members.contains(&node);
                 if self.writing.as_ref().is_some_and(chosen) {
@@ -491,7 +488,9 @@ impl Machine {
             (LeadStep::Load, Answer::Txn(reply)) => self.loaded(&reply),
             (LeadStep::AskLastCall, Answer::TimeToLive(left)) => {
                 if let Some(lead) = &mut self.lead {
-                    let deadline = now + left.unwrap_or(Duration::ZERO);
+                    // It may be any lease: no last call takes longer than a whole one.
+                    let left = left.unwrap_or(Duration::ZERO).min(self.settings.last_call);
+                    let deadline = now + left;
                     lead.last_call = Clock::Running { deadline, saved: Saved::Yes };
                 }
             }
@@ -530,7 +529,7 @@ impl Machine {
             LeadStep::WriteMembers { to } => {
                 if let Some(attempt) = self.lead.as_mut().and_then(|lead| lead.writing.as_mut()) {
                     // Nothing was written in between, so nobody was lost: all are there now.
-                    if attempt.written == 0 || reply.revision == attempt.since + 1 {
+                    if attempt.written == 0 || reply.revision == attempt.since.saturating_add(1) {
                         attempt.since = reply.revision;
                     }
                     attempt.written = to;

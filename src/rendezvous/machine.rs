@@ -171,6 +171,10 @@ impl<T> Observed<T> {
             *self = Self { value, modified, as_of };
         }
     }
+
+    fn is_newer_than(&self, as_of: i64) -> bool {
+        self.as_of > as_of
+    }
 }
 
 /// The watch of the control record and the coordinator's key. It begins now, and only then is the head
@@ -330,9 +334,10 @@ impl Machine {
         }
         let lead = self.lead.as_ref().and_then(Lead::next_deadline);
         let own = [self.look_at, lead].into_iter().flatten().min();
-        // Without the head nothing of that can be done.
-        let own = own.filter(|_| self.head_is_known());
-        let joining = self.joining.as_ref().map(|joining| joining.deadline);
+        // Without the head nothing of that can be done, and while the run is being closed nothing else is.
+        let closes = self.closing.is_some();
+        let own = own.filter(|_| self.head_is_known() && !closes);
+        let joining = self.joining.as_ref().filter(|_| !closes).map(|joining| joining.deadline);
         let closing = self.closing.as_ref().map(|(_, deadline)| *deadline);
         [own, joining, closing, self.observing].into_iter().flatten().min()
     }
@@ -377,6 +382,14 @@ impl Machine {
             self.fail_all(&error.into());
             return false;
         }
+        // Whatever else is going on, who only asks is answered in time.
+        let known = self.head_is_known();
+        if self.observing.is_some_and(|deadline| known || now >= deadline) {
+            self.observing = None;
+            let late = || RendezvousError::Timeout("etcd began no watch in time.".into());
+            self.act(Action::Observed(if known { Ok(()) } else { Err(late()) }));
+            return true;
+        }
         if self.closing.is_some() {
             return self.step_close(now);
         }
@@ -384,14 +397,8 @@ impl Machine {
             return self.step_join(now);
         }
         if let Some(deadline) = self.observing {
-            let known = self.know_head(deadline);
-            if !known && (self.call.is_some() || now < deadline) {
-                return false;
-            }
-            self.observing = None;
-            let late = || RendezvousError::Timeout("etcd began no watch in time.".into());
-            self.act(Action::Observed(if known { Ok(()) } else { Err(late()) }));
-            return true;
+            self.know_head(deadline);
+            return false;
         }
         // Nobody asks for it now, but a member must learn of the next round whenever that may be.
         if self.deaf && !self.know_head(now + self.settings.close_timeout) {
@@ -611,6 +618,9 @@ impl Machine {
     }
 
     pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        if self.control.is_newer_than(as_of) {
+            return;
+        }
         let modified = kv.map_or(0, |kv| kv.mod_revision);
         let decoded = kv
             .map(|kv| records::decode_control(&self.settings.keys.control(), &kv.value))
@@ -626,8 +636,9 @@ impl Machine {
 
     pub(super) fn observe_coordinator(&mut self, kv: Option<&KeyValue>, as_of: i64) {
         let key = self.settings.keys.coordinator();
-        // A record that cannot be read is no coordinator; its lease, if any, will remove it.
-        let value = kv.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
+        // A record that cannot be read, or that no lease will remove, is no coordinator's: see `claim`.
+        let held = kv.filter(|kv| kv.lease != 0);
+        let value = held.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
         self.coordinator.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
         if self.coordinator.value.is_some() {
             self.look_at = None;
@@ -703,5 +714,57 @@ impl Machine {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let second = Duration::from_secs(1);
+        Machine::new(Settings {
+            keys: Keys::new("/p/run_a"),
+            min: 1,
+            max: 1,
+            join_timeout: second * 60,
+            last_call: second,
+            close_timeout: second * 10,
+            ttl: second * 10,
+            run_ttl: second * 100,
+            on_member_loss: OnMemberLoss::Restart,
+            node: NodeInfo::default(),
+            seed: 1,
+        })
+    }
+
+    /// Found by fuzzing: it was not answered before the barrier was over, and the node asked for ticks
+    /// without end meanwhile.
+    #[test]
+    fn who_asks_during_a_barrier_is_answered_in_time() {
+        let mut node = machine();
+        let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
+        let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
+        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted)));
+        // etcd does not say where the watch of the head begins, so nothing else can be done.
+        node.handle(Time::ZERO, Input::Observe);
+        let due = node.next_deadline().expect("a deadline");
+        assert_eq!(due, Duration::from_secs(10));
+        let actions = node.handle(due, Input::Tick);
+        let expected = "Observed(Err(Timeout(\"etcd began no watch in time.\")))";
+        assert_eq!(format!("{actions:?}"), format!("[{expected}]"));
+        assert_eq!(node.next_deadline(), Some(Duration::from_secs(60)));
+    }
+
+    /// The same of a barrier whose time is up while the run is being closed.
+    #[test]
+    fn nothing_else_is_due_while_the_run_is_being_closed() {
+        let mut node = machine();
+        let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
+        let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
+        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted)));
+        let close = Input::Close { by: String::new(), reason: String::new(), at: 0 };
+        node.handle(Duration::from_secs(55), close);
+        assert_eq!(node.next_deadline(), Some(Duration::from_secs(65)));
     }
 }

@@ -6,7 +6,7 @@ use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
 use super::records::{self, Control, Final, Loss, State};
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, TxnReply};
 use crate::etcd::{WatchMessage, WatchSpec};
 
 /// A place in a completed round and what happened to it since.
@@ -58,9 +58,10 @@ impl Machine {
         let completed = self.control.modified;
         // Where nothing was written between the last member key and the completion, no member was lost
         // then, and etcd need not look for it: that takes it long for thousands (`docs/protocol.md`).
-        let quiet = completed == complete.since + 1 || wrong(Variant::WatchesFromFinal);
-        let since = if quiet { completed } else { complete.since };
-        self.watch_members(since + 1, completed + 1);
+        let quiet =
+            completed == complete.since.saturating_add(1) || wrong(Variant::WatchesFromFinal);
+        let since = if quiet { completed } else { complete.since.min(completed) };
+        self.watch_members(since.saturating_add(1), completed.saturating_add(1));
     }
 
     /// Each member watches one other, in a ring, and tells all of a loss: etcd's work for a lost member
@@ -168,7 +169,7 @@ impl Machine {
             let reads = [
                 Op::get(keys.control()),
                 Op::get(keys.member(round, &membership.attempt, membership.next)),
-                Op::Get(Range::prefix(keys.waitings(round)).keys_only()),
+                Op::Get(Range::prefix(keys.waitings(round))),
             ];
             self.txn(Step::Confirm(round), Txn::when([]).then(reads), deadline);
         } else if let Some(gone) = &membership.gone
@@ -203,9 +204,10 @@ impl Machine {
         if reply.range(1).kvs.is_empty() {
             membership.gone.get_or_insert_with(|| format!("node {:016x}", membership.next));
         }
-        membership.waiting = reply.range(2).kvs.iter().filter_map(|kv| node_of(&kv.key)).collect();
+        membership.waiting = reply.range(2).kvs.iter().filter_map(waiting_node).collect();
         self.stop_watching_members();
-        self.watch_members(reply.revision + 1, reply.revision + 1);
+        let next = reply.revision.saturating_add(1);
+        self.watch_members(next, next);
     }
 
     pub(super) fn member_watched(&mut self, watch: WatchId, message: WatchMessage) {
@@ -239,9 +241,14 @@ impl Machine {
                     }
                 }
                 (true, Event::Put(_)) => {}
-                (false, Event::Put(_)) => drop(membership.waiting.insert(node)),
+                (false, Event::Put(kv)) => membership.waiting.extend(waiting_node(kv)),
                 (false, Event::Delete(_)) => drop(membership.waiting.remove(&node)),
             }
         }
     }
+}
+
+/// The node that waits by this key. What another program writes there waits for nothing, and would stay.
+fn waiting_node(kv: &KeyValue) -> Option<NodeId> {
+    node_of(&kv.key).filter(|node| kv.lease == *node)
 }

@@ -6,6 +6,8 @@
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
 mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod keys;
 mod lead;
 mod machine;
@@ -33,4 +35,4 @@ pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
-pub use records::{Closed, Master, NodeInfo};
+pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};

@@ -38,7 +38,7 @@ pub fn assign(candidates: &[Candidate], max: usize) -> Vec<NodeId> {
             old_rank += 1;
         }
         world.push(candidate.node);
-        old_rank = rank + 1;
+        old_rank = rank.saturating_add(1);
     }
     world.extend(fresh);
     world
@@ -91,6 +91,8 @@ mod tests {
 
     #[test]
     fn a_false_claim_of_a_huge_rank_costs_nothing() {
-        assert_eq!(assign(&candidates(&[(2, Some(u32::MAX - 1)), (1, None)]), 4), [1, 2]);
+        assert_eq!(assign(&candidates(&[(2, Some(u32::MAX)), (1, None)]), 4), [1, 2]);
+        let both = candidates(&[(2, Some(u32::MAX)), (3, Some(u32::MAX)), (1, None)]);
+        assert_eq!(assign(&both, 4), [1, 2, 3]);
     }
 }

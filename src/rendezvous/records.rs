@@ -1,11 +1,23 @@
 //! The values of the run's keys: JSON, so that an operator can read them and a newer version can add
 //! to them. Unknown fields are ignored; a record of a newer major version is refused.
+//!
+//! Anybody may have written what lies under our keys, so nothing of it is used before it was checked: no
+//! number that a sum of ours could not take, no name that would not fit into our own keys and values.
 
-use super::keys::NodeId;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use super::keys::{NodeId, node_of};
+use crate::etcd::kv::KeyValue;
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 /// Raised when a record changes so that older readers would misunderstand it.
 const VERSION: u32 = 1;
+/// What others say for people is cut to so many characters: it ends up in log lines and in our records.
+const LONGEST_TEXT: usize = 200;
+/// No host name or address is longer (DNS has 253 bytes).
+pub const LONGEST_ADDRESS: usize = 1024;
+/// Ours have a lease's id and a number; they are a part of keys.
+const LONGEST_ATTEMPT: usize = 64;
+/// Rounds are counted one by one.
+const LAST_ROUND: u64 = i64::MAX as u64;
 
 /// The one key that says which round is current, and its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +34,7 @@ pub enum State {
     /// Nodes join.
     Open {
         previous: Option<Previous>,
+        #[serde(deserialize_with = "for_people")]
         by: String,
     },
     Final(Final),
@@ -49,7 +62,9 @@ pub struct Final {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
+    #[serde(deserialize_with = "for_people")]
     pub by: String,
+    #[serde(deserialize_with = "for_people")]
     pub reason: String,
     /// Unix time in seconds.
     pub at: u64,
@@ -59,6 +74,42 @@ impl Control {
     pub fn new(round: u64, state: State) -> Self {
         Self { v: VERSION, round, state }
     }
+
+    fn check(&self) -> Result<(), String> {
+        if self.round > LAST_ROUND {
+            return Err(format!("there is no round {}", self.round));
+        }
+        match &self.state {
+            State::Open { previous: Some(previous), .. } => {
+                if previous.round >= self.round {
+                    return Err(format!("round {} cannot follow {}", self.round, previous.round));
+                }
+                check_attempt(&previous.attempt)
+            }
+            State::Final(complete) => {
+                if complete.world == 0 || complete.since < 0 {
+                    return Err("no round is complete without a member".into());
+                }
+                check_address(&complete.master_addr)?;
+                check_attempt(&complete.attempt)
+            }
+            State::Open { previous: None, .. } | State::Closed(_) => Ok(()),
+        }
+    }
+}
+
+fn check_attempt(attempt: &str) -> Result<(), String> {
+    if attempt.len() > LONGEST_ATTEMPT {
+        return Err(format!("its attempt has {} bytes", attempt.len()));
+    }
+    Ok(())
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    if address.len() > LONGEST_ADDRESS {
+        return Err(format!("its master_addr has {} bytes", address.len()));
+    }
+    Ok(())
 }
 
 /// A node that takes part in a round.
@@ -75,6 +126,7 @@ pub struct Join {
 /// Who a node is, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
+    #[serde(deserialize_with = "for_people")]
     pub host: String,
     pub pid: u32,
 }
@@ -120,7 +172,7 @@ pub struct Waiting {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     pub round: u64,
-    /// For people.
+    #[serde(deserialize_with = "for_people")]
     pub member: String,
 }
 
@@ -147,23 +199,75 @@ pub struct CorruptRecord {
     cause: String,
 }
 
+impl CorruptRecord {
+    pub fn new(key: &str, cause: &str) -> Self {
+        // The cause may quote the value.
+        Self { key: key.into(), cause: plain(cause) }
+    }
+}
+
+/// Text of others in one line that is not too long.
+pub fn plain(text: &str) -> String {
+    let mut chars = text.chars();
+    let harmless = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut shown: String = chars.by_ref().take(LONGEST_TEXT).map(harmless).collect();
+    if chars.next().is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn for_people<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|text| plain(&text))
+}
+
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     // Serialising these types cannot fail: no maps with other keys than strings, no own impls.
     serde_json::to_vec(record).unwrap_or_default()
 }
 
 pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, CorruptRecord> {
-    serde_json::from_slice(value)
-        .map_err(|error| CorruptRecord { key: key.into(), cause: error.to_string() })
+    serde_json::from_slice(value).map_err(|error| CorruptRecord::new(key, &error.to_string()))
+}
+
+/// As [`decode`], of a record that tells its version: a newer one may look otherwise.
+fn decode_versioned<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, CorruptRecord> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        v: u64,
+    }
+    match serde_json::from_slice(value) {
+        Ok(Versioned { v }) if v > u64::from(VERSION) => {
+            let cause = format!("it is of version {v}, this torchetcd reads up to {VERSION}");
+            Err(CorruptRecord::new(key, &cause))
+        }
+        _ => decode(key, value),
+    }
 }
 
 pub fn decode_control(key: &str, value: &[u8]) -> Result<Control, CorruptRecord> {
-    let control: Control = decode(key, value)?;
-    if control.v > VERSION {
-        let cause = format!("it is of version {}, this torchetcd reads up to {VERSION}", control.v);
-        return Err(CorruptRecord { key: key.into(), cause });
-    }
+    let control: Control = decode_versioned(key, value)?;
+    control.check().map_err(|cause| CorruptRecord::new(key, &cause))?;
     Ok(control)
+}
+
+/// The member key of one's own in a world of that size.
+pub fn decode_member(key: &str, value: &[u8], world: u32) -> Result<Member, CorruptRecord> {
+    let member: Member = decode(key, value)?;
+    if member.rank >= world {
+        let cause = format!("it has rank {} in a world of {world}", member.rank);
+        return Err(CorruptRecord::new(key, &cause));
+    }
+    Ok(member)
+}
+
+/// The join that a node has written itself; `None` for whatever else lies there.
+pub fn join_of(kv: &KeyValue) -> Option<(NodeId, Join)> {
+    // The lease has to be the node's own, or the member key could outlive it.
+    let node = node_of(&kv.key).filter(|node| kv.lease == *node)?;
+    let join: Join = decode_versioned("", &kv.value).ok()?;
+    check_address(&join.master_addr).ok()?;
+    Some((node, join))
 }
 
 #[cfg(test)]

@@ -263,7 +263,9 @@ impl Machine {
         let keys = &self.settings.keys;
         let still_joined =
             Compare::new(keys.join(round, lease), Ordering::Equal, Target::Lease(lease));
-        let guards = [self.control_unchanged(), Compare::absent(keys.coordinator()), still_joined];
+        // The key is absent, or what is there is no coordinator's: that would stay for ever.
+        let vacant = Compare::mod_revision(keys.coordinator(), self.coordinator.modified);
+        let guards = [self.control_unchanged(), vacant, still_joined];
         let mut reads = self.get_head().to_vec();
         reads.push(Op::get(keys.join(round, lease)));
         let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else(reads);
@@ -277,8 +279,9 @@ impl Machine {
         }
         self.observe_head(reply);
         // A round that is complete by now is another matter: this node may be a member of it.
-        if !self.is_final(round) && reply.range(3).kvs.is_empty() {
-            // Our join key is gone (an operator removed it).
+        let joined = reply.range(3).kvs.first().map(|kv| kv.lease);
+        if !self.is_final(round) && (joined.is_none() || joined != self.lease) {
+            // Our join key is gone or another program's (an operator removed or wrote it).
             self.set_place(Place::Outside);
         }
     }
@@ -333,9 +336,14 @@ impl Machine {
         if current != round {
             return;
         }
-        let member = reply.range(1).kvs.into_iter().next();
-        let record: Option<records::Member> =
-            member.and_then(|kv| records::decode("", &kv.value).ok());
+        let member = reply.range(1).kvs.into_iter().next().map(|kv| {
+            let key = String::from_utf8_lossy(&kv.key);
+            records::decode_member(&key, &kv.value, complete.world)
+        });
+        let record = match member.transpose() {
+            Ok(record) => record,
+            Err(error) => return self.finish(Err(error.into())),
+        };
         match (record, self.lease) {
             (Some(record), Some(lease)) => {
                 let outcome = Outcome {
@@ -386,7 +394,7 @@ impl Machine {
             return;
         };
         let members = self.settings.keys.members(*round, &complete.attempt);
-        self.waiting_watch = Some(self.watch_prefix(members, seen + 1, true));
+        self.waiting_watch = Some(self.watch_prefix(members, seen.saturating_add(1), true));
     }
 
     /// A waiting node opens the next round only when no member is left who would.
@@ -453,16 +461,33 @@ impl Machine {
         let names: Vec<String> = joined
             .kvs
             .iter()
-            .filter_map(|kv| records::decode::<Join>("", &kv.value).ok())
-            .map(|join| join.node.to_string())
+            .filter_map(records::join_of)
+            .map(|(_, join)| join.node.to_string())
             .collect();
-        let more = joined.count - i64::try_from(names.len()).unwrap_or(0);
+        let mut foreign = joined.kvs.iter().filter(|kv| records::join_of(kv).is_none());
+        let foreign_key = foreign.next().map(|kv| String::from_utf8_lossy(&kv.key));
+        let others = foreign.count();
+        let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+        let foreign = foreign_key.map_or_else(String::new, |key| {
+            format!(
+                " Not written by a node of this version: the etcd key '{}'{others}.",
+                records::plain(&key)
+            )
+        });
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let nodes = joined.count.saturating_sub(count(joined.kvs.len() - names.len()));
+        let more = nodes.saturating_sub(count(names.len()));
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let missing = i64::try_from(min).unwrap_or(i64::MAX).saturating_sub(joined.count).max(0);
+        let missing = count(min).saturating_sub(nodes).max(0);
+        let coordinator = match &self.coordinator.value {
+            Some((told, holder)) if missing == 0 && self.lease != Some(*holder) => {
+                format!(" Its coordinator, {}, did not complete it.", told.node)
+            }
+            _ => String::new(),
+        };
         format!(
-            "Round {round} was not complete within {waited:.0} s: {} of at least {min} nodes joined, {missing} \
-             missing. Joined: {}{more}.",
-            joined.count,
+            "Round {round} was not complete within {waited:.0} s: {nodes} of at least {min} nodes joined, \
+             {missing} missing. Joined: {}{more}.{coordinator}{foreign}",
             names.join(", "),
         )
     }

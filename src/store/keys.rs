@@ -66,10 +66,14 @@ impl Keys {
         companion
     }
 
-    /// The `n` of a companion.
+    /// The `n` of a companion; `None` for a key that [`Keys::companion`] did not make.
     pub fn companion_number(companion: &[u8]) -> Option<i64> {
-        let start = companion.iter().rposition(|byte| *byte == b'.')? + 1;
-        std::str::from_utf8(&companion[start..]).ok()?.parse().ok()
+        let last = companion.rsplit(|byte| *byte == b'/').next()?;
+        let mut parts = last.split(|byte| *byte == b'.').skip(1);
+        let (text, None) = (std::str::from_utf8(parts.next()?).ok()?, parts.next()) else {
+            return None;
+        };
+        text.parse().ok().filter(|n: &i64| n.to_string() == text)
     }
 
     pub fn queues(&self) -> Vec<u8> {
@@ -133,6 +137,11 @@ mod tests {
             let companion = keys.companion(b"k", n);
             assert!(companion.starts_with(&keys.companions(b"k")));
             assert_eq!(Keys::companion_number(&companion), Some(n));
+        }
+        assert_eq!(Keys::companion_number(&keys.companion(b"", 5)), Some(5));
+        for foreign in ["", "x", "+5", "05", "-0", "1.5", "5/x", "9223372036854775808"] {
+            let key = [keys.companions(b"k"), foreign.into()].concat();
+            assert_eq!(Keys::companion_number(&key), None, "{foreign}");
         }
     }
 

@@ -10,6 +10,8 @@
 mod chunks;
 mod counter;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod handle;
 mod keys;
 mod ops;

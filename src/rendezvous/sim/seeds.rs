@@ -1,7 +1,8 @@
 //! Thousands of seeds; a failed one names the command that repeats it.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::agent::Doing;
 use super::hooks;
@@ -9,7 +10,7 @@ use super::invariants::{Violation, garbage, progress};
 use super::scenario::Scenario;
 use super::world::{Event, World};
 
-const DEFAULT: u64 = 3000;
+const DEFAULT: u64 = 10_000;
 
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -114,6 +115,34 @@ pub fn explain(seed: u64) -> Result<(), (Violation, String)> {
     Err((violation, text))
 }
 
+/// Seeds that nobody has run, on all processors, for so long; those that fail are named at once.
+#[allow(clippy::print_stdout, reason = "it runs for an hour, and is watched")]
+fn soak(time: Duration) {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let first = number("TORCHETCD_SIM_FIRST").unwrap_or(clock as u64 / 1000 % 1_000_000_000_000);
+    println!("simulator: seeds from {first} on, for {} s", time.as_secs());
+    let (next, failed, started) = (AtomicU64::new(first), AtomicU64::new(0), Instant::now());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while started.elapsed() < time {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if let Err((_, text)) = explain(seed) {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        // The violation, and the command that repeats it.
+                        let lines: Vec<&str> = text.trim_end().lines().rev().take(2).collect();
+                        println!("{}\n{}", lines[1], lines[0]);
+                    }
+                }
+            });
+        }
+    });
+    let (run, failed) = (next.into_inner() - first, failed.into_inner());
+    println!("simulator: {run} seeds from {first} on, {failed} failed");
+    assert_eq!(failed, 0, "seeds failed");
+}
+
 #[test]
 fn every_seed_keeps_the_invariants() {
     if let Some(seed) = number("TORCHETCD_SIM_SEED") {
@@ -121,6 +150,9 @@ fn every_seed_keeps_the_invariants() {
             panic!("{text}");
         }
         return;
+    }
+    if let Some(seconds) = number("TORCHETCD_SIM_SECONDS") {
+        return soak(Duration::from_secs(seconds));
     }
     let first = number("TORCHETCD_SIM_FIRST").unwrap_or(0);
     if number("TORCHETCD_SIM_SURVEY").is_some() {

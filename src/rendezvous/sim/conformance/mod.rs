@@ -1,12 +1,13 @@
 //! The model of etcd and a real etcd, given the same script, must answer the same.
 //!
-//! Runs where `TORCHETCD_TEST_ETCD` names an etcd binary; `TORCHETCD_CONFORMANCE_SEED` and
-//! `TORCHETCD_CONFORMANCE_STEPS` change what it does with it.
+//! Runs where `TORCHETCD_TEST_ETCD` names an etcd binary: one script that is always the same and one of a
+//! seed that nobody has run, or that of `TORCHETCD_CONFORMANCE_SEED`, of `TORCHETCD_CONFORMANCE_STEPS`.
 
 mod compare;
 mod script;
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::compare::Both;
 use self::script::{Script, Step};
@@ -26,16 +27,32 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 #[test]
 fn the_model_answers_as_etcd_does() {
     let Some(binary) = binary() else { return };
-    run(async {
-        let server = Server::start(&binary).await;
-        let mut both = Both::connect(&server).await;
-        let mut script = Script::new(number("TORCHETCD_CONFORMANCE_SEED", 1));
-        for number in 0..number("TORCHETCD_CONFORMANCE_STEPS", 4000) {
-            let step = script.next(&both.model);
-            both.take(number, &step).await;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
+    let given = number("TORCHETCD_CONFORMANCE_SEED", 0);
+    let seeds = if given > 0 { vec![given] } else { vec![1, clock as u64 % 1_000_000_000_000] };
+    for seed in seeds {
+        #[allow(
+            clippy::print_stderr,
+            reason = "shown where the test fails: it says how to repeat it"
+        )]
+        {
+            eprintln!(
+                "REPRODUCE WITH: TORCHETCD_CONFORMANCE_SEED={seed} TORCHETCD_TEST_ETCD={} \
+                 cargo test --no-default-features --lib the_model_answers",
+                binary.display()
+            );
         }
-        both.take(u64::MAX, &Step::Drain).await;
-    });
+        run(async {
+            let server = Server::start(&binary).await;
+            let mut both = Both::connect(&server).await;
+            let mut script = Script::new(seed);
+            for number in 0..number("TORCHETCD_CONFORMANCE_STEPS", 2500) {
+                let step = script.next(&both.model);
+                both.take(number, &step).await;
+            }
+            both.take(u64::MAX, &Step::Drain).await;
+        });
+    }
 }
 
 /// Each lease that runs out is revoked by itself: its keys go in one revision, in the order of the keys.

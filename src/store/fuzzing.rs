@@ -1,0 +1,87 @@
+//! What the fuzz targets in `fuzz/` run of the store. A failed assertion is a finding.
+
+use arbitrary::{Arbitrary, Unstructured};
+
+use super::chunks::{MAX_BYTES, MAX_OPS, chunks};
+use super::error::display;
+use super::keys::Keys;
+use super::value::{COUNTERS, Cell, Content, decode, encode, encode_base, leading_integer};
+use crate::etcd::kv::{KeyValue, OpReply, RangeReply, prefix_end};
+
+/// Names, versions and revisions.
+type Companions = Vec<(Vec<u8>, i64, i64)>;
+
+/// Reads the bytes as a value, and a counter whose companions are anything.
+pub fn read_values(data: &[u8]) {
+    assert!(display(data).len() < 1000);
+    if let Some(number) = leading_integer(data) {
+        assert!(String::from_utf8_lossy(data).contains(&number.unsigned_abs().to_string()[..1]));
+    }
+    match decode(b"k", data) {
+        Ok(Content::Literal(value)) => assert_eq!(encode(&value), data),
+        Ok(Content::Counter(base)) => {
+            assert_eq!(decode(b"k", &encode_base(base)), Ok(Content::Counter(base)));
+        }
+        Err(error) => assert!(error.to_string().contains("\"k\"")),
+    }
+    let literal = encode(data);
+    assert_eq!(decode(b"k", &literal), Ok(Content::Literal(data.to_vec())));
+    assert!(literal.as_slice() < COUNTERS.0 || literal.as_slice() >= COUNTERS.1);
+
+    let mut u = Unstructured::new(data);
+    let Ok((base, companions)) = <(i64, Companions)>::arbitrary(&mut u) else { return };
+    let companions = companions.into_iter().map(|(name, version, mod_revision)| {
+        let key = [b"/p/.add/aw==.", name.as_slice()].concat();
+        KeyValue { key, mod_revision, version, ..KeyValue::default() }
+    });
+    let own = KeyValue { value: encode_base(base), ..KeyValue::default() };
+    let replies = [vec![own], companions.collect()]
+        .map(|kvs| OpReply::Get(RangeReply { count: 0, more: false, kvs }));
+    let cell = Cell::from_replies(b"k", &replies, 0);
+    let Ok(Some(cell)) = cell else { panic!("{cell:?}") };
+    assert!(leading_integer(&cell.value()).is_some());
+    assert_eq!(Cell::from_replies(b"k", &replies[1..], 1), Ok(None));
+}
+
+/// Reads the bytes as an etcd key below a store, and finds its own keys again.
+pub fn read_keys(data: &[u8]) {
+    let keys = Keys::new(b"/p");
+    let _ = Keys::companion_number(data);
+    assert!(data.starts_with(Keys::queue_of(data)));
+    if let Some(key) = keys.decode(data) {
+        assert_eq!(keys.key(&key), data);
+    }
+    let mut u = Unstructured::new(data);
+    let Ok((prefix, key, other, n)) = <(Vec<u8>, Vec<u8>, Vec<u8>, i64)>::arbitrary(&mut u) else {
+        return;
+    };
+    let keys = Keys::new(&prefix);
+    let own = keys.key(&key);
+    assert_eq!(keys.decode(&own).as_ref(), Some(&key));
+    let within = keys
+        .all()
+        .iter()
+        .any(|range| own >= range.key && range.range_end.as_ref().is_some_and(|end| own < *end));
+    assert!(within, "{own:?}");
+    let companion = keys.companion(&key, n);
+    assert_eq!(Keys::companion_number(&companion), Some(n));
+    let entry = [keys.queue(&key), b"0f".to_vec()].concat();
+    assert_eq!(Keys::queue_of(&entry), keys.queue(&key));
+    assert_eq!((keys.decode(&companion), keys.decode(&entry)), (None, None));
+    if other != key {
+        let end = prefix_end(&keys.companions(&other));
+        assert!(companion < keys.companions(&other) || companion >= end, "{companion:?}");
+    }
+}
+
+/// Cuts any sizes into requests.
+pub fn cut_chunks(data: &[u8]) {
+    let Ok(sizes) = Vec::<u32>::arbitrary(&mut Unstructured::new(data)) else { return };
+    let sizes: Vec<usize> = sizes.into_iter().map(|size| size as usize).collect();
+    let cut: Vec<&[usize]> = chunks(&sizes, MAX_OPS, |size| *size).collect();
+    assert_eq!(cut.concat(), sizes);
+    for chunk in cut {
+        assert!((1..=MAX_OPS).contains(&chunk.len()));
+        assert!(chunk.len() == 1 || chunk.iter().sum::<usize>() <= MAX_BYTES);
+    }
+}
