@@ -6,7 +6,6 @@
 mod compare;
 mod script;
 
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::compare::Both;
