@@ -72,7 +72,7 @@ def test_a_leader_without_the_others(bench: Bench, how: str) -> None:
     bench.partition(leader, how)
     eventually(lambda: not bench.members[leader].serves(), 30)
     eventually(lambda: bench.leader() != leader, 30)
-    successor = bench.members[bench.follower()]
+    successor = bench.members[bench.leader()]
     eventually(successor.writes, 30)
 
 
