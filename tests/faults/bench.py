@@ -22,7 +22,7 @@ from types import TracebackType
 
 from conftest import eventually
 from links import Link, Loop
-from members import Members, take_port
+from members import Members, forgets, take_port
 
 _BIG = b"x" * 1_000_000
 
@@ -152,6 +152,11 @@ class Bench:
         self._tell("kill", party)
         if party in self.names:
             self._down.add(party)
+            if forgets():
+                # Others lose it at once, it has nothing to apply when it dies (its batch takes 0.1 s).
+                for link in self._of(party):
+                    link.change(cut=True)
+                time.sleep(0.4)
             self.members[party].kill()
         else:
             self._signal(party, signal.SIGKILL)
@@ -164,6 +169,8 @@ class Bench:
             return
         self._down.discard(party)
         if not self.members[party].pid:
+            for link in self._of(party) if forgets() else ():
+                link.heal()
             self.members.restart(self.members[party])
 
     def pause(self, party: str) -> None:
@@ -239,6 +246,8 @@ class Bench:
             self._signal(agent, signal.SIGCONT)
         self._down.clear()
         self.members.await_leader()
+        # If not, nothing that a client sees means anything: see `forgets`.
+        eventually(self.members.agree, 30)
 
     def __enter__(self) -> Bench:
         advertised = {}

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::model::Etcd;
 use super::script::Step;
-use crate::etcd::kv::{Event, Op, OpReply, Range, RangeReply, Txn};
+use crate::etcd::kv::{Event, Op, OpReply, Range, RangeReply, Txn, TxnReply};
 use crate::etcd::test_server::Server;
 use crate::etcd::{Client, EtcdError, Refusal, Repeat, WatchMessage, WatchReceiver, WatchSpec};
 
@@ -62,20 +62,27 @@ fn failure(error: EtcdError) -> Failure {
     }
 }
 
-/// Versions before 3.7 tell the lease when only the keys were asked for.
-fn forget_leases_of_keys(range: &Range, reply: &mut RangeReply) {
+/// Takes away what is not promised, or differs between versions.
+fn forget(range: &Range, reply: &mut RangeReply) {
     if range.keys_only {
+        // Versions before 3.7 tell the lease when only the keys were asked for.
         reply.kvs.iter_mut().for_each(|kv| kv.lease = 0);
+    }
+    if range.by_creation {
+        // Keys that one transaction made come in any order, so a limit takes any of the last ones.
+        let last = reply.kvs.last().filter(|_| reply.more).map(|kv| kv.create_revision);
+        reply.kvs.retain(|kv| Some(kv.create_revision) != last);
+        reply.kvs.sort_by_key(|kv| (kv.create_revision, kv.key.clone()));
     }
 }
 
-fn forget_leases(txn: &Txn, succeeded: bool, replies: &mut [OpReply]) {
+fn forget_in(txn: &Txn, succeeded: bool, replies: &mut [OpReply]) {
     let ops = if succeeded { &txn.success } else { &txn.failure };
     for (op, reply) in ops.iter().zip(replies) {
         match (op, reply) {
-            (Op::Get(range), OpReply::Get(reply)) => forget_leases_of_keys(range, reply),
+            (Op::Get(range), OpReply::Get(reply)) => forget(range, reply),
             (Op::Txn(inner), OpReply::Txn { succeeded, replies }) => {
-                forget_leases(inner, *succeeded, replies);
+                forget_in(inner, *succeeded, replies);
             }
             _ => {}
         }
@@ -106,11 +113,12 @@ impl Both {
         match step {
             Step::Txn(txn) => {
                 let real = self.client.txn(txn, Repeat::Safely, at).await.map_err(failure);
-                let real = real.map(|mut reply| {
-                    forget_leases(txn, reply.succeeded, &mut reply.replies);
+                let promised = |mut reply: TxnReply| {
+                    forget_in(txn, reply.succeeded, &mut reply.replies);
                     reply
-                });
-                let expected = self.model.txn(txn).map_err(failure);
+                };
+                let real = real.map(promised);
+                let expected = self.model.txn(txn).map_err(failure).map(promised);
                 // Where two operations are refused, 3.4 names the one and later versions the other.
                 if expected.is_ok() || real.is_ok() || !reads_the_past(txn) {
                     assert_eq!(real, expected, "{context}");
@@ -118,11 +126,12 @@ impl Both {
             }
             Step::Range(range) => {
                 let real = self.client.range(range, at).await.map_err(failure);
-                let real = real.map(|(revision, mut reply)| {
-                    forget_leases_of_keys(range, &mut reply);
+                let promised = |(revision, mut reply)| {
+                    forget(range, &mut reply);
                     (revision, reply)
-                });
-                assert_eq!(real, self.model.range(range).map_err(failure), "{context}");
+                };
+                let expected = self.model.range(range).map_err(failure).map(promised);
+                assert_eq!(real.map(promised), expected, "{context}");
             }
             Step::Grant(id, ttl) => {
                 // The client takes a lease that exists for granted, so etcd itself is asked as well.

@@ -43,7 +43,8 @@ impl Script {
             78..=81 => Step::Revoke(self.lease()),
             82..=83 => Step::Renew(self.lease()),
             84..=86 => Step::TimeToLive(self.lease()),
-            87 => Step::Compact(self.revision(model)),
+            // No revision is 0: what a compaction to it does depends on whether there was one before.
+            87 => Step::Compact(self.revision(model).max(1)),
             88..=90 => Step::Watch(self.watch(model)),
             91 => Step::Txn(self.large()),
             _ => Step::Drain,
