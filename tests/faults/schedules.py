@@ -7,6 +7,7 @@ step names `leader` or `follower`, who that is shows when its time comes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import threading
@@ -182,6 +183,20 @@ def seeds(default: int) -> list[int]:
         return [int(one)]
     first = int(os.environ.get("TORCHETCD_FAULT_FIRST", "0"))
     return list(range(first, first + int(os.environ.get("TORCHETCD_FAULT_SEEDS", default))))
+
+
+def explain(test: str, seed: int, steps: list[Step]) -> None:
+    """Say how to repeat it; pytest shows that when the test fails."""
+    print(f"REPRODUCE WITH: make faults SEED={seed} K={test}", *steps, sep="\n  ")
+
+
+def report(kind: str, seed: int, steps: list[Step], **counts: int) -> None:
+    """Add what was run to the file that the environment names: for `docs/reliability.md`."""
+    line = json.dumps({"kind": kind, "seed": seed, "steps": len(steps), **counts})
+    print(line)
+    if path := os.environ.get("TORCHETCD_FAULT_REPORT"):
+        with open(path, "a") as file:
+            file.write(line + "\n")
 
 
 def given() -> list[Step] | None:

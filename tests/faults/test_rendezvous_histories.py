@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import rendezvous_history
 from bench import Bench
 from conftest import eventually
 from rendezvous_agents import Agents
-from schedules import Player, Step, agents_too, given, one_at_a_time, seeds
+from schedules import Player, Step, agents_too, explain, given, one_at_a_time, report, seeds
 
 SECONDS = 20.0
 PREFIX = "/torchelastic/p2p"
@@ -63,20 +61,24 @@ def end(bench: Bench, agents: Agents, names: list[str]) -> None:
         bench.runs(name, None)
 
 
-def _report(kind: str, seed: int, steps: list[Step], agents: list[Agents]) -> None:
-    """For `docs/reliability.md`: how much was run."""
-    places = [seen for each in agents for seen in each.diary() if seen.what == "place"]
-    rounds = {(each.run_id, seen.round) for each in agents for seen in each.diary() if seen.round}
-    line = {"kind": kind, "seed": seed, "steps": len(steps)}
-    line |= {"rounds": len(rounds), "places": len(places)}
-    print(json.dumps(line))
-    if path := os.environ.get("TORCHETCD_FAULT_REPORT"):
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+def counted(agents: list[Agents]) -> dict[str, int]:
+    """How many rounds there were, and how many places in them."""
+    seen = [(each.run_id, one) for each in agents for one in each.diary() if one.what == "place"]
+    return {"rounds": len({(run_id, one.round) for run_id, one in seen}), "places": len(seen)}
 
 
-def explain(kind: str, seed: int, steps: list[Step]) -> None:
-    print(f"REPRODUCE WITH: make faults SEED={seed} K={kind}", *steps, sep="\n  ")
+def play(
+    bench: Bench, agents: Agents, start: Callable[[str], None], names: list[str], steps: list[Step]
+) -> None:
+    """Start all, play, mend, and start again who was left dead."""
+    for name in names:
+        start(name)
+    bench.starts = start
+    Player(bench).play(steps, SECONDS)
+    bench.mend()
+    for name in names:
+        if name not in agents.live():
+            start(name)
 
 
 @pytest.mark.parametrize("seed", seeds(3))
@@ -101,7 +103,7 @@ def test_one_member_at_a_time_and_worlds(bench: Bench, run: Run, seed: int) -> N
     assert max(one.round for one in seen) >= 3, restless.text()
     check(bench, restless, 3, 3)
     check(bench, steady, 2, 2)
-    _report("rendezvous, one member", seed, steps, run.all)
+    report("rendezvous, one member", seed, steps, **counted(run.all))
     end(bench, restless, restless_names)
     end(bench, steady, steady_names)
     check(bench, restless, 3, 3)
@@ -123,20 +125,13 @@ def test_agents_and_members(bench: Bench, run: Run, seed: int) -> None:
         process = agents.start(name, endpoints[name], least=least, restless=restless)
         bench.runs(name, process.pid)
 
-    for name in names:
-        start(name)
-    bench.starts = start
-    Player(bench).play(steps, SECONDS)
-    bench.mend()
-    for name in names:
-        if name not in agents.live():
-            start(name)
+    play(bench, agents, start, names, steps)
     # I5: what was cut off is lost or back by now, and one more round has place for all.
     eventually(lambda: _settles(agents), 60)
     seen = agents.diary()
     assert not [one for one in seen if one.what == "error"], agents.text()
     check(bench, agents, least, 4)
-    _report("rendezvous, agents too", seed, steps, [agents])
+    report("rendezvous, agents too", seed, steps, **counted([agents]))
     end(bench, agents, names)
     check(bench, agents, least, 4)
 
@@ -150,7 +145,6 @@ def _settles(agents: Agents) -> bool:
 def test_given_schedule_for_worlds(bench: Bench, run: Run) -> None:
     """A schedule of somebody else's, from a file, with `agent-1` to `agent-3` as agents."""
     steps = given() or []
-    seconds = max(step.at_s for step in steps) + 5
     names = ["agent-1", "agent-2", "agent-3"]
     agents = run.agents(3)
     endpoints = {name: bench.connect(name) for name in names}
@@ -158,14 +152,7 @@ def test_given_schedule_for_worlds(bench: Bench, run: Run) -> None:
     def start(name: str) -> None:
         bench.runs(name, agents.start(name, endpoints[name], restless=0).pid)
 
-    for name in names:
-        start(name)
-    bench.starts = start
-    Player(bench).play(steps, seconds)
-    bench.mend()
-    for name in names:
-        if name not in agents.live():
-            start(name)
+    play(bench, agents, start, names, steps)
     eventually(agents.settled, 60)
     check(bench, agents, 3, 3)
     end(bench, agents, names)

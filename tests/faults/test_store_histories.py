@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 from bench import Bench
 from linearizability import linearizable, shortest_violation
 from models import UNKNOWN
-from schedules import Player, Step, anything, given, one_at_a_time, seeds
+from schedules import Player, Step, anything, explain, given, one_at_a_time, report, seeds
 from store_clients import COUNTERS, Clients, History, model_of
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
@@ -43,14 +41,16 @@ def check_sums(history: History, finals: dict[str, int]) -> None:
             assert final == done
 
 
-def run(bench: Bench, steps: list[Step], seed: int, folder: Path) -> History:
+def run(
+    bench: Bench, steps: list[Step], seed: int, folder: Path, seconds: float = SECONDS
+) -> History:
     prefix = f"/faults_{uuid.uuid4().hex}"
     clients = Clients(folder)
     try:
         for agent in AGENTS:
             process = clients.start(agent, bench.connect(agent), prefix, seed)
             bench.runs(agent, process.pid)
-        Player(bench).play(steps, SECONDS)
+        Player(bench).play(steps, seconds)
         bench.mend()
         clients.stop()
     finally:
@@ -64,26 +64,10 @@ def run(bench: Bench, steps: list[Step], seed: int, folder: Path) -> History:
     ):
         check_sums(history, {key: store.add(key, 0) for key in COUNTERS})
     check(history)
-    _report(seed, steps, history)
-    return history
-
-
-def _report(seed: int, steps: list[Step], history: History) -> None:
-    """For `docs/reliability.md`: how much was run."""
     unknown = sum(call.result is UNKNOWN for call in history.calls)
-    line = {
-        "kind": "store", "seed": seed, "steps": len(steps), "calls": len(history.calls),
-        "unknown": unknown, "errors": len(history.errors),
-    }  # fmt: skip
-    print(json.dumps(line))
-    if path := os.environ.get("TORCHETCD_FAULT_REPORT"):
-        with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def explain(kind: str, seed: int, steps: list[Step]) -> None:
-    """Shown by pytest when the test fails."""
-    print(f"REPRODUCE WITH: make faults SEED={seed} K={kind}", *steps, sep="\n  ")
+    counts = {"calls": len(history.calls), "unknown": unknown, "errors": len(history.errors)}
+    report("store", seed, steps, **counts)
+    return history
 
 
 @pytest.mark.parametrize("seed", seeds(3))
@@ -110,6 +94,4 @@ def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
 def test_given_schedule(bench: Bench, tmp_path: Path) -> None:
     """A schedule of somebody else's, from a file."""
     steps = given() or []
-    global SECONDS  # noqa: PLW0603 - as long as the schedule
-    SECONDS = max(step.at_s for step in steps) + 5
-    run(bench, steps, 0, tmp_path)
+    run(bench, steps, 0, tmp_path, max(step.at_s for step in steps) + 5)
