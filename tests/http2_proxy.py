@@ -1,4 +1,4 @@
-"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, without a status."""
+"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, without an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 _HEAD = 9
 _DATA, _HEADERS, _RST_STREAM = 0, 1, 3
-_END_STREAM = 1
+_END_STREAM, _END_HEADERS = 1, 4
+# A header that is in no table of HPACK's: the trailer of a stream that ended well.
+_OK = b"\0\x0bgrpc-status\x010"
 
 
 class StreamEnder:
@@ -34,14 +36,14 @@ class StreamEnder:
             return sum(len(streams) for streams in self._open.values())
 
     def end_streams(self) -> int:
-        """End all that are open: no more data, and nothing that says why. Return how many."""
+        """End all that are open, with the status OK. Return how many."""
         with self._lock:
             count = 0
             for near, streams in self._open.items():
                 for stream in streams:
-                    near.sendall(
-                        b"\0\0\0" + bytes([_DATA, _END_STREAM]) + stream.to_bytes(4, "big")
-                    )
+                    size, kind = len(_OK).to_bytes(3, "big"), bytes([_HEADERS])
+                    flags = bytes([_END_STREAM | _END_HEADERS])
+                    near.sendall(size + kind + flags + stream.to_bytes(4, "big") + _OK)
                     count += 1
                 self._ended[near] |= streams
                 streams.clear()
