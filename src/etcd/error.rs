@@ -21,7 +21,7 @@ pub enum EtcdError {
     #[error("etcd at {endpoint} refused the request: {message}")]
     Refused { endpoint: String, kind: Refusal, message: String },
     /// The revision asked for is compacted away.
-    #[error("revision {requested} is compacted away (the oldest that etcd still has is {oldest})")]
+    #[error("{}", compacted(*requested, *oldest))]
     Compacted { requested: i64, oldest: i64 },
     /// What was read and watched before is of no more use, nor are leases.
     #[error(
@@ -48,6 +48,14 @@ pub enum Refusal {
     TooLarge,
     NoSpace,
     Other,
+}
+
+/// A refused read does not say which revision etcd still has; the end of a watch does.
+fn compacted(requested: i64, oldest: i64) -> String {
+    if oldest == 0 {
+        return "the history of etcd that would tell is compacted away".into();
+    }
+    format!("revision {requested} is compacted away (the oldest that etcd still has is {oldest})")
 }
 
 fn seconds(duration: Duration) -> String {

@@ -16,6 +16,8 @@ from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
 
 SECONDS = 20.0
+# The check of a history takes its time on a slow machine.
+pytestmark = pytest.mark.timeout(400)
 AGENTS = ["agent-1", "agent-2", "agent-3"]
 
 
@@ -86,7 +88,9 @@ def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
     steps = anything(seed, SECONDS, AGENTS)
     explain("test_anything", seed, steps)
     history = run(bench, steps, seed, tmp_path)
-    assert all("127.0.0.1:" in error for error in history.errors), history.errors
+    # Who is not reached is named. What a lost answer was cannot be found where history is compacted.
+    named = [error for error in history.errors if "127.0.0.1:" in error or "compacted" in error]
+    assert named == history.errors
     assert len(history.calls) > 100
 
 
