@@ -15,6 +15,7 @@ from torchetcd.etcd_server import EtcdServer
 
 if TYPE_CHECKING:
     from bench import Bench
+    from whole_process import Zygote
 
 
 def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
@@ -44,6 +45,21 @@ def client(etcd_server: EtcdServer) -> Iterator[Client]:
 def prefix() -> str:
     """Provide a directory that no other test uses."""
     return f"/test_{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def run_id() -> str:
+    """Provide a run that no other test uses."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    """Provide the process that whole programs are forked from."""
+    from whole_process import Zygote
+
+    with Zygote() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

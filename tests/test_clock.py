@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,6 @@ def test_nothing_is_timed_by_it() -> None:
             if count := len(WALL_CLOCK.findall(path.read_text())):
                 found[path.relative_to(ROOT).as_posix()] = count
     assert found == SHOWN
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
 
 
 @pytest.mark.parametrize("hours", [-24, 24])

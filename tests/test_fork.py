@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
-
 import pytest
 
 from conftest import eventually
@@ -91,17 +88,6 @@ def use_all(n=10):
             raise AssertionError(method.__name__)
 """
 )
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
-@pytest.fixture
-def run_id() -> str:
-    return uuid.uuid4().hex
 
 
 def run(zygote: Zygote, source: str, port: int, run_id: str) -> None:

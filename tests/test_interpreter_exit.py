@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,17 +121,6 @@ ENDS: dict[str, tuple[int, bool]] = {
     "SIGTERM": (-signal.SIGTERM, False),
     "SIGKILL": (-signal.SIGKILL, False),
 }
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
-@pytest.fixture
-def run_id() -> str:
-    return uuid.uuid4().hex
 
 
 def check_errors(errors: str, expected: str = "") -> None:

@@ -85,10 +85,6 @@ class Bench:
         others = [name for name in running if leader is None or name != leader.name]
         return others[0] if others else self.names[0]
 
-    def connections(self, agent: str, member: str) -> int:
-        """How many connections there were on this link so far."""
-        return self._links[agent, member].connections
-
     def elapsed(self) -> float:
         """Seconds since the bench was made."""
         return time.monotonic() - self._begun

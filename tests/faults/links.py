@@ -42,7 +42,6 @@ class Link:
         self.condition = Condition()
         self._transports: set[asyncio.StreamWriter] = set()
         self._changed = asyncio.Event()
-        self.connections = 0
 
     def change(self, **what: Any) -> None:
         """Change the condition; all that is not named stays."""
@@ -71,7 +70,6 @@ class Link:
         self, near: tuple[asyncio.StreamReader, asyncio.StreamWriter], port: int
     ) -> None:
         """Serve one connection until its end."""
-        self.connections += 1
         writers = [near[1]]
         self._transports.add(near[1])
         try:
