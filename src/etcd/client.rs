@@ -14,6 +14,7 @@ use super::connection::{ConnectError, Connection};
 use super::convert;
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe};
+use super::full;
 use super::history::History;
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::unique::unique;
@@ -131,15 +132,20 @@ impl Client {
         deadline: Instant,
     ) -> Result<TxnReply, EtcdError> {
         let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
-        self.call(repeat, deadline, |connection| async move {
+        let answer = self.call(repeat, deadline, |connection| async move {
             // One without operations is answered by the member alone, which may be behind the others.
             let empty = txn.success.is_empty() && txn.failure.is_empty();
             let known = if empty { 0 } else { self.history().revision() };
             let response = connection.kv().txn(convert::txn(txn)).await?;
             self.history().answered(response.header(), known);
             Ok(convert::txn_reply(&response))
-        })
-        .await
+        });
+        match (answer.await, full::ranges(txn)) {
+            (Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }), Some(ranges)) => {
+                full::read_apart(self, &ranges, deadline).await
+            }
+            (answer, _) => answer,
+        }
     }
 
     /// Answers with the revision the range was read at.

@@ -12,6 +12,7 @@ mod connection;
 mod convert;
 mod endpoint;
 mod error;
+mod full;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod history;

@@ -17,6 +17,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -196,13 +197,21 @@ class Bench:
             self.members[member].post("/v3/maintenance/defragment", {})
 
     def fill(self, limit: int = 200) -> None:
-        """Write until the quota is reached and etcd raises its alarm NOSPACE."""
+        """Write until the quota is passed and etcd raises its alarm NOSPACE."""
         self._tell("fill")
-        for number in range(limit):
+
+        def write(number: int) -> bool:
             try:
                 self.members.all[0].put(f"/filling/{number}".encode(), _BIG)
             except OSError:
-                return
+                return False
+            return True
+
+        # Several at once: a single one that would pass the quota is refused before it is written.
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(0, limit, 8):
+                if not all(pool.map(write, range(number, number + 8))):
+                    return
         raise AssertionError(f"{limit} MB do not reach the quota of etcd")
 
     def relieve(self) -> None:
