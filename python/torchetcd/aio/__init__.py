@@ -1,0 +1,4 @@
+"""The asyncio API: stores, and runs seen and steered from outside.
+
+Importing it does not import torch.
+"""
