@@ -16,8 +16,8 @@ use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
-    Handle, Keys, LONGEST_ADDRESS, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError,
-    Settings,
+    Handle, Keys, LONGEST_ADDRESS, Labels, Master, NodeInfo, OnMemberLoss, Outcome,
+    RendezvousError, Settings,
 };
 
 /// Round, rank, world size, master address and port.
@@ -92,6 +92,8 @@ impl PyRendezvous {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host, pid },
+            labels: Labels::default(),
+            epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
         };
         let handle = PerProcess::new();

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
-use super::keys::{Keys, NodeId, node_of};
+use super::chronicle::{Past, Roster};
+use super::keys::{Keys, NodeId, escape, node_of, unescape};
+use super::labels::Labels;
 use super::machine::{
     Action, Answer, CallId, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
 };
 use super::ranks::{Candidate, assign};
 use super::records::{
     self, Closed, Control, Coordinator, Final, Join, LastCall, Loss, Master, Member, NodeInfo,
-    Previous, State, Waiting,
+    Previous, State, Stay, Story, Waiting,
 };
 use crate::etcd::kv::{Event, KeyValue, Op, OpReply, RangeReply, Txn, TxnReply};
 use crate::etcd::{EtcdError, Refusal, WatchMessage};
@@ -27,6 +29,8 @@ pub fn read_records(data: &[u8]) {
     reads::<Coordinator>(data, |data| records::decode("/k", data));
     reads::<Waiting>(data, |data| records::decode("/k", data));
     reads::<Loss>(data, |data| records::decode("/k", data));
+    reads::<Roster>(data, |data| records::decode("/k", data));
+    reads::<Past>(data, |data| records::decode("/k", data));
     reads::<LastCall>(data, |data| records::decode("/k", data));
     let kv = KeyValue {
         key: b"/join/0000000000000007".to_vec(),
@@ -37,7 +41,7 @@ pub fn read_records(data: &[u8]) {
     if let Some((node, join)) = records::join_of(&kv) {
         assert_eq!(node, 7);
         let again = KeyValue { value: records::encode(&join), ..kv };
-        assert!(again.value.len() < 4000, "{join:?}");
+        assert!(again.value.len() < 8000, "{join:?}");
         assert_eq!(records::join_of(&again), Some((7, join)));
     }
 }
@@ -70,6 +74,10 @@ pub fn read_keys(data: &[u8]) {
     let Ok((run, attempt, round, node)) = <(&str, &str, u64, NodeId)>::arbitrary(&mut u) else {
         return;
     };
+    assert_eq!(unescape(escape(run).as_bytes()).as_deref(), Some(run));
+    if let Some(name) = unescape(data) {
+        assert!(!escape(&name).contains('/'));
+    }
     let keys = Keys::new(run);
     assert!(keys.run_lease() > 0);
     let own =
@@ -138,6 +146,8 @@ impl Run {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host: "me".into(), pid: 1 },
+            labels: Labels::default(),
+            epoch: Duration::ZERO,
             seed: u.arbitrary()?,
         };
         Ok(Self {
@@ -334,23 +344,32 @@ impl Run {
         }
         let key = String::from_utf8_lossy(key);
         let node = NodeInfo { host: text(u)?, pid: u.arbitrary()? };
+        let label =
+            |u: &mut Unstructured<'_>| Ok(if u.ratio(1, 4)? { Some(text(u)?) } else { None });
+        let labels = Labels { node_id: label(u)?, infra_rank: u.arbitrary()?, domain: label(u)? };
         let mut value = if key.ends_with("/control") {
             records::encode(&self.control(u)?)
         } else if key.ends_with("/coordinator") {
             let (joined, last_call) = u.arbitrary()?;
-            records::encode(&Coordinator { node, joined, last_call })
+            records::encode(&Coordinator { node, joined, last_call, min: 1, max: 2, at: 0 })
         } else if key.ends_with("/loss") {
             records::encode(&Loss { round: round(u)?, member: text(u)? })
         } else if key.ends_with("/last_call") {
             records::encode(&LastCall { lease: u.arbitrary()? })
         } else if key.contains("/join/") {
             let master = Master { addr: text(u)?, port: u.arbitrary()? };
-            records::encode(&Join::new(node, master))
+            records::encode(&Join::new(node, master, Stay::default(), labels))
         } else if key.contains("/member/") {
             let rank = if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? };
-            records::encode(&Member { rank, next: self.lease(u)?, node })
+            records::encode(&Member {
+                rank,
+                next: self.lease(u)?,
+                node,
+                addr: String::new(),
+                labels,
+            })
         } else {
-            records::encode(&Waiting { node })
+            records::encode(&Waiting { node, stay: Stay::default(), labels })
         };
         if u.ratio(1, 8)? && !value.is_empty() {
             let at = u.choose_index(value.len())?;
@@ -372,6 +391,8 @@ impl Run {
                     None
                 },
                 by: text(u)?,
+                at: u.arbitrary()?,
+                why: text(u)?,
             },
             2 | 3 => State::Final(Final {
                 world: if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? },
@@ -379,6 +400,7 @@ impl Run {
                 since: if u.ratio(1, 4)? { u.arbitrary()? } else { self.revision },
                 master_addr: text(u)?,
                 master_port: u.arbitrary()?,
+                story: Story { by: text(u)?, opened_at: u.arbitrary()?, ..Story::default() },
             }),
             _ => State::Closed(Closed { by: text(u)?, reason: text(u)?, at: u.arbitrary()? }),
         };

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::chronicle::{Past, ROUNDS_KEPT, Roster, RosterEntry};
 use super::keys::{NodeId, node_of};
 use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
 use super::ranks::{Candidate, assign};
-use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, Previous, State};
+use super::records::{self, Control, Final, Join, LastCall, Member, Previous, State, Story};
+use super::steps::number;
 use super::variants::{Variant, wrong};
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
@@ -110,6 +112,8 @@ struct Attempt {
     members: Vec<NodeId>,
     written: usize,
     since: i64,
+    /// Unix time at which it began.
+    at: u64,
 }
 
 impl Lead {
@@ -404,6 +408,7 @@ impl Machine {
     }
 
     fn begin_attempt(&mut self, deadline: Time) {
+        let at = self.unix_now();
         let Some(lead) = &mut self.lead else { return };
         let members = assign(&lead.candidates(), self.settings.max);
         self.attempts += 1;
@@ -411,7 +416,7 @@ impl Machine {
         if wrong(Variant::AnyAttempt) {
             id = "all".into();
         }
-        lead.writing = Some(Attempt { id, members, written: 0, since: 0 });
+        lead.writing = Some(Attempt { id, members, written: 0, since: 0, at });
         self.write_on(deadline);
     }
 
@@ -422,18 +427,28 @@ impl Machine {
             return self.complete(deadline);
         }
         let to = attempt.members.len().min(attempt.written + members_per_txn());
-        let mut writes = Vec::with_capacity(to - attempt.written);
+        let mut writes = Vec::with_capacity(to - attempt.written + 1);
+        let mut roster = Roster::default();
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
             let Some((_, join)) = lead.joined.get(node) else { continue };
             let mut next = attempt.members[(rank + 1) % attempt.members.len()];
             if wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len() {
                 next = 0;
             }
-            let rank = u32::try_from(rank).unwrap_or(u32::MAX);
-            let member = Member { rank, next, node: join.node.clone() };
+            let member = Member {
+                rank: number(rank),
+                next,
+                node: join.node.clone(),
+                addr: join.master_addr.clone(),
+                labels: join.labels.clone(),
+            };
+            roster.members.push(RosterEntry::of(*node, &member));
             let key = self.settings.keys.member(round, &attempt.id, *node);
             writes.push(Op::put(key, records::encode(&member), *node));
         }
+        let part = attempt.written / members_per_txn();
+        let key = self.settings.keys.roster(round, &attempt.id, part);
+        writes.push(Op::put(key, records::encode(&roster), self.settings.keys.run_lease()));
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
         self.txn(Step::Lead(LeadStep::WriteMembers { to }), txn, deadline);
     }
@@ -456,6 +471,12 @@ impl Machine {
             store("MASTER_ADDR", &complete.master_addr),
             store("MASTER_PORT", &complete.master_port.to_string()),
         ];
+        let story = complete.story.clone();
+        let past = records::encode(&Past { round, world: complete.world, story });
+        writes.push(Op::put(keys.history(round), past, keys.run_lease()));
+        if let Some(old) = round.checked_sub(ROUNDS_KEPT) {
+            writes.push(Op::delete(keys.history(old)));
+        }
         if let Some(previous) = previous {
             writes.push(Op::delete_prefix(keys.round(previous.round)));
             writes.push(Op::delete_prefix(keys.round_data(previous.round)));
@@ -473,12 +494,26 @@ impl Machine {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
         let attempt = lead.writing.as_ref()?;
         let (_, first) = lead.joined.get(attempt.members.first()?)?;
+        let Some(Control { state: State::Open { by, at, why, .. }, .. }) = &self.control.value
+        else {
+            return None;
+        };
+        let story = Story {
+            by: self.settings.node.to_string(),
+            at: attempt.at,
+            opened_at: *at,
+            opened_by: by.clone(),
+            why: why.clone(),
+            min: number(self.settings.min),
+            max: number(self.settings.max),
+        };
         let complete = Final {
-            world: u32::try_from(attempt.members.len()).unwrap_or(u32::MAX),
+            world: number(attempt.members.len()),
             attempt: attempt.id.clone(),
             since: attempt.since,
             master_addr: first.master_addr.clone(),
             master_port: first.master_port,
+            story,
         };
         Some(Control::new(round, State::Final(complete)))
     }
@@ -569,11 +604,7 @@ impl Machine {
         lease: i64,
         revision: i64,
     ) {
-        let record = Coordinator {
-            node: self.settings.node.clone(),
-            joined: u32::try_from(joined).unwrap_or(u32::MAX),
-            last_call,
-        };
+        let record = self.coordinator_record(joined, last_call, lease);
         self.coordinator.set(Some((record, lease)), revision, revision);
     }
 

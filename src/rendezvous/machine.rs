@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::keys::{Keys, NodeId};
+use super::labels::Labels;
 use super::lead::Lead;
 use super::member::Membership;
 use super::records::{
@@ -42,6 +43,9 @@ pub struct Settings {
     pub run_ttl: Duration,
     pub on_member_loss: OnMemberLoss,
     pub node: NodeInfo,
+    pub labels: Labels,
+    /// The Unix time at [`Time`] zero.
+    pub epoch: Duration,
     /// For lease ids and for pauses that must differ between nodes.
     pub seed: u64,
 }
@@ -194,6 +198,8 @@ pub(super) struct Joining {
     pub master: Master,
     pub started: Time,
     pub deadline: Time,
+    /// What this node knew, as a member of a world, when it was told to join again.
+    pub why: Option<String>,
 }
 
 /// Where this node has put itself for the round that the control record names.
@@ -230,6 +236,8 @@ pub struct Machine {
     rng: u64,
     actions: Vec<Action>,
     last_id: u64,
+    /// When the last input came.
+    now: Time,
 
     pub(super) lease: Option<i64>,
     pub(super) run_lease: bool,
@@ -264,6 +272,7 @@ impl Machine {
             settings,
             actions: Vec::new(),
             last_id: 0,
+            now: Time::ZERO,
             lease: None,
             run_lease: false,
             control: Observed::default(),
@@ -288,11 +297,13 @@ impl Machine {
 
     /// Takes one input and gives back what is to be done.
     pub fn handle(&mut self, now: Time, input: Input) -> Vec<Action> {
+        self.now = now;
         match input {
             Input::Join(master) => {
+                let why = self.why_again();
                 self.stop_watching_members();
                 let deadline = now + self.settings.join_timeout;
-                self.joining = Some(Joining { master, started: now, deadline });
+                self.joining = Some(Joining { master, started: now, deadline, why });
             }
             Input::Leave => self.leave(),
             Input::Close { by, reason, at } => {
@@ -321,6 +332,15 @@ impl Machine {
         }
         self.advance(now);
         std::mem::take(&mut self.actions)
+    }
+
+    /// Unix time in seconds, for records.
+    pub(super) fn unix(&self, time: Time) -> u64 {
+        self.settings.epoch.saturating_add(time).as_secs()
+    }
+
+    pub(super) fn unix_now(&self) -> u64 {
+        self.unix(self.now)
     }
 
     /// When to send [`Input::Tick`], if nothing comes before.
@@ -734,6 +754,8 @@ mod tests {
             run_ttl: second * 100,
             on_member_loss: OnMemberLoss::Restart,
             node: NodeInfo::default(),
+            labels: Labels::default(),
+            epoch: Duration::ZERO,
             seed: 1,
         })
     }

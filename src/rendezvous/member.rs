@@ -147,6 +147,24 @@ impl Machine {
         }
     }
 
+    /// Who is gone, where that makes a member ask for a new round.
+    pub(super) fn why_lost(&self, round: u64) -> Option<String> {
+        let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
+        let loss = self.loss_of(round).filter(|_| restarts)?;
+        Some(format!("{} is gone", loss.member))
+    }
+
+    /// What makes this member join again, as far as it knows.
+    pub(super) fn why_again(&self) -> Option<String> {
+        let round = self.membership.as_ref()?.round;
+        let waiting = self.nodes_waiting();
+        self.why_lost(round).or_else(|| match waiting {
+            0 => None,
+            1 => Some("1 node was waiting".into()),
+            waiting => Some(format!("{waiting} nodes were waiting")),
+        })
+    }
+
     fn loss_of(&self, round: u64) -> Option<&Loss> {
         self.loss.value.as_ref().filter(|loss| loss.round == round)
     }

@@ -5,10 +5,12 @@
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
+mod chronicle;
 mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod keys;
+mod labels;
 mod lead;
 mod machine;
 mod member;
@@ -31,6 +33,7 @@ mod variants;
 
 pub use driver::Handle;
 pub use keys::{Keys, NodeId};
+pub use labels::{LONGEST_LABEL, Labels};
 pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use super::lead::Lead;
 use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
-use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Waiting};
+use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Stay, Waiting};
 use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, range_of};
 
 /// How many names an error message of a timeout may hold.
 const NAMES: i64 = 32;
+
+/// A count as records have it.
+pub(super) fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
 
 impl Machine {
     /// See [`Machine::step`] for what is returned.
@@ -128,18 +133,39 @@ impl Machine {
     }
 
     pub(super) fn put_coordinator(&self, joined: usize, last_call: bool, lease: i64) -> Op {
-        let record = Coordinator {
-            node: self.settings.node.clone(),
-            joined: u32::try_from(joined).unwrap_or(u32::MAX),
-            last_call,
-        };
+        let record = self.coordinator_record(joined, last_call, lease);
         Op::put(self.settings.keys.coordinator(), records::encode(&record), lease)
+    }
+
+    /// What this node, which holds that lease, says as the coordinator.
+    pub(super) fn coordinator_record(
+        &self,
+        joined: usize,
+        last_call: bool,
+        lease: i64,
+    ) -> Coordinator {
+        let known = self.coordinator.value.as_ref().filter(|(_, holder)| *holder == lease);
+        Coordinator {
+            node: self.settings.node.clone(),
+            joined: number(joined),
+            last_call,
+            min: number(self.settings.min),
+            max: number(self.settings.max),
+            at: known.map_or_else(|| self.unix_now(), |(told, _)| told.at),
+        }
     }
 
     fn put_join(&self, round: u64, lease: i64) -> Option<Op> {
         let master = self.joining.as_ref()?.master.clone();
-        let record = Join::new(self.settings.node.clone(), master);
+        let labels = self.settings.labels.clone();
+        let record = Join::new(self.settings.node.clone(), master, self.stay(), labels);
         Some(Op::put(self.settings.keys.join(round, lease), records::encode(&record), lease))
+    }
+
+    /// From now until its time is up.
+    fn stay(&self) -> Stay {
+        let until = self.joining.as_ref().map_or(0, |joining| self.unix(joining.deadline));
+        Stay { at: self.unix_now(), until }
     }
 
     /// `false` while the run's lease is being granted.
@@ -162,20 +188,39 @@ impl Machine {
     }
 
     fn create(&mut self, lease: i64, deadline: Time) {
-        self.open_round(1, None, lease, deadline);
+        self.open_round(1, None, "the first round".into(), lease, deadline);
     }
 
     /// Opens the round after a completed one.
     fn open(&mut self, round: u64, complete: Final, lease: i64, deadline: Time) {
         let previous = Previous { round, attempt: complete.attempt };
-        self.open_round(round + 1, Some(previous), lease, deadline);
+        let why = self.why_open(round);
+        self.open_round(round + 1, Some(previous), why, lease, deadline);
+    }
+
+    /// What this node knows of the reason to open the round after this one.
+    fn why_open(&self, round: u64) -> String {
+        if !self.was_member(round) {
+            return format!("no member of round {round} was left");
+        }
+        let known = self.joining.as_ref().and_then(|joining| joining.why.clone());
+        let own = || format!("{} asked for a new round", self.settings.node);
+        self.why_lost(round).or(known).unwrap_or_else(own)
     }
 
     /// This node is the first participant of the round it opens, and its coordinator.
-    fn open_round(&mut self, round: u64, previous: Option<Previous>, lease: i64, deadline: Time) {
+    fn open_round(
+        &mut self,
+        round: u64,
+        previous: Option<Previous>,
+        why: String,
+        lease: i64,
+        deadline: Time,
+    ) {
         let by = self.settings.node.to_string();
         let fresh = previous.is_none();
-        let control = Control::new(round, State::Open { previous, by });
+        let at = self.unix_now();
+        let control = Control::new(round, State::Open { previous, by, at, why });
         let mut writes = vec![
             self.put_control(&control),
             self.put_coordinator(1, false, lease),
@@ -187,6 +232,7 @@ impl Machine {
             let keys = &self.settings.keys;
             writes.push(Op::delete_prefix(keys.round_data(round)));
             writes.push(Op::delete(keys.last_call(round)));
+            writes.push(Op::delete_prefix(keys.histories()));
         }
         writes.extend(self.put_join(round, lease));
         if let Place::Waiting(waited) = self.place {
@@ -367,7 +413,12 @@ impl Machine {
     /// they have room.
     fn wait_outside(&mut self, round: u64, complete: &Final, lease: i64, deadline: Time) {
         let keys = &self.settings.keys;
-        let record = records::encode(&Waiting { node: self.settings.node.clone() });
+        let record = Waiting {
+            node: self.settings.node.clone(),
+            stay: self.stay(),
+            labels: self.settings.labels.clone(),
+        };
+        let record = records::encode(&record);
         let writes = [
             Op::Get(Range::prefix(keys.members(round, &complete.attempt)).count_only()),
             Op::put(keys.waiting(round, lease), record, lease),

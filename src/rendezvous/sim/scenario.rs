@@ -6,6 +6,7 @@ use super::faults::Fault;
 use super::hooks::Hooks;
 use super::rng::Rng;
 use crate::rendezvous::keys::Keys;
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{OnMemberLoss, Settings};
 use crate::rendezvous::records::NodeInfo;
 
@@ -69,6 +70,8 @@ impl Scenario {
                 run_ttl: Duration::from_secs(7200),
                 on_member_loss: OnMemberLoss::Restart,
                 node: NodeInfo::default(),
+                labels: Labels::default(),
+                epoch: Duration::from_secs(1_700_000_000),
                 seed: 0,
             },
             nodes,
