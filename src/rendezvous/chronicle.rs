@@ -1,10 +1,14 @@
 //! What stays to be read by people when those it tells of are gone: who the members of a round were, and
 //! how the last rounds came about. The roster also says which rank a node had that comes back.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::keys::NodeId;
-use super::records::{Member, Story, for_people};
+use super::labels::label;
+use super::records::{self, Member, Story, for_people};
+use crate::etcd::kv::KeyValue;
 
 /// How many rounds are remembered.
 pub const ROUNDS_KEPT: u64 = 64;
@@ -23,10 +27,11 @@ pub struct RosterEntry {
     #[serde(deserialize_with = "for_people")]
     pub host: String,
     pub pid: u32,
+    #[serde(deserialize_with = "label")]
     pub node_id: Option<String>,
     #[serde(deserialize_with = "for_people")]
     pub addr: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "label")]
     pub domain: Option<String>,
 }
 
@@ -41,6 +46,33 @@ impl RosterEntry {
             addr: member.addr.clone(),
             domain: member.labels.domain.clone(),
         }
+    }
+}
+
+/// What the rosters of the last world tell of those who come back.
+#[derive(Default)]
+pub(super) struct Former {
+    /// The rank of each `node_id`.
+    pub seats: BTreeMap<String, u32>,
+    /// The rank at which each domain began.
+    pub places: BTreeMap<String, u32>,
+}
+
+impl Former {
+    /// A roster that cannot be read tells nothing.
+    pub fn of(rosters: &[KeyValue]) -> Self {
+        let mut former = Self::default();
+        let rosters = rosters.iter().filter_map(|kv| records::decode::<Roster>("", &kv.value).ok());
+        for member in rosters.flat_map(|roster| roster.members) {
+            if let Some(node_id) = member.node_id {
+                former.seats.insert(node_id, member.rank);
+            }
+            if let Some(domain) = member.domain {
+                let first = former.places.entry(domain).or_insert(member.rank);
+                *first = member.rank.min(*first);
+            }
+        }
+        former
     }
 }
 

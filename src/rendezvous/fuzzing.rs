@@ -1,17 +1,18 @@
 //! What the fuzz targets in `fuzz/` run of the rendezvous. A failed assertion is a finding.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
 use super::chronicle::{Past, Roster};
+use super::denied::Denial;
 use super::keys::{Keys, NodeId, escape, node_of, unescape};
 use super::labels::Labels;
 use super::machine::{
     Action, Answer, CallId, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
 };
-use super::ranks::{Candidate, assign};
+use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
     self, Closed, Control, Coordinator, Final, Join, LastCall, Loss, Master, Member, NodeInfo,
     Previous, State, Stay, Story, Waiting,
@@ -28,6 +29,7 @@ pub fn read_records(data: &[u8]) {
     reads(data, |data| records::decode_member("/k", data, u32::MAX));
     reads::<Coordinator>(data, |data| records::decode("/k", data));
     reads::<Waiting>(data, |data| records::decode("/k", data));
+    reads::<Denial>(data, |data| records::decode("/k", data));
     reads::<Loss>(data, |data| records::decode("/k", data));
     reads::<Roster>(data, |data| records::decode("/k", data));
     reads::<Past>(data, |data| records::decode("/k", data));
@@ -94,13 +96,46 @@ pub fn assign_ranks(data: &[u8]) {
     let Ok((max, list)) = <(u16, Vec<(NodeId, i64, Option<u32>)>)>::arbitrary(&mut u) else {
         return;
     };
+    let labels: Vec<(Option<u64>, u8)> = Vec::arbitrary(&mut u).unwrap_or_default();
     let (mut seen, max) = (BTreeSet::new(), usize::from(max).max(1));
-    let candidates: Vec<Candidate> = list
+    let candidates: Vec<Candidate<'_>> = list
         .into_iter()
-        .filter(|(node, ..)| seen.insert(*node))
-        .map(|(node, arrival, previous)| Candidate { node, arrival, previous })
+        .zip(labels.into_iter().chain(std::iter::repeat((None, 0))))
+        .filter(|((node, ..), _)| seen.insert(*node))
+        .map(|((node, arrival, previous), (infra, domain))| {
+            let domain = ["a", "b", "c"].get(usize::from(domain % 4)).copied();
+            Candidate { node, arrival, previous, infra, domain }
+        })
         .collect();
-    let world = assign(&candidates, max);
+    for order in [RankOrder::Join, RankOrder::Stable, RankOrder::Infra] {
+        check_ranks(&candidates, max, order);
+    }
+    for segment in 1..=3 {
+        check_segments(&candidates, max, segment);
+    }
+}
+
+fn check_segments(candidates: &[Candidate<'_>], max: usize, segment: usize) {
+    let order = RankOrder::Topology { segment };
+    let places = BTreeMap::from([("b".to_string(), 0), ("c".to_string(), 4)]);
+    let world = assign(candidates, max, order, &places);
+    let distinct: BTreeSet<_> = world.iter().collect();
+    assert_eq!(distinct.len(), world.len(), "a node has two ranks");
+    let placeable = order.placeable(candidates.iter().map(|c| c.domain));
+    assert_eq!(world.len(), placeable.min(order.largest(max)));
+    let domain = |node: &NodeId| candidates.iter().find(|c| c.node == *node).map(|c| c.domain);
+    let domains: Vec<_> = world.iter().map(domain).collect();
+    for members in domains.chunks(segment) {
+        assert_eq!(members, vec![members[0]; segment], "a segment has nodes of one domain");
+    }
+    let mut runs = domains;
+    runs.dedup();
+    let distinct: BTreeSet<_> = runs.iter().collect();
+    assert_eq!(distinct.len(), runs.len(), "nodes of one domain are neighbours");
+}
+
+fn check_ranks(candidates: &[Candidate<'_>], max: usize, order: RankOrder) {
+    let world = assign(candidates, max, order, &BTreeMap::new());
     assert_eq!(world.len(), candidates.len().min(max));
     let members: BTreeSet<_> = world.iter().collect();
     assert_eq!(members.len(), world.len(), "a node has two ranks");
@@ -131,10 +166,16 @@ impl Run {
     fn new(u: &mut Unstructured<'_>) -> Result<Self> {
         let min = u.int_in_range(1..=3)?;
         let second = Duration::from_secs(1);
+        let order = *u.choose(&[
+            RankOrder::Stable,
+            RankOrder::Join,
+            RankOrder::Infra,
+            RankOrder::Topology { segment: 2 },
+        ])?;
         let settings = Settings {
             keys: Keys::new("/p/run_a"),
             min,
-            max: min + u.int_in_range(0..=2)?,
+            max: order.smallest(min) + u.int_in_range(0..=2)?,
             join_timeout: second * 60,
             last_call: second * u.int_in_range(0..=9)?,
             close_timeout: second * 10,
@@ -146,7 +187,11 @@ impl Run {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host: "me".into(), pid: 1 },
-            labels: Labels::default(),
+            labels: Labels {
+                node_id: if u.ratio(1, 3)? { Some("me".into()) } else { None },
+                ..Labels::default()
+            },
+            order,
             epoch: Duration::ZERO,
             seed: u.arbitrary()?,
         };
@@ -359,6 +404,8 @@ impl Run {
         } else if key.contains("/join/") {
             let master = Master { addr: text(u)?, port: u.arbitrary()? };
             records::encode(&Join::new(node, master, Stay::default(), labels))
+        } else if key.contains("/denied/") {
+            records::encode(&Denial { by: text(u)?, reason: text(u)?, at: u.arbitrary()? })
         } else if key.contains("/member/") {
             let rank = if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? };
             records::encode(&Member {
@@ -427,7 +474,9 @@ impl Run {
     fn any_key(&self, u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         let keys = &self.machine.settings.keys;
         let (round, node) = (round(u)?, self.lease(u)?);
-        Ok(match u.int_in_range(0..=8)? {
+        Ok(match u.int_in_range(0..=10)? {
+            9 => format!("{}{}", keys.denials(), text(u)?),
+            10 => format!("{}me", keys.denials()),
             0 | 1 => keys.control(),
             2 => keys.coordinator(),
             3 => keys.loss(),

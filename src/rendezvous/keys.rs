@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::etcd::kv::prefix_end;
+
 /// A node's identity is the id of its lease: unique for ever, and its keys go when it goes.
 pub type NodeId = i64;
 
@@ -67,9 +69,15 @@ impl Keys {
         format!("{}rdzv/history/{round:016x}", self.run)
     }
 
-    /// The prefix of what is below all rounds.
-    pub fn rounds(&self) -> String {
-        format!("{}rdzv/round/", self.run)
+    /// The ranges of all that belongs to other rounds than this one.
+    pub fn other_rounds(&self, round: u64) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        let all = [format!("{}rdzv/round/", self.run), format!("{}rdzv/v_", self.run)];
+        let this = [self.round(round), self.round_data(round)];
+        all.into_iter().zip(this).flat_map(|(all, this)| {
+            let end = prefix_end(all.as_bytes());
+            let after = prefix_end(this.as_bytes());
+            [(all.into_bytes(), this.into_bytes()), (after, end)]
+        })
     }
 
     pub fn round(&self, round: u64) -> String {
@@ -202,6 +210,25 @@ mod tests {
         for broken in ["%", "%2", "%zz", "%FF", "a%2"] {
             assert_eq!(unescape(broken.as_bytes()), None, "{broken}");
         }
+    }
+
+    #[test]
+    fn the_other_rounds_are_all_but_one() {
+        let keys = Keys::new("/p/run_a");
+        let others: Vec<_> = keys.other_rounds(12).collect();
+        let is_other = |key: &str| {
+            let key = key.as_bytes();
+            others.iter().filter(|(from, end)| &from[..] <= key && key < &end[..]).count() == 1
+        };
+        for round in [1, 2, 11, 13, 112, 120, 121, 2000] {
+            assert!(
+                is_other(&keys.join(round, 1)) && is_other(&keys.round_store(round)),
+                "{round}"
+            );
+        }
+        let own = [keys.join(12, 1), keys.last_call(12), keys.round_store(12), keys.control()];
+        assert!(!own.iter().any(|key| is_other(key)));
+        assert!(!is_other(&keys.history(3)) && !is_other(&keys.holder("x")));
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
 mod chronicle;
+mod denied;
 mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod identity;
 mod keys;
 mod labels;
 mod lead;
@@ -16,6 +18,7 @@ mod machine;
 mod member;
 mod ranks;
 mod records;
+mod roll;
 #[cfg(test)]
 #[allow(
     clippy::cast_possible_truncation,
@@ -38,4 +41,5 @@ pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
+pub use ranks::RankOrder;
 pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};

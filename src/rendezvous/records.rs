@@ -5,7 +5,8 @@
 //! number that a sum of ours could not take, no name that would not fit into our own keys and values.
 
 use super::keys::{NodeId, node_of};
-use super::labels::Labels;
+use super::labels::{Labels, label};
+use super::ranks::RankOrder;
 use crate::etcd::kv::KeyValue;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
@@ -105,6 +106,15 @@ impl Control {
         Self { v: VERSION, round, state }
     }
 
+    /// The run is closed, or was before an operator reopened it.
+    pub fn was_closed(&self) -> bool {
+        match &self.state {
+            State::Closed(_) => true,
+            State::Open { previous, .. } => previous.is_none() && self.round > 1,
+            State::Final(_) => false,
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.round > LAST_ROUND {
             return Err(format!("there is no round {}", self.round));
@@ -155,6 +165,9 @@ pub struct Join {
     pub stay: Stay,
     #[serde(flatten)]
     pub labels: Labels,
+    /// Its `rank_order`, unless it is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "label")]
+    rank_order: Option<String>,
 }
 
 /// Since when a node is there, and when its call of `next_rendezvous()` gives up.
@@ -183,7 +196,17 @@ impl std::fmt::Display for NodeInfo {
 impl Join {
     pub fn new(node: NodeInfo, master: Master, stay: Stay, labels: Labels) -> Self {
         let Master { addr: master_addr, port: master_port } = master;
-        Self { v: VERSION, node, master_addr, master_port, stay, labels }
+        Self { v: VERSION, node, master_addr, master_port, stay, labels, rank_order: None }
+    }
+
+    pub fn with_order(mut self, order: RankOrder) -> Self {
+        self.rank_order = (order != RankOrder::Stable).then(|| order.to_string());
+        self
+    }
+
+    /// By what it wants ranks to be.
+    pub fn order(&self) -> &str {
+        self.rank_order.as_deref().unwrap_or("stable")
     }
 }
 

@@ -28,6 +28,17 @@ impl Machine {
         }
         // It begins while the lease is being granted.
         self.watch_head();
+        if !self.formers.is_empty() && !self.know_head(deadline) {
+            // The one that it was before may have been denied, and another one is easily made.
+            return false;
+        }
+        if self.head_is_known()
+            && !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            self.finish(Err(error));
+            return true;
+        }
         let Some(lease) = self.lease else {
             let lease = self.random_lease();
             self.grant(Step::GrantNode(lease), lease, self.settings.ttl, deadline);
@@ -35,6 +46,12 @@ impl Machine {
         };
         if !self.know_head(deadline) {
             return false;
+        }
+        if !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            self.finish(Err(error));
+            return true;
         }
         let Some(control) = self.control.value.clone() else {
             if self.ensure_run_lease(deadline) {
@@ -117,14 +134,33 @@ impl Machine {
         }
     }
 
-    pub(super) fn get_head(&self) -> [Op; 3] {
+    /// Denied, or replaced by another agent.
+    fn exclusion(&self) -> Option<RendezvousError> {
+        self.denial().map(RendezvousError::Denied).or_else(|| self.replaced())
+    }
+
+    /// What `observe_head` takes over.
+    pub(super) fn get_head(&self) -> Vec<Op> {
         let keys = &self.settings.keys;
-        [Op::get(keys.control()), Op::get(keys.coordinator()), Op::get(keys.loss())]
+        let mut reads = vec![
+            Op::get(keys.control()),
+            Op::get(keys.coordinator()),
+            Op::get(keys.loss()),
+            Op::Get(Range::prefix(keys.denials())),
+        ];
+        reads.extend(self.get_holder());
+        reads
     }
 
     /// The guard of every write: the control record is the one this node acts upon.
     pub(super) fn control_unchanged(&self) -> Compare {
         Compare::mod_revision(self.settings.keys.control(), self.control.modified)
+    }
+
+    /// The guards of what this node puts for itself.
+    fn unchanged(&self) -> Vec<Compare> {
+        let control = [self.control_unchanged()];
+        control.into_iter().chain(self.identity_unchanged()).collect()
     }
 
     pub(super) fn put_control(&self, control: &Control) -> Op {
@@ -158,7 +194,8 @@ impl Machine {
     fn put_join(&self, round: u64, lease: i64) -> Option<Op> {
         let master = self.joining.as_ref()?.master.clone();
         let labels = self.settings.labels.clone();
-        let record = Join::new(self.settings.node.clone(), master, self.stay(), labels);
+        let record = Join::new(self.settings.node.clone(), master, self.stay(), labels)
+            .with_order(self.settings.order);
         Some(Op::put(self.settings.keys.join(round, lease), records::encode(&record), lease))
     }
 
@@ -238,7 +275,8 @@ impl Machine {
         if let Place::Waiting(waited) = self.place {
             writes.push(Op::delete(self.settings.keys.waiting(waited, lease)));
         }
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::Open(Box::new(control)), txn, deadline);
     }
 
@@ -246,6 +284,7 @@ impl Machine {
         if !reply.succeeded {
             return self.observe_head(reply);
         }
+        self.identity_written(reply.revision);
         let round = control.round;
         self.control_written(control, reply.revision);
         self.set_place(Place::Joined(round));
@@ -259,7 +298,8 @@ impl Machine {
             .or_else([Op::get(coordinator)]);
         let mut writes: Vec<Op> = self.put_join(round, lease).into_iter().collect();
         writes.push(Op::Txn(claim));
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::JoinRound(round), txn, deadline);
     }
 
@@ -272,6 +312,7 @@ impl Machine {
             }
             return;
         }
+        self.identity_written(reply.revision);
         self.set_place(Place::Joined(round));
         match reply.replies.get(1) {
             Some(OpReply::Txn { succeeded: false, replies }) => {
@@ -312,7 +353,7 @@ impl Machine {
         // The key is absent, or what is there is no coordinator's: that would stay for ever.
         let vacant = Compare::mod_revision(keys.coordinator(), self.coordinator.modified);
         let guards = [self.control_unchanged(), vacant, still_joined];
-        let mut reads = self.get_head().to_vec();
+        let mut reads = self.get_head();
         reads.push(Op::get(keys.join(round, lease)));
         let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else(reads);
         self.txn(Step::Claim, txn, deadline);
@@ -325,7 +366,7 @@ impl Machine {
         }
         self.observe_head(reply);
         // A round that is complete by now is another matter: this node may be a member of it.
-        let joined = reply.range(3).kvs.first().map(|kv| kv.lease);
+        let joined = reply.range(self.get_head().len()).kvs.first().map(|kv| kv.lease);
         if !self.is_final(round) && (joined.is_none() || joined != self.lease) {
             // Our join key is gone or another program's (an operator removed or wrote it).
             self.set_place(Place::Outside);
@@ -353,7 +394,7 @@ impl Machine {
 
     fn begin_to_lead(&mut self) {
         if let Some(Control { state: State::Open { previous, .. }, .. }) = &self.control.value {
-            self.lead = Some(Lead::new(previous.clone()));
+            self.lead = Some(Lead::new(previous.clone(), self.settings.order));
             if self.run_lease {
                 // Nobody may have been there for long. Without this, nodes that live for less than a third
                 // of its TTL, one after another, would let it run out in the middle of a world.
@@ -424,7 +465,9 @@ impl Machine {
             Op::put(keys.waiting(round, lease), record, lease),
             Op::delete(keys.join(round, lease)),
         ];
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        let mut writes = writes.to_vec();
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::Wait(round), txn, deadline);
     }
 
@@ -432,6 +475,7 @@ impl Machine {
         if !reply.succeeded {
             return self.observe_head(reply);
         }
+        self.identity_written(reply.revision);
         self.set_place(Place::Waiting(round));
         self.watch_members_go(reply.revision);
         if reply.range(0).count == 0 {
@@ -556,7 +600,8 @@ impl Machine {
     pub(super) fn finish(&mut self, result: Result<Outcome, RendezvousError>) {
         self.joining = None;
         self.set_place(Place::Outside);
-        if result.is_err() {
+        if let Err(error) = &result {
+            self.exclude(error);
             self.give_back_lease();
         }
         self.act(Action::Joined(result));
@@ -576,6 +621,7 @@ impl Machine {
         self.stop_watching_members();
         self.membership = None;
         if let Some(lease) = self.lease.take() {
+            self.identity_gone(lease);
             self.act(Action::Revoke(lease));
         }
         if std::mem::take(&mut self.run_lease) {
@@ -593,6 +639,8 @@ impl Machine {
         if let Some(membership) = &mut self.membership {
             membership.expelled = true;
         }
-        self.lease.take()
+        let lease = self.lease.take();
+        lease.into_iter().for_each(|lease| self.identity_gone(lease));
+        lease
     }
 }

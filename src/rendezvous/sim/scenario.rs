@@ -8,6 +8,7 @@ use super::rng::Rng;
 use crate::rendezvous::keys::Keys;
 use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{OnMemberLoss, Settings};
+use crate::rendezvous::ranks::RankOrder;
 use crate::rendezvous::records::NodeInfo;
 
 /// How messages travel. The shares are in thousandths.
@@ -71,6 +72,7 @@ impl Scenario {
                 on_member_loss: OnMemberLoss::Restart,
                 node: NodeInfo::default(),
                 labels: Labels::default(),
+                order: RankOrder::Stable,
                 epoch: Duration::from_secs(1_700_000_000),
                 seed: 0,
             },
