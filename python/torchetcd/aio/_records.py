@@ -201,9 +201,11 @@ def round_record(value: bytes) -> RoundRecord | None:
     )
 
 
-def denial(name: str, value: bytes) -> Denial:
-    """Return who may not join. The name alone does it: whatever the value is, it counts."""
-    record = decode(value) or {}
+def denial(name: str, value: bytes) -> Denial | None:
+    """Return who may not join."""
+    record = decode(value)
+    if record is None:
+        return None
     return Denial(
         name=plain(name),
         by=text(record, "by") or "?",
