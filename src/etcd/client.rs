@@ -268,7 +268,7 @@ impl Client {
     }
 
     /// Runs one request until it is answered for good or the deadline has come.
-    async fn call<T, F, Fut>(
+    pub(super) async fn call<T, F, Fut>(
         &self,
         repeat: Repeat,
         deadline: Instant,

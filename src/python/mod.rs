@@ -1,5 +1,6 @@
 //! Everything that Python sees. No other module names pyo3.
 
+mod aio;
 mod client;
 mod convert;
 mod errors;
@@ -12,6 +13,8 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = true)]
 mod _torchetcd {
+    #[pymodule_export]
+    use super::aio::{AsyncClient, AsyncStore, AsyncWatch, run_lease};
     #[pymodule_export]
     use super::client::{PyClient, prefix_end};
     #[pymodule_export]
