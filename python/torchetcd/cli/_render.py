@@ -98,7 +98,7 @@ def details(run: Run) -> RenderableType:
     return Group(*parts)
 
 
-def _facts(run: Run, *, relative: bool = True) -> Table:
+def _facts(run: Run) -> Table:
     made = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -106,7 +106,7 @@ def _facts(run: Run, *, relative: bool = True) -> Table:
     def at(when: float | None) -> str:
         if when is None:
             return ""
-        return f" at {clock(when)}" + (f" ({ago(when, run.observed_at)})" if relative else "")
+        return f" at {clock(when)} ({ago(when, run.observed_at)})"
 
     made.add_row("Run", cell(run.id))
     made.add_row("Prefix", cell(run.prefix))
@@ -131,7 +131,7 @@ def _facts(run: Run, *, relative: bool = True) -> Table:
     if run.loss:
         made.add_row("Lost", cell(run.loss, _BAD))
     if run.state == "open":
-        made.add_row("Needs", cell(_needs(run, relative=relative)))
+        made.add_row("Needs", cell(_needs(run, relative=True)))
         made.add_row(
             "Coordinator",
             cell(
@@ -232,8 +232,8 @@ def _rounds(run: Run) -> Table:
 
 _WATCH_MEMBER = (_RANK, _HOST, _PID, _NODE_ID, _ADDRESS, _SINCE_CLOCK)
 _WATCH_JOINED = (_HOST, _PID, _NODE_ID, _ADDRESS, _SINCE_CLOCK)
-# Lines that are not nodes: facts, titles, summaries.
-_FRAME = 16
+# A title, a header, and how many more there are.
+_AROUND = 3
 
 
 def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
@@ -246,7 +246,9 @@ def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
         height: Lines of the terminal.
         last: What happened last, the newest at the end.
     """
-    events = list(last)[-max(1, height // 6) :]
+    parts = _headlines(run)
+    events = [_line(event) for event in list(last)[-max(1, height // 6) :]]
+    free = height - len(parts) - len(events) - 1
     groups = [
         (title, nodes, columns)
         for title, nodes, columns in (
@@ -258,22 +260,52 @@ def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
         )
         if nodes
     ]
-    free = max(1, height - _FRAME - len(events) - 3 * len(groups))
-    parts: list[RenderableType] = [_facts(run, relative=False)]
     for position, (title, nodes, columns) in enumerate(groups):
-        # Each group gets its share, and what the ones before it left.
-        rows = max(1, free // (len(groups) - position))
-        shown = nodes if len(nodes) <= rows else nodes[:rows]
-        free = max(1, free - len(shown))
-        parts += [Text(), heading(f"{title} ({len(nodes)})"), _nodes(run, shown, columns)]
+        # Each group gets its share of the lines, and what those before it left over.
+        rows = free // (len(groups) - position) - _AROUND
+        if rows < min(2, len(nodes)):
+            parts.append(_line(f"{title} ({len(nodes)}): {_short(nodes)}", "bold"))
+            free -= 1
+            continue
+        shown = nodes[:rows]
+        parts += [heading(f"{title} ({len(nodes)})"), _nodes(run, shown, columns)]
         if len(shown) < len(nodes):
-            rest = compact(plain(node.node_id or node.host) for node in nodes[rows:])
-            line = Text(f"and {len(nodes) - len(shown)} more: {rest}", style="dim")
-            line.no_wrap, line.overflow = True, "ellipsis"
-            parts.append(line)
-    if events:
-        parts.append(Text())
-        for event in events:
-            line = Text(plain(event), no_wrap=True, overflow="ellipsis")
-            parts.append(line)
-    return Group(*parts)
+            rest = nodes[rows:]
+            parts.append(_line(f"and {len(rest)} more: {_short(rest)}", "dim"))
+        free -= len(shown) + _AROUND
+    return Group(*parts, *([Text(), *events] if events else []))
+
+
+def _headlines(run: Run) -> list[RenderableType]:
+    most = "" if run.max_nodes in (None, run.min_nodes) else f" to {run.max_nodes}"
+    wanted = "" if run.min_nodes is None else f", {run.min_nodes}{most} nodes wanted"
+    state = state_of(run)
+    title = Text.assemble(
+        (plain(run.id), "bold"), "  ", state, f"  round {run.round}{wanted}" if run.round else ""
+    )
+    lines = [title]
+    if run.opened_at is not None or run.why:
+        at = "" if run.opened_at is None else f" at {clock(run.opened_at)}"
+        lines.append(_line(f"opened{at}: {run.why or 'no reason known'}"))
+    if run.state == "final" and run.completed_at is not None:
+        lines.append(_line(f"completed at {clock(run.completed_at)}"))
+    if run.state == "open":
+        lines.append(_line(f"needs {_needs(run, relative=False)}"))
+    if run.loss:
+        lines.append(_line(f"lost: {run.loss}", _BAD))
+    if run.closed is not None:
+        lines.append(_line(f"closed by {run.closed.by}: {run.closed.reason}", _BAD))
+    if run.problem:
+        lines.append(_line(run.problem, _BAD))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return [*lines, Text()]
+
+
+def _line(text: str, style: str = "") -> Text:
+    """Make a line that is cut where the terminal ends."""
+    return Text(plain(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _short(nodes: Sequence[Node]) -> str:
+    return compact(node.node_id or node.host for node in nodes)
