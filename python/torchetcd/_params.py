@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchetcd._credentials import find_credentials
+from torchetcd._ranks import RANK_ORDERS, check_ranks, label, rank_of_infra
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -37,6 +38,10 @@ class Parameter:
 
 
 def _seconds(least: int) -> Callable[[str, Any], int]:
+    return _whole("seconds", least)
+
+
+def _whole(unit: str, least: int = 1) -> Callable[[str, Any], int]:
     def parse(name: str, value: Any) -> int:
         try:
             number = int(value)
@@ -44,7 +49,7 @@ def _seconds(least: int) -> Callable[[str, Any], int]:
             number = None
         if number is None or number < least or isinstance(value, bool):
             message = (
-                f"The rendezvous parameter '{name}' must be a whole number of seconds, at least "
+                f"The rendezvous parameter '{name}' must be a whole number of {unit}, at least "
                 f"{least}, not {value!r}."
             )
             raise ValueError(message)
@@ -141,6 +146,40 @@ PARAMETERS = (
         "Whether a lost member makes the others rejoin, or is left to the workers to notice.",
     ),
     Parameter(
+        ("rank_order",),
+        "stable",
+        _one_of(*RANK_ORDERS),
+        "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` (`infra_rank`), "
+        "`topology` (nodes of one `domain` are neighbours). The same for all nodes.",
+    ),
+    Parameter(
+        ("infra_rank",),
+        None,
+        rank_of_infra,
+        "This node's rank by the infrastructure, for `rank_order=infra`. Unless given, that of "
+        "`SLURM_PROCID`, `GROUP_RANK` or `JOB_COMPLETION_INDEX`.",
+    ),
+    Parameter(
+        ("domain",),
+        None,
+        label,
+        "What this node shares with its neighbours, such as a rack or an NVLink domain, for "
+        "`rank_order=topology`.",
+    ),
+    Parameter(
+        ("segment",),
+        1,
+        _whole("nodes"),
+        "The world is made of whole segments of so many nodes of one `domain`; who fills none waits as a spare.",
+    ),
+    Parameter(
+        ("node_id",),
+        None,
+        label,
+        "The name of this node's place in the run: an agent that is started with the same one takes the "
+        "place over at once, with its rank, and ends the one that had it. Different for each node.",
+    ),
+    Parameter(
         ("run_ttl",),
         7200,
         _seconds(_SHORTEST_TTL_S),
@@ -202,6 +241,11 @@ class Options:
     close_timeout: int
     keep_alive_ttl: int
     on_member_loss: str
+    rank_order: str
+    infra_rank: int | None
+    domain: str | None
+    segment: int
+    node_id: str | None
     run_ttl: int
     etcd_prefix: str
     protocol: str
@@ -234,6 +278,7 @@ def parse_options(config: dict[str, Any]) -> Options:
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
         message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
         raise ValueError(message)
+    check_ranks(values)
     found = find_credentials(values["user"], values["password"])
     return Options(**(values | found._asdict()))
 

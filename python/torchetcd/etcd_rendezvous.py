@@ -28,9 +28,11 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._address import local_address, reserved_port
+from torchetcd._errors import RendezvousDeniedError
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
 from torchetcd._params import Options, make_client, parse_options
+from torchetcd._ranks import check_segments
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
 
@@ -42,6 +44,7 @@ __all__ = [
     "EtcdRendezvousHandler",
     "EtcdRendezvousRetryImmediately",
     "EtcdRendezvousRetryableFailure",
+    "RendezvousDeniedError",
     "create_rdzv_handler",
 ]
 
@@ -103,6 +106,7 @@ class EtcdRendezvous:
             raise ValueError(message)
         self.client = as_client(client)
         options = options or parse_options({})
+        check_segments(options.segment, num_min_workers, num_max_workers)
         self._run_id = str(run_id)
         if self._run_id in {"", "none", "None"}:
             _logger.warning(
@@ -128,6 +132,11 @@ class EtcdRendezvous:
             run_ttl_s=options.run_ttl,
             restart_on_member_loss=options.on_member_loss == "restart",
             host=_host_name(self._host),
+            rank_order=options.rank_order,
+            segment=options.segment,
+            infra_rank=options.infra_rank,
+            domain=options.domain,
+            node_id=options.node_id,
         )
         self._told_why = False
         self._in_barrier = threading.Lock()
@@ -147,9 +156,11 @@ class EtcdRendezvous:
 
         Raises:
             RendezvousClosedError: if the run is or becomes closed.
+            RendezvousDeniedError: if this node is or comes to be on the run's deny list.
             RendezvousTimeoutError: if the round is not complete in time; says who has joined.
             RendezvousConnectionError: if etcd cannot be reached for so long.
-            RendezvousStateError: if the run's state in etcd cannot be read.
+            RendezvousStateError: if the run's state in etcd cannot be read, or another agent has taken this
+                node's `node_id`.
             RuntimeError: if another thread is in it already.
         """
         version, rank, world_size, _ = self._barrier(None)
@@ -178,6 +189,8 @@ class EtcdRendezvous:
                 # A signal or a bug ended the wait: the others must not count on this node.
                 self._node.leave()
                 raise
+        if remark := self._node.remark():
+            _logger.warning("Run '%s', round %d: %s.", self._run_id, version, remark)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
 
     def _wait(self) -> tuple[int, int, int, str, int]:
@@ -235,6 +248,10 @@ class EtcdRendezvous:
             reason: Why, for who asks later.
         """
         self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
+
+    def excluded(self) -> str | None:
+        """Return why this node is none of the run, and must not close it; asks nobody."""
+        return self._node.excluded()
 
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
@@ -358,13 +375,16 @@ class EtcdRendezvousHandler(RendezvousHandler):
         return self._rdzv_impl.num_nodes_waiting()
 
     def shutdown(self) -> bool:
-        """Close the run and leave it.
+        """Close the run and leave it. A node that was denied, or replaced, leaves without closing it.
 
         Returns:
             Whether the run is closed. torch's launcher calls this when the agent ends in order or by
             an error, but not when a signal ends it (torch `launcher/api.py`).
         """
         try:
+            if reason := self._rdzv_impl.excluded():
+                _logger.warning("Run '%s' is not closed: %s", self.get_run_id(), reason)
+                return False
             self._close("shutdown")
         except RendezvousError as exc:
             _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)

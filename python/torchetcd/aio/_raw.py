@@ -30,7 +30,7 @@ class RangeResult(NamedTuple):
     revision: int
     kvs: list[KeyValue]
     #: How many there are, whatever the limit was.
-    count: int
+    total: int
     more: bool
 
 
@@ -171,7 +171,7 @@ class RawClient:
             self._made = AsyncClient(self._client._native)
         return self._made
 
-    async def range(
+    async def range(  # noqa: PLR0913 - what etcd takes
         self,
         key: bytes,
         range_end: bytes | None = None,
@@ -183,7 +183,7 @@ class RawClient:
         timeout: float | None = None,
     ) -> RangeResult:
         """Read a key, or all from it up to `range_end`, now or as they were at a revision."""
-        found, (kvs, count, more) = await self._native.range(
+        found, (kvs, total, more) = await self._native.range(
             key,
             range_end,
             limit=limit,
@@ -192,7 +192,7 @@ class RawClient:
             revision=revision,
             timeout_s=timeout,
         )
-        return RangeResult(found, [KeyValue(*kv) for kv in kvs], count, more)
+        return RangeResult(found, [KeyValue(*kv) for kv in kvs], total, more)
 
     async def pages(
         self, key: bytes, range_end: bytes, *, revision: int = 0
@@ -231,9 +231,7 @@ class RawClient:
             )
         )
 
-    def watch(
-        self, key: bytes, range_end: bytes | None = None, start_revision: int = 0
-    ) -> Watch:
+    def watch(self, key: bytes, range_end: bytes | None = None, start_revision: int = 0) -> Watch:
         """Watch a key, or all from it up to `range_end`, from now on or from a revision on."""
         return Watch(self._native.watch(key, range_end, start_revision))
 

@@ -6,7 +6,9 @@ use super::faults::Fault;
 use super::hooks::Hooks;
 use super::rng::Rng;
 use crate::rendezvous::keys::Keys;
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{OnMemberLoss, Settings};
+use crate::rendezvous::ranks::RankOrder;
 use crate::rendezvous::records::NodeInfo;
 
 /// How messages travel. The shares are in thousandths.
@@ -69,6 +71,9 @@ impl Scenario {
                 run_ttl: Duration::from_secs(7200),
                 on_member_loss: OnMemberLoss::Restart,
                 node: NodeInfo::default(),
+                labels: Labels::default(),
+                order: RankOrder::Stable,
+                epoch: Duration::from_secs(1_700_000_000),
                 seed: 0,
             },
             nodes,
