@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from torchetcd._words import clock, plain
-from torchetcd.aio import Event, Run, Timeline
+from torchetcd.aio import Event, Run, RunNotFoundError, Timeline
 from torchetcd.aio import _model as model
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
@@ -99,7 +99,7 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
     await following
 
 
-async def _events(target: Target, run: str) -> AsyncIterator[Event]:
+async def _events(target: Target, run: str) -> AsyncGenerator[Event, None]:
     async with target.client() as client:
         async for event in client.watch_run(run, prefix=target.prefix):
             yield event
@@ -150,8 +150,6 @@ def timeline(target: Target, run: str, html: str | None, png: str | None) -> int
         message = "Give --html or --png, not both."
         raise click.UsageError(message)
     found = asyncio.run(_timeline(target, run))
-    if found.run is None and not found.events:
-        raise not_found(target, run)
     if html:
         _write(html, as_html(found).encode())
     elif png:
@@ -171,7 +169,10 @@ def timeline(target: Target, run: str, html: str | None, png: str | None) -> int
 
 async def _timeline(target: Target, run: str) -> Timeline:
     async with target.client() as client:
-        return await client.timeline(run, prefix=target.prefix)
+        try:
+            return await client.timeline(run, prefix=target.prefix)
+        except RunNotFoundError:
+            raise not_found(target, run) from None
 
 
 def _write(path: str, content: bytes) -> None:

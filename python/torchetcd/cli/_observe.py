@@ -47,8 +47,8 @@ async def observe(target: Target, run: str | None) -> Observations:
         path=path,
         now=time.time(),
         user=target.user,
-        **_client_certificate(target),
     )
+    seen = _client_certificate(seen, target)
     async with client:
         if not any(endpoint.error is None and endpoint.refused is None for endpoint in endpoints):
             return seen
@@ -199,21 +199,20 @@ async def _unleased(client: Client, target: Target, runs: list[Run]) -> list[str
 
 def _newest(run: Run) -> tuple[float, str]:
     nodes = [*run.joined, *run.members, *run.waiting, *run.spares]
-    times = [run.opened_at, run.completed_at, run.closed and run.closed.at]
+    times = [run.opened_at, run.completed_at, run.closed.at if run.closed else None]
     times += [node.since for node in nodes]
     return max((at for at in times if at is not None), default=0.0), run.id
 
 
-def _client_certificate(target: Target) -> dict[str, object]:
+def _client_certificate(seen: Observations, target: Target) -> Observations:
     if target.cert is None:
-        return {}
+        return seen
+    seen = dataclasses.replace(seen, client_certificate=target.cert)
     try:
-        return {
-            "client_certificate": target.cert,
-            "client_certificate_end": _certificates.end_of_file(target.cert),
-        }
+        end = _certificates.end_of_file(target.cert)
     except (OSError, ValueError) as exc:
-        return {"client_certificate": target.cert, "client_certificate_error": str(exc)}
+        return dataclasses.replace(seen, client_certificate_error=str(exc))
+    return dataclasses.replace(seen, client_certificate_end=end)
 
 
 def _server_certificate(seen: Endpoint, address: Address, target: Target) -> Endpoint:
