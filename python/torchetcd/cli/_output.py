@@ -1,0 +1,85 @@
+"""What commands print: tables, sentences and JSON; colours in a terminal only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from torchetcd._words import plain
+
+# Lines into a pipe are as long as what they say: nobody counts columns there, and `grep` wants them whole.
+_PIPE_WIDTH = 1000
+#: The version of all JSON that is printed. Fields may be added without a new one.
+JSON_VERSION = 1
+
+
+def console(*, wide: bool | None = None) -> Console:
+    """Make the console for standard output.
+
+    rich leaves colours out over a pipe, with NO_COLOR and on a dumb terminal.
+
+    Args:
+        wide: Whether lines may be longer than a terminal; where the output is no terminal, without it.
+    """
+    terminal = sys.stdout.isatty()
+    width = _PIPE_WIDTH if (not terminal if wide is None else wide) else None
+    return Console(
+        width=width,
+        force_terminal=terminal,
+        # FORCE_COLOR and the like are not asked: a pipe never gets codes.
+        color_system="auto" if terminal else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def table(*headers: str, right: Iterable[str] = ()) -> Table:
+    """Make a table without lines, which stays whole when it is copied."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for header in headers:
+        made.add_column(
+            header,
+            justify="right" if header in right else "left",
+            overflow="fold",
+            no_wrap=header in right,
+        )
+    return made
+
+
+def cell(value: object, style: str = "") -> Text:
+    """Make a cell, in which nothing that was read from etcd is markup or a code for the terminal."""
+    return Text("-" if value is None or value == "" else plain(value), style=style)
+
+
+def heading(text: str) -> Text:
+    """Make a line above a table."""
+    return Text(text, style="bold")
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Print one document."""
+    print(json.dumps({"version": JSON_VERSION, **value}, indent=2))
+
+
+def write_json_line(value: dict[str, Any]) -> None:
+    """Print one document in one line, at once."""
+    print(json.dumps({"version": JSON_VERSION, **value}, separators=(",", ":")), flush=True)
+
+
+def document(value: Any) -> Any:
+    """Make of a dataclass what JSON can hold."""
+    return dataclasses.asdict(value)
+
+
+def documents(values: Sequence[Any]) -> list[Any]:
+    """Make of dataclasses what JSON can hold."""
+    return [document(value) for value in values]
