@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
+from torchetcd import _worker_store
 from torchetcd._address import local_address, reserved_port
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
@@ -310,11 +311,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
         local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
             is chosen without it.
         backend: The name that `get_backend` returns.
+        worker_store: With these options workers are handed a store in etcd; without them they use a
+            TCPStore of their own.
     """
 
     def __init__(
-        self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None, *, backend: str = "etcd"
+        self,
+        rdzv_impl: EtcdRendezvous,
+        local_addr: str | None = None,
+        *,
+        backend: str = "etcd",
+        worker_store: Options | None = None,
     ) -> None:
+        self._worker_store = worker_store
         self._rdzv_impl = rdzv_impl
         self._local_addr = local_addr
         self._backend = backend
@@ -334,6 +343,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
+            if self._worker_store is None:
+                _worker_store.forget(self.get_run_id())
+            else:
+                _worker_store.hand_over(self._rdzv_impl, self._worker_store, version)
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
@@ -371,6 +384,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             return False
         finally:
             self._rdzv_impl.leave()
+            _worker_store.forget(self.get_run_id())
         return True
 
     def _close(self, method: str) -> None:
@@ -409,6 +423,9 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         RendezvousConnectionError: if etcd cannot be reached.
     """
     options = parse_options(params.config)
+    workers_use_etcd = options.worker_store == "etcd"
+    if workers_use_etcd:
+        _worker_store.check(options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options),
         options.etcd_prefix,
@@ -419,7 +436,12 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
-    return EtcdRendezvousHandler(rdzv_impl, params.local_addr, backend=params.backend)
+    return EtcdRendezvousHandler(
+        rdzv_impl,
+        params.local_addr,
+        backend=params.backend,
+        worker_store=options if workers_use_etcd else None,
+    )
 
 
 def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:

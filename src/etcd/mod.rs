@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod history;
 pub mod kv;
 mod lease;
+pub mod metrics;
 mod once;
 #[cfg(test)]
 mod overload;

@@ -3,6 +3,7 @@
 mod client;
 mod convert;
 mod errors;
+mod metrics;
 mod rendezvous;
 mod runtime;
 mod store;
@@ -14,6 +15,8 @@ use pyo3::prelude::*;
 mod _torchetcd {
     #[pymodule_export]
     use super::client::{PyClient, prefix_end};
+    #[pymodule_export]
+    use super::metrics::metrics;
     #[pymodule_export]
     use super::rendezvous::PyRendezvous;
     #[pymodule_export]

@@ -12,6 +12,7 @@ mod keys;
 mod lead;
 mod machine;
 mod member;
+mod phases;
 mod ranks;
 mod records;
 #[cfg(test)]
@@ -35,4 +36,5 @@ pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
+pub use phases::Phases;
 pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};
