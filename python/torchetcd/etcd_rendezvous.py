@@ -27,10 +27,11 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
-from torchetcd import _worker_store
+from torchetcd import _worker_store, metrics
 from torchetcd._address import local_address, reserved_port
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
+from torchetcd._observe import ObservedBarrier
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
@@ -131,6 +132,7 @@ class EtcdRendezvous:
             host=_host_name(self._host),
         )
         self._told_why = False
+        self._news: str | None = None
         self._in_barrier = threading.Lock()
         self._stores: list[tuple[int, EtcdStore]] = []
         # Not at the end of the interpreter, when stores may be used to the last.
@@ -168,7 +170,10 @@ class EtcdRendezvous:
             self._in_barrier.release()
 
     def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
-        with reserved_port() as port, leaving_on_sigterm(self._node.leave):
+        observed = ObservedBarrier(
+            self._run_id, self._node, self._num_min_workers, self._num_max_workers
+        )
+        with observed, reserved_port() as port, leaving_on_sigterm(self._node.leave):
             self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
@@ -179,6 +184,7 @@ class EtcdRendezvous:
                 # A signal or a bug ended the wait: the others must not count on this node.
                 self._node.leave()
                 raise
+            observed.completed(version, rank, world_size)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
 
     def _wait(self) -> tuple[int, int, int, str, int]:
@@ -221,7 +227,10 @@ class EtcdRendezvous:
         if waiting and not self._told_why:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
-            reason = self._node.broken() or f"{waiting} more nodes want to join"
+            broken = self._node.broken()
+            metrics.world_changes(self._run_id, broken)
+            reason = broken or f"{waiting} more nodes want to join"
+            self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
         return waiting
 
@@ -236,6 +245,7 @@ class EtcdRendezvous:
             reason: Why, for who asks later.
         """
         self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
+        metrics.run_closed(self._run_id)
 
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
@@ -368,7 +378,11 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
-        return self._rdzv_impl.num_nodes_waiting()
+        waiting = self._rdzv_impl.num_nodes_waiting()
+        news, self._rdzv_impl._news = self._rdzv_impl._news, None
+        if news:
+            self._record("num_nodes_waiting", news)
+        return waiting
 
     def shutdown(self) -> bool:
         """Close the run and leave it.
@@ -423,6 +437,7 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         RendezvousConnectionError: if etcd cannot be reached.
     """
     options = parse_options(params.config)
+    metrics.serve_if_asked()
     workers_use_etcd = options.worker_store == "etcd"
     if workers_use_etcd:
         _worker_store.check(options)

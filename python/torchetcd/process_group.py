@@ -201,7 +201,7 @@ def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int) -> No
             return
     node.leave()
     message = (
-        f"Two processes of the job '{group.job}' have rank {rank}: give each its own, or none of them any."
+        f"Two processes of the job '{group.job}' have rank {rank}: give each its own, or none any."
     )
     raise RuntimeError(message)
 
