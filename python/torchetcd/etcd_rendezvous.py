@@ -27,10 +27,12 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
+from torchetcd import _worker_store, metrics
 from torchetcd._address import local_address, reserved_port
 from torchetcd._errors import RendezvousDeniedError
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
+from torchetcd._observe import ObservedBarrier
 from torchetcd._params import Options, make_client, parse_options
 from torchetcd._ranks import check_segments
 from torchetcd.etcd import as_client
@@ -139,6 +141,7 @@ class EtcdRendezvous:
             node_id=options.node_id,
         )
         self._told_why = False
+        self._news: str | None = None
         self._in_barrier = threading.Lock()
         self._stores: list[tuple[int, EtcdStore]] = []
         # Not at the end of the interpreter, when stores may be used to the last.
@@ -178,7 +181,10 @@ class EtcdRendezvous:
             self._in_barrier.release()
 
     def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
-        with reserved_port() as port, leaving_on_sigterm(self._node.leave):
+        observed = ObservedBarrier(
+            self._run_id, self._node, self._num_min_workers, self._num_max_workers
+        )
+        with observed, reserved_port() as port, leaving_on_sigterm(self._node.leave):
             self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
@@ -189,6 +195,7 @@ class EtcdRendezvous:
                 # A signal or a bug ended the wait: the others must not count on this node.
                 self._node.leave()
                 raise
+            observed.completed(version, rank, world_size)
         if remark := self._node.remark():
             _logger.warning("Run '%s', round %d: %s.", self._run_id, version, remark)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
@@ -233,7 +240,10 @@ class EtcdRendezvous:
         if waiting and not self._told_why:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
-            reason = self._node.broken() or f"{waiting} more nodes want to join"
+            broken = self._node.broken()
+            metrics.world_changes(self._run_id, broken)
+            reason = broken or f"{waiting} more nodes want to join"
+            self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
         return waiting
 
@@ -248,6 +258,7 @@ class EtcdRendezvous:
             reason: Why, for who asks later.
         """
         self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
+        metrics.run_closed(self._run_id)
 
     def excluded(self) -> str | None:
         """Return why this node is none of the run, and must not close it; asks nobody."""
@@ -327,11 +338,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
         local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
             is chosen without it.
         backend: The name that `get_backend` returns.
+        worker_store: With these options workers are handed a store in etcd; without them they use a
+            TCPStore of their own.
     """
 
     def __init__(
-        self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None, *, backend: str = "etcd"
+        self,
+        rdzv_impl: EtcdRendezvous,
+        local_addr: str | None = None,
+        *,
+        backend: str = "etcd",
+        worker_store: Options | None = None,
     ) -> None:
+        self._worker_store = worker_store
         self._rdzv_impl = rdzv_impl
         self._local_addr = local_addr
         self._backend = backend
@@ -351,6 +370,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
+            if self._worker_store is None:
+                _worker_store.forget(self.get_run_id())
+            else:
+                _worker_store.hand_over(self._rdzv_impl, self._worker_store, version)
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
@@ -372,7 +395,11 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
-        return self._rdzv_impl.num_nodes_waiting()
+        waiting = self._rdzv_impl.num_nodes_waiting()
+        news, self._rdzv_impl._news = self._rdzv_impl._news, None
+        if news:
+            self._record("num_nodes_waiting", news)
+        return waiting
 
     def shutdown(self) -> bool:
         """Close the run and leave it. A node that was denied, or replaced, leaves without closing it.
@@ -391,6 +418,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             return False
         finally:
             self._rdzv_impl.leave()
+            _worker_store.forget(self.get_run_id())
         return True
 
     def _close(self, method: str) -> None:
@@ -429,6 +457,10 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         RendezvousConnectionError: if etcd cannot be reached.
     """
     options = parse_options(params.config)
+    metrics.serve_if_asked()
+    workers_use_etcd = options.worker_store == "etcd"
+    if workers_use_etcd:
+        _worker_store.check(options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options),
         options.etcd_prefix,
@@ -439,7 +471,12 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
-    return EtcdRendezvousHandler(rdzv_impl, params.local_addr, backend=params.backend)
+    return EtcdRendezvousHandler(
+        rdzv_impl,
+        params.local_addr,
+        backend=params.backend,
+        worker_store=options if workers_use_etcd else None,
+    )
 
 
 def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:

@@ -7,6 +7,7 @@ use super::client::{Client, Repeat};
 use super::config::Config;
 use super::endpoint::Endpoint;
 use super::error::EtcdError;
+use super::metrics::Rpc;
 
 /// What one member says of itself. It answers without the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl Client {
     }
 
     async fn own_status(&self, deadline: Instant) -> Result<MemberStatus, EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::Status, Repeat::Read, deadline, |connection| async move {
             let told = connection.client().status().await?;
             let header = told.header();
             Ok(MemberStatus {
@@ -81,7 +82,7 @@ impl Client {
     }
 
     pub async fn members(&self, deadline: Instant) -> Result<Vec<Member>, EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
             let response = connection.client().member_list().await?;
             let members = response.members().iter().map(|member| Member {
                 id: member.id(),
@@ -96,7 +97,7 @@ impl Client {
     }
 
     pub async fn alarms(&self, deadline: Instant) -> Result<Vec<Alarm>, EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::Alarm, Repeat::Read, deadline, |connection| async move {
             let response =
                 connection.client().alarm(AlarmAction::Get, AlarmType::None, None).await?;
             let alarms = response.alarms().iter().map(|alarm| Alarm {

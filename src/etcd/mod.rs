@@ -19,6 +19,7 @@ mod history;
 pub mod kv;
 mod lease;
 mod maintenance;
+pub mod metrics;
 mod once;
 #[cfg(test)]
 mod overload;

@@ -4,6 +4,7 @@ mod aio;
 mod client;
 mod convert;
 mod errors;
+mod metrics;
 mod rendezvous;
 mod runtime;
 mod store;
@@ -17,6 +18,8 @@ mod _torchetcd {
     use super::aio::{AsyncClient, AsyncStore, AsyncWatch, run_lease};
     #[pymodule_export]
     use super::client::{PyClient, prefix_end};
+    #[pymodule_export]
+    use super::metrics::metrics;
     #[pymodule_export]
     use super::rendezvous::PyRendezvous;
     #[pymodule_export]

@@ -1,7 +1,7 @@
 //! `Rendezvous`: one node of a run, for the handler in Python.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -22,6 +22,7 @@ use crate::rendezvous::{
 
 /// Round, rank, world size, master address and port.
 type Joined = (u64, u32, u32, String, u16);
+type Phases = (Option<f64>, Option<f64>, Option<f64>, Option<f64>);
 type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
 
 /// One node of one run. It belongs to the process that made it: a forked child must not renew or
@@ -195,6 +196,25 @@ impl PyRendezvous {
     fn progress(&self) -> PyResult<(u64, usize, bool, bool)> {
         let progress = self.handle()?.status().progress;
         Ok((progress.round, progress.joined, progress.last_call, progress.spare))
+    }
+
+    /// Seconds since the last `join` until this node had entered a round, was a spare, the last call
+    /// began, the barrier ended; `None` for what did not happen.
+    fn phases(&self) -> PyResult<Phases> {
+        let phases = self.handle()?.phases();
+        let seconds = |phase: Option<Duration>| phase.map(|since| since.as_secs_f64());
+        Ok((
+            seconds(phases.entered),
+            seconds(phases.spare),
+            seconds(phases.last_call),
+            seconds(phases.ended),
+        ))
+    }
+
+    /// The id of the lease that everything of the run is under that outlasts its nodes.
+    #[getter]
+    fn run_lease(&self) -> i64 {
+        self.keys.run_lease()
     }
 
     fn num_nodes_waiting(&self) -> PyResult<usize> {

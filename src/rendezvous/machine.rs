@@ -161,6 +161,8 @@ pub struct Progress {
     pub last_call: bool,
     /// The round is complete without this node, which waits for the next one.
     pub spare: bool,
+    /// This node counts among those who have joined a round that is not complete.
+    pub entered: bool,
     pub member: Option<Member>,
 }
 
@@ -414,6 +416,7 @@ impl Machine {
                 joined: told.map_or(0, |told| told.joined as usize),
                 last_call: told.is_some_and(|told| told.last_call),
                 spare: matches!(self.place, Place::Waiting(_)),
+                entered: matches!(self.place, Place::Joined(_)),
                 member: member.map(|m| Member { rank: m.rank, world: m.world }),
             },
             broken: self.broken_round(),

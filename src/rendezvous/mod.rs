@@ -16,6 +16,7 @@ mod labels;
 mod lead;
 mod machine;
 mod member;
+mod phases;
 mod ranks;
 mod records;
 mod roll;
@@ -41,5 +42,6 @@ pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
+pub use phases::Phases;
 pub use ranks::RankOrder;
 pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};
