@@ -144,3 +144,21 @@ def _box(state: str, x: float, y: float) -> str:
         f'<text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle" fill="currentColor">'
         f"{escape(state)}</text>"
     )
+
+
+# What a browser loads by itself. (The theme fetches mermaid's script where a page has such an element.)
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?(?:https?:)?//[^>]*>"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*href=["']?(?:https?:)?//[^>]*>"""
+    r"""|<\w+ class=["']?mermaid\b""",
+    re.IGNORECASE,
+)
+
+
+def on_post_build(*, config: Any, **_: object) -> None:
+    """Refuse a site that needs the network to be read."""
+    for page in Path(config["site_dir"]).rglob("*.html"):
+        found = LOADED.search(page.read_text(encoding="utf-8"))
+        if found:
+            message = f"{page} loads something from elsewhere: {found[0]}"
+            raise PluginError(message)
