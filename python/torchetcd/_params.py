@@ -1,7 +1,7 @@
 """The parameters of the rendezvous handler, from torch's handlers and our own.
 
-One table: the names (torch's two etcd handlers differ), the default and the check. The README's
-table is compared with this one by a test.
+One table: the names (torch's two etcd handlers differ), the default and the check. After a change
+`python tools/parameters.py` writes the table of `docs/reference/parameters.md` anew.
 """
 
 from __future__ import annotations

@@ -450,7 +450,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
 
 def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
-    """Create a handler from torch's parameters; all of them are in the README's table.
+    """Create a handler from torch's parameters; `docs/reference/parameters.md` has all.
 
     Raises:
         ValueError: if a parameter is not valid, before anything is sent.
