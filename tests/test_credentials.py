@@ -245,7 +245,7 @@ class TestObjects:
         handler.shutdown()
 
     def test_a_failure_of_the_connection(self) -> None:
-        params = _parameters(NOWHERE, user="me", password="secret", read_timeout=1)
+        params = _parameters(NOWHERE, user="me", password="secret", read_timeout=1, close_timeout=1)
         for use in (_handler, _backend):
             with pytest.raises(RendezvousConnectionError) as caught:
                 use(params)
