@@ -30,6 +30,10 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// What people do from outside; a run without any of it is what there mostly is.
+    pub const OF_PEOPLE: [Self; 5] =
+        [Self::Reopen, Self::Deny, Self::Allow, Self::Restart, Self::Double];
+
     pub const ALL: [Self; 18] = [
         Self::Crash,
         Self::CrashCoordinator,

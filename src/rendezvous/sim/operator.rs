@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use super::agent::Doing;
+use super::model::Touched;
 use super::node::NodeIx;
 use super::world::World;
 use crate::etcd::kv::{Compare, Op, Txn};
 use crate::rendezvous::denied::Denial;
-use crate::rendezvous::keys::{escape, node_of, unescape};
+use crate::rendezvous::keys::{escape, unescape};
 use crate::rendezvous::ranks::RankOrder;
 use crate::rendezvous::records::{self, Control, State};
 
@@ -77,7 +78,7 @@ impl World {
     }
 
     pub fn allow_all(&mut self) {
-        if self.etcd.list(&self.keys.denials()).is_empty() {
+        if self.denied.is_empty() {
             return;
         }
         self.note(|| "an operator empties the deny list".into());
@@ -85,17 +86,29 @@ impl World {
         self.operate(&txn);
     }
 
+    /// Keeps the deny list.
+    pub fn denial_touched(&mut self, touched: &Touched) {
+        let prefix = b"/sim/run_a/rdzv/head/denied/";
+        if let Some(name) = touched.kv.key.strip_prefix(prefix).and_then(unescape) {
+            if touched.deleted {
+                self.denied.remove(&name);
+            } else {
+                self.denied.insert(name);
+            }
+        }
+    }
+
     /// Whether one of the node's names is on the deny list.
     pub fn is_denied(&self, node: NodeIx) -> bool {
-        let prefix = self.keys.denials();
+        if self.denied.is_empty() {
+            return false;
+        }
         let machine = &self.nodes[node].machine;
-        let leases: Vec<i64> = machine.lease.into_iter().chain(machine.formers.clone()).collect();
-        self.etcd.list(&prefix).iter().any(|kv| {
-            let name = unescape(&kv.key[prefix.len()..]).unwrap_or_default();
-            name == machine.settings.node.host
-                || Some(&name) == machine.settings.labels.node_id.as_ref()
-                || node_of(&kv.key).is_some_and(|lease| leases.contains(&lease))
-        })
+        let leases = machine.lease.into_iter().chain(machine.formers.clone());
+        let mut names: Vec<String> = leases.map(|lease| format!("{lease:016x}")).collect();
+        names.push(machine.settings.node.host.clone());
+        names.extend(machine.settings.labels.node_id.clone());
+        names.iter().any(|name| self.denied.contains(name))
     }
 
     /// The agent is started again in its place: after its end, or while it is still there.

@@ -164,7 +164,8 @@ impl Scenario {
         }
         // Each seed knows a few kinds of faults only: together they would hide each other.
         for fault in Fault::ALL {
-            if rng.chance(450) && (fault != Fault::Finish || scenario.closes) {
+            let share = if Fault::OF_PEOPLE.contains(&fault) { 200 } else { 450 };
+            if rng.chance(share) && (fault != Fault::Finish || scenario.closes) {
                 let often = rng.between(1, 4);
                 scenario.faults.extend((0..often).map(|_| fault));
             }

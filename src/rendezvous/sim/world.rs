@@ -1,7 +1,7 @@
 //! Many nodes, one etcd, one clock: a queue of things to happen, taken one by one.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -91,6 +91,8 @@ pub struct World {
     pub ended: bool,
     pub checks: Checks,
     pub last_write: Time,
+    /// The names on the deny list.
+    pub denied: BTreeSet<String>,
     pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
     failure: Option<Violation>,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -118,6 +120,7 @@ impl World {
             healed: None,
             ended: false,
             last_write: Duration::ZERO,
+            denied: BTreeSet::new(),
             watchers: BTreeMap::new(),
             failure: None,
             queue: BinaryHeap::new(),
@@ -376,6 +379,7 @@ impl World {
             self.note(|| super::trace::touched(&touched));
             self.last_write = self.now;
             self.wake_watchers(&touched);
+            self.denial_touched(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);
             let result = super::invariants::run_lease::is_renewed(self, &touched);
