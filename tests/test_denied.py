@@ -147,9 +147,11 @@ class TestReopen:
         with pytest.raises(NodeError, match="RendezvousClosedError"):
             nodes[0].call("join")
         assert reopen(run)
+        for node in nodes:
+            eventually(lambda node=node: not node.call("is_closed"), 30)
+        # Who was told that it was closed has left.
         for node in nodes[1:]:
-            assert node.call("await_waiting", 30) == 1
-            assert not node.call("is_closed")
+            assert node.call("waiting") == 1
         places = join_all(nodes)
         assert [place.world for place in places] == [3] * 3
         control = run.control()
@@ -170,6 +172,8 @@ class TestReopen:
             nodes[0].finish()
         for round_ in (2, 3):
             assert reopen(run)
+            for node in nodes:
+                eventually(lambda node=node: not node.call("is_closed"), 30)
             join_all(nodes)
             assert run.control()["round"] == round_
             nodes[1].call("set_closed")

@@ -205,7 +205,7 @@ class TestTopology:
         assert b.busy()
 
     def test_a_domain_that_is_incomplete_waits_until_it_is_not(self, run: Run) -> None:
-        config = {"last_call_timeout": 0}
+        config = {"last_call_timeout": 5}
         a, other_a = _nodes(run, 2, 4, *[c | config for c in _domains("a", "a")])
         b, other_b = _nodes(run, 2, 4, *[c | config for c in _domains("b", "b")])
         assert [place.world for place in join_all([a, other_a])] == [2, 2]

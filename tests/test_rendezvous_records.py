@@ -1,4 +1,4 @@
-"""What lies in etcd for people: when, by whom and why; who the members were; how the last rounds came about."""
+"""What lies in etcd for people: when, by whom and why; who the members were; how rounds came about."""
 
 from __future__ import annotations
 

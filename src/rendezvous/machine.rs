@@ -221,6 +221,8 @@ pub(super) struct Joining {
     pub deadline: Time,
     /// What this node knew, as a member of a world, when it was told to join again.
     pub why: Option<String>,
+    /// The head was read since, so that nobody is turned away for what was.
+    pub confirmed: bool,
 }
 
 /// Where this node has put itself for the round that the control record names.
@@ -339,7 +341,8 @@ impl Machine {
                 let why = self.why_again();
                 self.stop_watching_members();
                 let deadline = now + self.settings.join_timeout;
-                self.joining = Some(Joining { master, started: now, deadline, why });
+                self.joining =
+                    Some(Joining { master, started: now, deadline, why, confirmed: false });
             }
             Input::Leave => self.leave(),
             Input::Close { by, reason, at } => {
@@ -670,6 +673,9 @@ impl Machine {
 
     pub(super) fn head_was_read(&mut self, reply: &TxnReply) {
         self.observe_head(reply);
+        if let Some(joining) = &mut self.joining {
+            joining.confirmed = true;
+        }
         if let Some(head) = &mut self.head {
             head.read = reply.revision;
         }
