@@ -45,7 +45,7 @@ fn remark(order: RankOrder, candidates: &[Candidate<'_>], roll: &Roll) -> Option
     if let Some((.., join)) = others.next() {
         return Some(format!(
             "ranks are by {own}, which is the rank_order of the coordinator; {} of {} nodes have \
-             another one, {} that by {}",
+             another one, such as {} by {}",
             others.count() + 1,
             roll.len(),
             join.node,

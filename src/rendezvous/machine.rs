@@ -223,6 +223,8 @@ pub(super) struct Joining {
     pub deadline: Time,
     /// What this node knew, as a member of a world, when it was told to join again.
     pub why: Option<String>,
+    /// The head was read since, so that nobody is turned away for what was.
+    pub confirmed: bool,
 }
 
 /// Where this node has put itself for the round that the control record names.
@@ -341,7 +343,8 @@ impl Machine {
                 let why = self.why_again();
                 self.stop_watching_members();
                 let deadline = now + self.settings.join_timeout;
-                self.joining = Some(Joining { master, started: now, deadline, why });
+                self.joining =
+                    Some(Joining { master, started: now, deadline, why, confirmed: false });
             }
             Input::Leave => self.leave(),
             Input::Close { by, reason, at } => {
@@ -421,7 +424,7 @@ impl Machine {
             },
             broken: self.broken_round(),
             observed: self.head_is_known(),
-            excluded: self.excluded.clone().or_else(|| self.denial().map(|d| d.to_string())),
+            excluded: self.excluded.clone().or_else(|| self.exclusion().map(|e| e.to_string())),
             remark: self.remark.clone(),
         }
     }
@@ -673,13 +676,16 @@ impl Machine {
 
     pub(super) fn head_was_read(&mut self, reply: &TxnReply) {
         self.observe_head(reply);
+        if let Some(joining) = &mut self.joining {
+            joining.confirmed = true;
+        }
         if let Some(head) = &mut self.head {
             head.read = reply.revision;
         }
     }
 
     fn head_event(&mut self, event: &Event) {
-        if self.denied_event(event) {
+        if self.denied_event(event) || self.replaced_event(event) {
             return;
         }
         let kv = event.kv();
@@ -701,6 +707,7 @@ impl Machine {
         self.observe_denied(&reply.range(3).kvs, reply.revision);
         if self.settings.labels.node_id.is_some() {
             self.observe_holder(reply.range(4).kvs.first(), reply.revision);
+            self.observe_replaced(&reply.range(5).kvs, reply.revision);
         }
     }
 

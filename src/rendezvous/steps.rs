@@ -36,8 +36,7 @@ impl Machine {
             && !self.is_closed()
             && let Some(error) = self.exclusion()
         {
-            self.finish(Err(error));
-            return true;
+            return self.turn_away(error, deadline);
         }
         let Some(lease) = self.lease else {
             let lease = self.random_lease();
@@ -50,8 +49,7 @@ impl Machine {
         if !self.is_closed()
             && let Some(error) = self.exclusion()
         {
-            self.finish(Err(error));
-            return true;
+            return self.turn_away(error, deadline);
         }
         let Some(control) = self.control.value.clone() else {
             if self.ensure_run_lease(deadline) {
@@ -135,8 +133,20 @@ impl Machine {
     }
 
     /// Denied, or replaced by another agent.
-    fn exclusion(&self) -> Option<RendezvousError> {
+    pub(super) fn exclusion(&self) -> Option<RendezvousError> {
         self.denial().map(RendezvousError::Denied).or_else(|| self.replaced())
+    }
+
+    /// An operator may have changed it just now, and this node not have been told yet: it looks first.
+    fn turn_away(&mut self, error: RendezvousError, deadline: Time) -> bool {
+        let confirmed = self.joining.as_ref().is_some_and(|joining| joining.confirmed);
+        if confirmed {
+            self.finish(Err(error));
+        } else {
+            let txn = Txn::when([]).then(self.get_head());
+            self.txn(Step::ReadHead, txn, deadline);
+        }
+        confirmed
     }
 
     /// What `observe_head` takes over.
@@ -148,7 +158,7 @@ impl Machine {
             Op::get(keys.loss()),
             Op::Get(Range::prefix(keys.denials())),
         ];
-        reads.extend(self.get_holder());
+        reads.extend(self.get_identity());
         reads
     }
 
