@@ -163,6 +163,7 @@ def node(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
         lease_left_s=None,
         lease_ttl_s=None,
         state=state,
+        infra_rank=number(record, "infra_rank"),
     )
 
 
