@@ -182,6 +182,7 @@ impl AsyncStore {
     }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "one of several functions of one type")]
 fn none(py: Python<'_>, (): ()) -> PyResult<Py<PyAny>> {
     Ok(py.None())
 }
