@@ -149,8 +149,8 @@ PARAMETERS = (
         ("rank_order",),
         "stable",
         _one_of(*RANK_ORDERS),
-        "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` (`infra_rank`), "
-        "`topology` (nodes of one `domain` are neighbours). The same for all nodes.",
+        "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` "
+        "(`infra_rank`), `topology` (nodes of one `domain` are neighbours). The same for all nodes.",
     ),
     Parameter(
         ("infra_rank",),
@@ -170,7 +170,8 @@ PARAMETERS = (
         ("segment",),
         1,
         _whole("nodes"),
-        "The world is made of whole segments of so many nodes of one `domain`; who fills none waits as a spare.",
+        "The world is made of whole segments of so many nodes of one `domain`; who fills none waits "
+        "as a spare.",
     ),
     Parameter(
         ("node_id",),

@@ -93,7 +93,7 @@ def check_segments(segment: int, min_nodes: int, max_nodes: int) -> None:
     """
     if -(-min_nodes // segment) * segment > max_nodes:
         message = (
-            f"There is no world of {min_nodes} to {max_nodes} nodes that is made of whole segments of {segment}: "
-            "change min_nodes, max_nodes or the rendezvous parameter 'segment'."
+            f"There is no world of {min_nodes} to {max_nodes} nodes that is made of whole segments of "
+            f"{segment}: change min_nodes, max_nodes or the rendezvous parameter 'segment'."
         )
         raise ValueError(message)
