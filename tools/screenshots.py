@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from rendezvous_helpers import Node  # noqa: E402 - found by the line above
 from rendezvous_helpers import Run as Nodes  # noqa: E402
-
 from torchetcd import aio  # noqa: E402
 from torchetcd._missing import departed  # noqa: E402
 from torchetcd._why import explain  # noqa: E402
@@ -148,7 +147,11 @@ class Watcher:
     def screen(self) -> RenderableType:
         """Give the screen right after the second node had come back."""
         for position, event in enumerate(self._events):
-            if isinstance(event, aio.Joined) and event.run.round == 2 and len(event.run.joined) == 3:
+            if (
+                isinstance(event, aio.Joined)
+                and event.run.round == 2
+                and len(event.run.joined) == 3
+            ):
                 past = self._events[1 : position + 1]
                 last = [
                     f"{time.strftime('%H:%M:%S', time.gmtime(one.at))}  {sentence(one)}"
@@ -160,7 +163,7 @@ class Watcher:
 
 def draw(path: Path, command: str, parts: Sequence[RenderableType]) -> None:
     """Draw what a terminal shows after a command."""
-    console = Console(record=True, width=WIDTH, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115, PTH123
+    console = Console(record=True, width=WIDTH, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
     for part in parts:
         console.print(part, markup=False)
