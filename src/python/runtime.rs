@@ -243,5 +243,6 @@ pub fn shutdown(py: Python<'_>) {
         while !engine.finished.load(Ordering::SeqCst) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-    }    super::aio::end(py, END);
+    }
+    super::aio::end(py, END);
 }

@@ -28,10 +28,23 @@ from torchetcd.aio._model import (
     TimelineEvent,
     Waiting,
 )
-from torchetcd.aio._raw import RawClient
+from torchetcd.aio._raw import (
+    Alarm,
+    KeyValue,
+    LeaseTime,
+    Member,
+    MemberStatus,
+    RangeResult,
+    RawClient,
+    TxnResult,
+    Watch,
+    WatchBatch,
+    WatchEvent,
+)
 from torchetcd.aio._store import Store
 
 __all__ = [
+    "Alarm",
     "Allowed",
     "Client",
     "Closed",
@@ -41,11 +54,16 @@ __all__ = [
     "Final",
     "Gone",
     "Joined",
+    "KeyValue",
     "LastCall",
+    "LeaseTime",
     "Left",
     "Lost",
+    "Member",
+    "MemberStatus",
     "Node",
     "Opened",
+    "RangeResult",
     "RawClient",
     "Reopened",
     "RoundRecord",
@@ -58,5 +76,9 @@ __all__ = [
     "Store",
     "Timeline",
     "TimelineEvent",
+    "TxnResult",
     "Waiting",
+    "Watch",
+    "WatchBatch",
+    "WatchEvent",
 ]

@@ -9,6 +9,8 @@ from torchetcd._names import prefix_path, run_segment
 
 #: The default of the handler's parameter `etcd_prefix`.
 DEFAULT_PREFIX = "/torchelastic/p2p"
+#: Longer names of nodes are nobody's (src/rendezvous/denied.rs).
+_LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,15 @@ class RunKeys:
         Raises:
             ValueError: if the name cannot be one.
         """
-        if not isinstance(name, str) or not name:
-            message = f"The node must be text that is not empty, not {name!r}."
+        try:
+            known = isinstance(name, str) and 0 < len(name.encode()) <= _LONGEST_NAME
+        except UnicodeEncodeError:
+            known = False
+        if not known:
+            message = (
+                "The node must be a host, a node_id or the id of a node, a text of 1 to "
+                f"{_LONGEST_NAME} bytes, not {name!r:.60}."
+            )
             raise ValueError(message)
         return f"{self.base}rdzv/head/denied/{run_segment(name)}".encode()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class LeaseTime(NamedTuple):
 class Watch:
     """A watch of etcd: an asynchronous iterator that survives reconnects.
 
-    It ends at etcd with `close`, at the latest when nothing refers to it.
+    It ends at etcd with `close`, or with a `with` block, at the latest when nothing refers to it. The
+    traceback of a task that was cancelled does.
     """
 
     def __init__(self, native: AsyncWatch) -> None:
@@ -135,16 +137,34 @@ class Watch:
         try:
             revision, events = await native.next()
         except Exception:
+            if self._native is None:
+                # Closed meanwhile.
+                raise StopAsyncIteration from None
             self.compacted = native.compacted
-            self._native = None
+            self.close()
             raise
         native.take()
         made = [WatchEvent(kind, KeyValue(*kv)) for kind, kv, _ in events or ()]
         return WatchBatch(revision, made)
 
     def close(self) -> None:
-        """End the watch."""
-        self._native = None
+        """End the watch, and the iteration."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
+
+    def __enter__(self) -> Watch:
+        """Close it at the end of a `with` block."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
 
 
 class RawClient:

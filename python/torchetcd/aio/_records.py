@@ -114,7 +114,7 @@ def control(value: bytes) -> Control | str:
     if version is not None and version > VERSION:
         return f"is of version {version}, this torchetcd reads up to {VERSION}"
     round_, state = number(record, "round"), record.get("state")
-    if version is None or round_ is None or state not in {"open", "final", "closed"}:
+    if version is None or round_ is None or state not in ("open", "final", "closed"):
         return "has no version, round or state that there can be"
     world = count(record, "world")
     if state == "final" and (world is None or not isinstance(record.get("attempt"), str)):
@@ -202,9 +202,11 @@ def round_record(value: bytes) -> RoundRecord | None:
     )
 
 
-def denial(name: str, value: bytes) -> Denial:
-    """Return who may not join. The name alone does it: whatever the value is, it counts."""
-    record = decode(value) or {}
+def denial(name: str, value: bytes) -> Denial | None:
+    """Return who may not join."""
+    record = decode(value)
+    if record is None:
+        return None
     return Denial(
         name=plain(name),
         by=text(record, "by") or "?",

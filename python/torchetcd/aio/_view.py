@@ -127,9 +127,11 @@ class RunView:
                 return None if self._loss else "is no record of a loss"
             case ["head", "denied", segment]:
                 name = _records.escaped_name(segment)
-                if name:
-                    self.denied[segment] = _records.denial(name, kv.value)
-                return None if name else "names nobody"
+                denial = _records.denial(name, kv.value) if name else None
+                if denial is None:
+                    return "is no record of a denial"
+                self.denied[segment] = denial
+                return None
             case ["history", segment]:
                 past = _records.round_record(kv.value)
                 if past is None or segment != f"{past.round:016x}":
@@ -163,11 +165,11 @@ class RunView:
     ) -> str | None:
         match rest:
             case ["join", name]:
-                return self._take_node(self._joins[number], name, kv, "joined")
+                return self._take_node(number, self._joins[number], name, kv, "joined")
             case ["waiting", name]:
-                return self._take_node(self._waits[number], name, kv, "waiting")
+                return self._take_node(number, self._waits[number], name, kv, "waiting")
             case ["member", attempt, name]:
-                return self._take_node(self._members[number, attempt], name, kv, "member")
+                return self._take_node(number, self._members[number, attempt], name, kv, "member")
             case ["roster", attempt, part]:
                 found = _records.roster(kv.value)
                 if found is None:
@@ -182,7 +184,9 @@ class RunView:
                 return None
         return "is none that torchetcd writes"
 
-    def _take_node(self, group: _Nodes, name: str, kv: KeyValue, state: NodeState) -> str | None:
+    def _take_node(
+        self, number: int, group: _Nodes, name: str, kv: KeyValue, state: NodeState
+    ) -> str | None:
         if _records.node_name(name) is None:
             return "names no node"
         # Its own, or it could outlive the node.
@@ -195,6 +199,10 @@ class RunView:
         node = _records.node(record, name, state)
         if node is None or (state == "member" and node.rank is None):
             return "is no record of a node"
+        if state == "member":
+            # Its join tells since when it is there.
+            joined = self._joins.get(number, {}).get(name)
+            node = replace(node, since=joined.since if joined else None)
         group[name] = node
         self.touched.add(name)
         return None

@@ -76,20 +76,13 @@ impl AsyncClient {
             py,
             timeout_s,
             move |client, deadline| async move { client.range(&range, deadline).await },
-            |py, (revision, reply)| {
-                (revision, convert::range_reply(py, &reply)?).into_py_any(py)
-            },
+            |py, (revision, reply)| (revision, convert::range_reply(py, &reply)?).into_py_any(py),
         )
     }
 
     /// `start_revision` 0 means from now on.
     #[pyo3(signature = (key, range_end=None, start_revision=0))]
-    fn watch(
-        &self,
-        key: Vec<u8>,
-        range_end: Option<Vec<u8>>,
-        start_revision: i64,
-    ) -> AsyncWatch {
+    fn watch(&self, key: Vec<u8>, range_end: Option<Vec<u8>>, start_revision: i64) -> AsyncWatch {
         let _runtime = runtime::handle().enter();
         let spec = WatchSpec { key, range_end, start_revision, deletes_only: false };
         AsyncWatch::new(self.client.get().client().watch(spec), start_revision)
@@ -153,11 +146,7 @@ impl AsyncClient {
     }
 
     #[pyo3(signature = (timeout_s=None))]
-    fn version<'py>(
-        &self,
-        py: Python<'py>,
-        timeout_s: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn version<'py>(&self, py: Python<'py>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         self.ask(
             py,
             timeout_s,
@@ -208,11 +197,7 @@ impl AsyncClient {
     }
 
     #[pyo3(signature = (timeout_s=None))]
-    fn members<'py>(
-        &self,
-        py: Python<'py>,
-        timeout_s: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn members<'py>(&self, py: Python<'py>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
         self.ask(
             py,
             timeout_s,

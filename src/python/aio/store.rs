@@ -28,19 +28,10 @@ impl AsyncStore {
 
     fn set<'py>(&self, py: Python<'py>, key: &[u8], value: &[u8]) -> PyResult<Bound<'py, PyAny>> {
         let (key, value) = (key.to_vec(), value.to_vec());
-        self.ask(
-            py,
-            |store, deadline| async move { store.set(&key, &value, deadline).await },
-            none,
-        )
+        self.ask(py, |store, deadline| async move { store.set(&key, &value, deadline).await }, none)
     }
 
-    fn get<'py>(
-        &self,
-        py: Python<'py>,
-        key: &[u8],
-        timeout_s: f64,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn get<'py>(&self, py: Python<'py>, key: &[u8], timeout_s: f64) -> PyResult<Bound<'py, PyAny>> {
         let (key, limit) = (key.to_vec(), timeout(timeout_s)?);
         self.ask(py, |store, _| async move { store.get(&key, limit).await }, bytes)
     }
@@ -50,11 +41,7 @@ impl AsyncStore {
         self.ask(py, |store, deadline| async move { store.add(&key, n, deadline).await }, plain)
     }
 
-    fn check<'py>(
-        &self,
-        py: Python<'py>,
-        keys: Vec<PyBackedBytes>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn check<'py>(&self, py: Python<'py>, keys: Vec<PyBackedBytes>) -> PyResult<Bound<'py, PyAny>> {
         let keys = owned(keys);
         self.ask(py, |store, deadline| async move { store.check(&keys, deadline).await }, plain)
     }
@@ -88,11 +75,7 @@ impl AsyncStore {
 
     fn delete_key<'py>(&self, py: Python<'py>, key: &[u8]) -> PyResult<Bound<'py, PyAny>> {
         let key = key.to_vec();
-        self.ask(
-            py,
-            |store, deadline| async move { store.delete_key(&key, deadline).await },
-            plain,
-        )
+        self.ask(py, |store, deadline| async move { store.delete_key(&key, deadline).await }, plain)
     }
 
     fn num_keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -174,11 +157,7 @@ impl AsyncStore {
 
     fn queue_len<'py>(&self, py: Python<'py>, key: &[u8]) -> PyResult<Bound<'py, PyAny>> {
         let key = key.to_vec();
-        self.ask(
-            py,
-            |store, deadline| async move { store.queue_len(&key, deadline).await },
-            plain,
-        )
+        self.ask(py, |store, deadline| async move { store.queue_len(&key, deadline).await }, plain)
     }
 }
 
@@ -203,6 +182,7 @@ impl AsyncStore {
     }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "one of several functions of one type")]
 fn none(py: Python<'_>, (): ()) -> PyResult<Py<PyAny>> {
     Ok(py.None())
 }

@@ -5,32 +5,40 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::ask::ask;
 use crate::etcd::{EtcdError, WatchMessage, WatchReceiver};
 use crate::python::convert;
 use crate::python::errors::etcd_error;
+use crate::python::runtime;
 
 /// Ends at etcd when it is gone.
 #[pyclass(module = "torchetcd._torchetcd", frozen)]
 pub struct AsyncWatch {
     watch: Arc<Mutex<Watch>>,
     start_revision: i64,
+    closed: watch::Sender<bool>,
     /// 0 where compaction did not end it.
     oldest: Arc<AtomicI64>,
 }
 
 struct Watch {
-    receiver: WatchReceiver,
+    /// `None` once it was closed.
+    receiver: Option<WatchReceiver>,
     /// What was received and not taken: a call that is cancelled must lose nothing.
     message: Option<WatchMessage>,
 }
 
 impl AsyncWatch {
     pub fn new(receiver: WatchReceiver, start_revision: i64) -> Self {
-        let watch = Watch { receiver, message: None };
-        Self { watch: Arc::new(Mutex::new(watch)), start_revision, oldest: Arc::default() }
+        let watch = Watch { receiver: Some(receiver), message: None };
+        Self {
+            watch: Arc::new(Mutex::new(watch)),
+            start_revision,
+            closed: watch::Sender::new(false),
+            oldest: Arc::default(),
+        }
     }
 }
 
@@ -40,13 +48,17 @@ impl AsyncWatch {
     /// begun, which sees all after that revision, and `(revision, events)` from then on.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let (watch, requested) = (self.watch.clone(), self.start_revision);
-        let known = self.oldest.clone();
+        let (known, mut closed) = (self.oldest.clone(), self.closed.subscribe());
         let next = async move {
             let mut watch = watch.lock().await;
-            if watch.message.is_none() {
-                watch.message = Some(watch.receiver.next().await);
+            let Watch { receiver, message } = &mut *watch;
+            if let (Some(receiver), None) = (receiver, &*message) {
+                tokio::select! {
+                    next = receiver.next() => *message = Some(next),
+                    _ = closed.wait_for(|closed| *closed) => {}
+                }
             }
-            watch.message.clone().unwrap_or(WatchMessage::Failed(EtcdError::Closed))
+            message.clone().unwrap_or(WatchMessage::Failed(EtcdError::Closed))
         };
         ask(py, next, move |py, message| {
             let error = match message {
@@ -74,6 +86,14 @@ impl AsyncWatch {
     #[getter]
     fn compacted(&self) -> Option<i64> {
         Some(self.oldest.load(Ordering::SeqCst)).filter(|oldest| *oldest > 0)
+    }
+
+    /// Ends the watch, and a call of `next` that is under way.
+    fn close(&self) {
+        self.closed.send_replace(true);
+        let watch = self.watch.clone();
+        // A call that was cancelled may be about to let go of it.
+        runtime::handle().spawn(async move { watch.lock().await.receiver = None });
     }
 
     /// What `next` gave is done with.
