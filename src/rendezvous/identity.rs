@@ -1,11 +1,12 @@
 //! The `node_id`: a name that outlives the process. Who starts with a name that is taken takes it over,
-//! and gives the lease of its former holder back; who was replaced so says it and keeps still.
+//! tells its former holder, by a key that all watch, and gives that one's lease back, which may be a dead
+//! one's; who was replaced so says it and keeps still.
 
-use super::keys::NodeId;
+use super::keys::{NodeId, node_of};
 use super::machine::{Action, Machine, Observed, RendezvousError};
 use super::records::{self, NodeInfo};
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Compare, KeyValue, Op};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range};
 
 /// How many of its former leases a node knows as its own.
 const FORMERS: usize = 4;
@@ -18,6 +19,8 @@ pub(super) struct Identity {
     held: bool,
     /// The holder that the transaction under way replaces.
     replaces: Option<NodeId>,
+    /// Who has told this node that it has replaced it.
+    replaced_by: Observed<NodeInfo>,
 }
 
 impl Machine {
@@ -27,8 +30,36 @@ impl Machine {
     }
 
     /// What is read of it with the head.
-    pub(super) fn get_holder(&self) -> Option<Op> {
-        self.holder_key().map(Op::get)
+    pub(super) fn get_identity(&self) -> Vec<Op> {
+        let replacements = Op::Get(Range::prefix(self.settings.keys.replacements()));
+        let of_holder = |key| vec![Op::get(key), replacements];
+        self.holder_key().map_or_else(Vec::new, of_holder)
+    }
+
+    pub(super) fn observe_replaced(&mut self, kvs: &[KeyValue], as_of: i64) {
+        let own = kvs.iter().find(|kv| self.is_of_own(kv));
+        let by = own.and_then(|kv| records::decode("", &kv.value).ok());
+        self.identity.replaced_by.set(by, own.map_or(0, |kv| kv.mod_revision), as_of);
+    }
+
+    /// `false` for an event of another key.
+    pub(super) fn replaced_event(&mut self, event: &Event) -> bool {
+        let kv = event.kv();
+        let prefix = self.settings.keys.replacements();
+        if !kv.key.starts_with(prefix.as_bytes()) {
+            return false;
+        }
+        if self.settings.labels.node_id.is_some() && self.is_of_own(kv) {
+            let put = matches!(event, Event::Put(_));
+            let by = if put { records::decode("", &kv.value).ok() } else { None };
+            self.identity.replaced_by.set(by, kv.mod_revision, kv.mod_revision);
+        }
+        true
+    }
+
+    fn is_of_own(&self, kv: &KeyValue) -> bool {
+        let is_own = |node| self.lease == Some(node) || self.formers.contains(&node);
+        node_of(&kv.key).is_some_and(is_own)
     }
 
     pub(super) fn observe_holder(&mut self, kv: Option<&KeyValue>, as_of: i64) {
@@ -53,14 +84,21 @@ impl Machine {
     }
 
     /// Takes the `node_id`, if it is not this lease's already.
-    pub(super) fn take_identity(&mut self, lease: NodeId) -> Option<Op> {
-        let key = self.holder_key()?;
+    pub(super) fn take_identity(&mut self, lease: NodeId) -> Vec<Op> {
+        let Some(key) = self.holder_key() else { return Vec::new() };
         let holder = self.identity.holder.value.as_ref().map(|(_, holder)| *holder);
         if holder == Some(lease) {
-            return None;
+            return Vec::new();
         }
-        self.identity.replaces = holder;
-        Some(Op::put(key, records::encode(&self.settings.node), lease))
+        let own = records::encode(&self.settings.node);
+        let mut writes = vec![Op::put(key, own.clone(), lease)];
+        self.identity.replaces = holder.filter(|holder| !self.formers.contains(holder));
+        if let Some(replaced) = self.identity.replaces {
+            // A node that cannot be reached now may keep its lease, and has to learn it all the same.
+            let key = self.settings.keys.replacement(replaced);
+            writes.push(Op::put(key, own, lease));
+        }
+        writes
     }
 
     /// The transaction with [`Machine::take_identity`] took effect at this revision.
@@ -107,14 +145,15 @@ impl Machine {
 
     /// Another agent has this node's `node_id` now.
     pub(super) fn replaced(&self) -> Option<RendezvousError> {
-        let (holder, lease) = self.identity.holder.value.as_ref()?;
-        let own = self.lease == Some(*lease) || self.formers.contains(lease);
-        if !self.identity.held || own || wrong(Variant::FightsBack) {
+        if !self.identity.held || wrong(Variant::FightsBack) {
             return None;
         }
+        let is_other = |node: &NodeId| self.lease != Some(*node) && !self.formers.contains(node);
+        let holder = self.identity.holder.value.as_ref().filter(|(_, node)| is_other(node));
+        let by = self.identity.replaced_by.value.as_ref().or(holder.map(|(info, _)| info))?;
         let node_id = self.settings.labels.node_id.clone()?;
         let node = self.settings.node.clone();
-        Some(RendezvousError::Replaced { node, node_id, by: holder.clone() })
+        Some(RendezvousError::Replaced { node, node_id, by: by.clone() })
     }
 
     /// Whether a close has to look if this node was replaced meanwhile.

@@ -55,6 +55,15 @@ impl Keys {
         format!("{}rdzv/head/denied/", self.run)
     }
 
+    /// The prefix of the nodes whose node id another one has taken.
+    pub fn replacements(&self) -> String {
+        format!("{}rdzv/head/replaced/", self.run)
+    }
+
+    pub fn replacement(&self, node: NodeId) -> String {
+        format!("{}rdzv/head/replaced/{node:016x}", self.run)
+    }
+
     /// Who holds a node id at present.
     pub fn holder(&self, node_id: &str) -> String {
         format!("{}rdzv/node/{}", self.run, escape(node_id))

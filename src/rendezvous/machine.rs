@@ -418,7 +418,7 @@ impl Machine {
             },
             broken: self.broken_round(),
             observed: self.head_is_known(),
-            excluded: self.excluded.clone().or_else(|| self.denial().map(|d| d.to_string())),
+            excluded: self.excluded.clone().or_else(|| self.exclusion().map(|e| e.to_string())),
             remark: self.remark.clone(),
         }
     }
@@ -676,7 +676,7 @@ impl Machine {
     }
 
     fn head_event(&mut self, event: &Event) {
-        if self.denied_event(event) {
+        if self.denied_event(event) || self.replaced_event(event) {
             return;
         }
         let kv = event.kv();
@@ -698,6 +698,7 @@ impl Machine {
         self.observe_denied(&reply.range(3).kvs, reply.revision);
         if self.settings.labels.node_id.is_some() {
             self.observe_holder(reply.range(4).kvs.first(), reply.revision);
+            self.observe_replaced(&reply.range(5).kvs, reply.revision);
         }
     }
 

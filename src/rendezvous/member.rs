@@ -113,7 +113,7 @@ impl Machine {
             _ if membership.expelled => 1,
             Some(Control { state: State::Closed(_), .. }) => 0,
             // Its agent is to come back and be told.
-            _ if self.denial().is_some() => 1,
+            _ if self.exclusion().is_some() => 1,
             Some(Control { round, state: State::Final(_), .. }) if *round == membership.round => {
                 let lost = usize::from(self.loss_of(*round).is_some());
                 let live = (membership.world as usize).saturating_sub(lost);
@@ -138,9 +138,13 @@ impl Machine {
         if membership.expelled {
             return Some((round, format!("this node lost its lease in round {round}")));
         }
+        if !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            return Some((round, error.to_string()));
+        }
         match &self.control.value {
             Some(Control { state: State::Closed(_), .. }) => None,
-            _ if self.denial().is_some() => Some((round, "this node was denied".into())),
             Some(Control { round: current, state: State::Final(_), .. }) if *current == round => {
                 let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
                 let loss = self.loss_of(round).filter(|_| restarts)?;

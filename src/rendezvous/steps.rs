@@ -135,7 +135,7 @@ impl Machine {
     }
 
     /// Denied, or replaced by another agent.
-    fn exclusion(&self) -> Option<RendezvousError> {
+    pub(super) fn exclusion(&self) -> Option<RendezvousError> {
         self.denial().map(RendezvousError::Denied).or_else(|| self.replaced())
     }
 
@@ -148,7 +148,7 @@ impl Machine {
             Op::get(keys.loss()),
             Op::Get(Range::prefix(keys.denials())),
         ];
-        reads.extend(self.get_holder());
+        reads.extend(self.get_identity());
         reads
     }
 

@@ -12,6 +12,7 @@ use super::node::{Health, Node, NodeIx, Request};
 use super::rng::Rng;
 use super::scenario::{Link, Scenario};
 use crate::rendezvous::keys::Keys;
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
 use crate::rendezvous::records::{Control, NodeInfo};
 
@@ -172,10 +173,16 @@ impl World {
 
     /// Starts a node whose agent joins at once.
     pub fn start_node(&mut self) -> NodeIx {
+        let labels = self.scenario.labels(self.nodes.len(), &mut self.rng);
+        self.start_node_with(labels)
+    }
+
+    pub fn start_node_with(&mut self, labels: Labels) -> NodeIx {
         let index = self.nodes.len();
         let settings = Settings {
             keys: self.keys.clone(),
             node: NodeInfo { host: format!("n{index}"), pid: 1 },
+            labels,
             seed: self.rng.next(),
             ..self.scenario.settings.clone()
         };
