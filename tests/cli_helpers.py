@@ -119,14 +119,17 @@ class Terminal:
         """Type something."""
         os.write(self._ours, text.encode())
 
-    def end(self, signum: signal.Signals = signal.SIGINT) -> int:
-        """Send a signal, and return the exit code."""
-        self.process.send_signal(signum)
-        return self.wait()
+    def end(self, again_s: float = PATIENCE_S) -> int:
+        """Press Ctrl-C, once more after some time where that was missed, and return the exit code."""
+        for _ in range(1 if again_s == PATIENCE_S else 5):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.wait(again_s)
+        raise AssertionError(f"it goes on: {self.shown!r}")
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         """Wait for the end."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + timeout
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"it goes on: {self.shown!r}"
             # What nobody reads keeps it from ending.

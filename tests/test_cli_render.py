@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -12,9 +13,32 @@ import pytest
 from rich.console import Console, RenderableType
 
 from run_values import NOW, final, members, node, run, workers
-from torchetcd.aio._model import Closed, Denial, RoundRecord, Run, Timeline, TimelineEvent
+from torchetcd.aio import (
+    Allowed,
+    Closed,
+    Denial,
+    Denied,
+    Event,
+    Final,
+    Gone,
+    Joined,
+    LastCall,
+    Left,
+    Lost,
+    Opened,
+    Reopened,
+    RoundRecord,
+    Run,
+    RunClosed,
+    Snapshot,
+    Timeline,
+    TimelineEvent,
+    Waiting,
+)
+from torchetcd.cli._follow import line_of
 from torchetcd.cli._lanes import lanes_of, ticks
 from torchetcd.cli._render import age_of, details, screen, state_of, table_of_runs
+from torchetcd.cli._sentences import sentence
 from torchetcd.cli._timeline import as_html, as_table, notes
 
 
@@ -173,6 +197,75 @@ class TestScreen:
         started = time.perf_counter()
         shown(screen(found, 50, ["x"] * 20), 120)
         return time.perf_counter() - started
+
+
+N = node("h", 5, node_id="n1", rank=2)
+
+
+class TestSentences:
+    @pytest.mark.parametrize(
+        ("kind", "fields", "found", "said"),
+        [
+            (
+                Joined,
+                {"node": N},
+                run(joined=(N,)),
+                "n1 on h (pid 5, rank 2) joined (1 of 4 in round 1)",
+            ),
+            (
+                Joined,
+                {"node": node("h", 5)},
+                run(min_nodes=None),
+                "h (pid 5) joined (0 in round 1)",
+            ),
+            (Waiting, {"node": node("h", 5, state="spare")}, final(), "h (pid 5) waits as a spare"),
+            (Waiting, {"node": node("h", 5)}, final(), "h (pid 5) waits for the next round"),
+            (Left, {"node": node("h", 5)}, run(), "h (pid 5) left (0 of 4 in round 1)"),
+            (Lost, {"node": N}, final(), "n1 on h (pid 5, rank 2) is lost"),
+            (LastCall, {"begun": True}, run(), "last call for more nodes (0 of 4 in round 1)"),
+            (LastCall, {"begun": False}, run(), "the last call is taken back (0 of 4 in round 1)"),
+            (Opened, {"round": 2, "why": "x"}, final(), "round 2 is opened: x"),
+            (
+                Reopened,
+                {"round": 2, "why": None},
+                final(),
+                "round 2 is opened, in a run that was closed",
+            ),
+            (Final, {"round": 2, "world": 1}, final(), "round 2 is complete: 1 node"),
+            (RunClosed, {"by": "a", "reason": "b\n"}, final(), "closed by a: b "),
+            (
+                Denied,
+                {"name": "n", "by": "a", "reason": "b"},
+                final(),
+                "n may not join, by decision of a: b",
+            ),
+            (Allowed, {"name": "n"}, final(), "n may join again"),
+            (Gone, {}, run(state="none"), "nothing of the run is left"),
+            (Snapshot, {}, run(state="none"), "nothing of the run is there yet"),
+            (Snapshot, {}, run(joined=(N,)), "round 1 is open (1 of 4 in round 1)"),
+            (
+                Snapshot,
+                {},
+                final(4, members=members(3)),
+                "round 1 is complete: 4 nodes, 3 of them there",
+            ),
+            (Snapshot, {}, run(state="closed", closed=Closed("a", "b", None)), "closed by a: b"),
+            (Snapshot, {}, run(state="unreadable", problem="what"), "what"),
+        ],
+    )
+    def test_of_each_event(self, kind: type, fields: dict, found: Run, said: str) -> None:
+        event = kind(revision=1, at=NOW, run=found, **fields)
+        assert sentence(event) == said
+        line = line_of(event)
+        assert (line["event"], line["text"]) == (kind.__name__, said)
+        assert ("run" in line) == (kind is Snapshot)
+        assert json.loads(json.dumps(line)) is not None
+
+    def test_all_kinds_are_there(self) -> None:
+        """A new kind of event wants a sentence of its own."""
+        (cases,) = (mark.args[1] for mark in TestSentences.test_of_each_event.pytestmark)
+        kinds = {kind.__name__ for kind in Event.__subclasses__()}
+        assert {case[0].__name__ for case in cases} == kinds
 
 
 def happened(kind: str, at: float | None, who=None, text: str = "", **other) -> TimelineEvent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -70,7 +69,7 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         return _failed(_sentence(exc.format_message()), ERROR)
     except Failure as exc:
         return _failed(str(exc), exc.code)
-    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+    except click.Abort:  # Ctrl-C where something was asked
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read has seen enough. What is still buffered must not fail at the end of the process.

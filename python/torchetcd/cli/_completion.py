@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -40,10 +39,6 @@ def complete_run(
     """Give the runs whose ids begin so; none where etcd does not answer at once."""
     # click has marks of its own for what was not given.
     given = {name: value for name, value in context.params.items() if isinstance(value, str)}
-    for option in context.command.params:
-        name = option.name or ""
-        if name not in given and isinstance(option.envvar, str):
-            given[name] = os.environ.get(option.envvar, "")
     try:
         return [
             CompletionItem(run) for run in asyncio.run(_ids(given)) if run.startswith(incomplete)
