@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -11,9 +13,32 @@ import pytest
 from rich.console import Console, RenderableType
 
 from run_values import NOW, final, members, node, run, workers
-from torchetcd.aio._model import Closed, Denial, RoundRecord, Run, Timeline, TimelineEvent
+from torchetcd.aio import (
+    Allowed,
+    Closed,
+    Denial,
+    Denied,
+    Event,
+    Final,
+    Gone,
+    Joined,
+    LastCall,
+    Left,
+    Lost,
+    Opened,
+    Reopened,
+    RoundRecord,
+    Run,
+    RunClosed,
+    Snapshot,
+    Timeline,
+    TimelineEvent,
+    Waiting,
+)
+from torchetcd.cli._follow import line_of
 from torchetcd.cli._lanes import lanes_of, ticks
 from torchetcd.cli._render import age_of, details, screen, state_of, table_of_runs
+from torchetcd.cli._sentences import sentence
 from torchetcd.cli._timeline import as_html, as_table, notes
 
 
@@ -174,12 +199,81 @@ class TestScreen:
         return time.perf_counter() - started
 
 
+N = node("h", 5, node_id="n1", rank=2)
+
+
+class TestSentences:
+    @pytest.mark.parametrize(
+        ("kind", "fields", "found", "said"),
+        [
+            (
+                Joined,
+                {"node": N},
+                run(joined=(N,)),
+                "n1 on h (pid 5, rank 2) joined (1 of 4 in round 1)",
+            ),
+            (
+                Joined,
+                {"node": node("h", 5)},
+                run(min_nodes=None),
+                "h (pid 5) joined (0 in round 1)",
+            ),
+            (Waiting, {"node": node("h", 5, state="spare")}, final(), "h (pid 5) waits as a spare"),
+            (Waiting, {"node": node("h", 5)}, final(), "h (pid 5) waits for the next round"),
+            (Left, {"node": node("h", 5)}, run(), "h (pid 5) left (0 of 4 in round 1)"),
+            (Lost, {"node": N}, final(), "n1 on h (pid 5, rank 2) is lost"),
+            (LastCall, {"begun": True}, run(), "last call for more nodes (0 of 4 in round 1)"),
+            (LastCall, {"begun": False}, run(), "the last call is taken back (0 of 4 in round 1)"),
+            (Opened, {"round": 2, "why": "x"}, final(), "round 2 is opened: x"),
+            (
+                Reopened,
+                {"round": 2, "why": None},
+                final(),
+                "round 2 is opened, in a run that was closed",
+            ),
+            (Final, {"round": 2, "world": 1}, final(), "round 2 is complete: 1 node"),
+            (RunClosed, {"by": "a", "reason": "b\n"}, final(), "closed by a: b "),
+            (
+                Denied,
+                {"name": "n", "by": "a", "reason": "b"},
+                final(),
+                "n may not join, by decision of a: b",
+            ),
+            (Allowed, {"name": "n"}, final(), "n may join again"),
+            (Gone, {}, run(state="none"), "nothing of the run is left"),
+            (Snapshot, {}, run(state="none"), "nothing of the run is there yet"),
+            (Snapshot, {}, run(joined=(N,)), "round 1 is open (1 of 4 in round 1)"),
+            (
+                Snapshot,
+                {},
+                final(4, members=members(3)),
+                "round 1 is complete: 4 nodes, 3 of them there",
+            ),
+            (Snapshot, {}, run(state="closed", closed=Closed("a", "b", None)), "closed by a: b"),
+            (Snapshot, {}, run(state="unreadable", problem="what"), "what"),
+        ],
+    )
+    def test_of_each_event(self, kind: type, fields: dict, found: Run, said: str) -> None:
+        event = kind(revision=1, at=NOW, run=found, **fields)
+        assert sentence(event) == said
+        line = line_of(event)
+        assert (line["event"], line["text"]) == (kind.__name__, said)
+        assert ("run" in line) == (kind is Snapshot)
+        assert json.loads(json.dumps(line)) is not None
+
+    def test_all_kinds_are_there(self) -> None:
+        """A new kind of event wants a sentence of its own."""
+        (cases,) = (mark.args[1] for mark in TestSentences.test_of_each_event.pytestmark)
+        kinds = {kind.__name__ for kind in Event.__subclasses__()}
+        assert {case[0].__name__ for case in cases} == kinds
+
+
 def happened(kind: str, at: float | None, who=None, text: str = "", **other) -> TimelineEvent:
     values = {"revision": 1, "earliest": at, "latest": at, "round": 1, **other}
     return TimelineEvent(kind=kind, at=at, node=who, text=text or kind, **values)
 
 
-A, B, C = node("a", 1), node("b", 2), node("c", 3)
+A, B, C = node("a", 1), node("b & <b>", 2), node("c", 3)
 STORY = Timeline(
     id="my-job",
     prefix="/torchelastic/p2p",
@@ -191,7 +285,7 @@ STORY = Timeline(
         happened("joined", NOW + 5, B),
         happened("final", NOW + 6),
         happened("waiting", NOW + 10, C),
-        happened("lost", None, B, "b & <b> is lost", earliest=NOW + 20, latest=NOW + 22),
+        happened("lost", None, B, earliest=NOW + 20, latest=NOW + 22),
         happened("opened", NOW + 22, round=2),
         happened("joined", NOW + 23, A, round=2),
         happened("joined", NOW + 23, C, round=2),
@@ -231,15 +325,13 @@ class TestTimeline:
         (table,) = as_table(STORY)
         lines = shown(table, 100)
         assert lines[0].split() == ["TIME", "(UTC)", "ROUND", "EVENT", "WHAT"]
-        assert "2027-01-15 08:00:20 - 08:00:22      1  lost     b & <b> is lost" in lines
+        assert "2027-01-15 08:00:20 - 08:00:22      1  lost     b & <b> (pid 2) is lost" in lines
 
     def test_what_is_not_known_is_said(self) -> None:
         part = Timeline("r", "/p", 77, False, (), None, "The history was compacted\x1b.")
-        assert notes(part) == [
-            "etcd's history begins at revision 77: of what was before only completed rounds are known.",
-            "The history was compacted .",
-        ]
-        assert len(as_table(part)) == 3
+        assert notes(part) == ["The history was compacted ."]
+        assert "before revision 77" in notes(dataclasses.replace(part, problem=None))[0]
+        assert len(as_table(part)) == 2
 
     def test_page(self) -> None:
         page = as_html(STORY)
@@ -248,7 +340,7 @@ class TestTimeline:
         assert parser.tags["svg"] == 1
         assert parser.tags["rect"] == 9
         assert parser.tags["tr"] == 1 + len(STORY.events)
-        assert "b &amp; &lt;b&gt; is lost" in page
+        assert "b &amp; &lt;b&gt; (pid 2) is lost" in page
 
     def test_page_needs_nothing_else(self) -> None:
         """No script, nothing that is loaded: it can be mailed, and opened without a network."""

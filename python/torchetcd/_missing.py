@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from torchetcd._naming import its_lease, ranked, ways_to_name
+from torchetcd._naming import in_a_sentence, its_lease, ranked, ways_to_name
 from torchetcd._sequences import Absent, absent, compact, ranges
-from torchetcd._words import listed
+from torchetcd._words import duration, listed
 
 if TYPE_CHECKING:
-    from torchetcd.aio._model import Node, Run
+    from torchetcd.aio._model import Node, Run, Timeline
+
+
+class Departed(NamedTuple):
+    """A node that was in the barrier, or waited, and is gone."""
+
+    node: Node
+    #: It went after this time; `None` where that is not known.
+    after: float | None
+
+
+def departed(timeline: Timeline) -> list[Departed]:
+    """Find who came to the round that is open and has gone, without another one in its place."""
+    found: dict[object, Departed] = {}
+    for event in timeline.events:
+        if event.kind in ("final", "gone"):
+            found = {}
+        node = event.node
+        if node is None:
+            continue
+        # An agent that was started anew takes the place of the one before.
+        place = node.node_id or (node.host, node.pid)
+        if event.kind in ("left", "lost"):
+            found[place] = Departed(node, event.at if event.at is not None else event.earliest)
+        elif event.kind in ("joined", "waiting"):
+            found.pop(place, None)
+            again = [
+                key
+                for key, gone in found.items()
+                if not node.node_id and gone.node.host == node.host
+            ]
+            if again:
+                found.pop(again[0])
+    return list(found.values())
 
 
 def still_needed(run: Run) -> int | None:
@@ -19,7 +53,7 @@ def still_needed(run: Run) -> int | None:
     return max(0, run.min_nodes - len(run.joined))
 
 
-def who_is_missing(run: Run) -> list[str]:
+def who_is_missing(run: Run, left: Sequence[Departed] = ()) -> list[str]:
     """Say who is missing, a sentence for each way in which that is known."""
     sentences = []
     gone = [node for node in run.missing if not node.alive]
@@ -43,6 +77,15 @@ def who_is_missing(run: Run) -> list[str]:
     wanted = still_needed(run)
     unknown = (run.max_nodes or 0) - len(run.joined) if wanted == 0 else wanted or 0
     unknown -= len(run.missing)
+    if unknown > 0 and left:
+        nodes = [gone.node for gone in left]
+        times = [gone.after for gone in left if gone.after is not None]
+        since = f" less than {duration(run.observed_at - min(times) + 1)} ago" if times else ""
+        is_, its = ("is", "its log") if len(left) == 1 else ("are", "their logs")
+        sentences.append(
+            f"{in_a_sentence(nodes)} had joined and {is_} gone again{since}: see {its}."
+        )
+        unknown -= len(left)
     if unknown > 0 and run.joined:
         sentences += _by_names(run, unknown, needed=bool(wanted))
     return sentences

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torchetcd._missing import who_is_missing
+from torchetcd._missing import Departed, who_is_missing
 from torchetcd._naming import in_a_sentence, its_lease, name_of, ranked, ways_to_name
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, listed, plain, some
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from torchetcd.aio._model import Node, Run
 
 
-def explain(run: Run, others: Sequence[str] = ()) -> str:
+def explain(run: Run, others: Sequence[str] = (), left: Sequence[Departed] = ()) -> str:
     """Say in plain words what a run waits for, or what else its state is.
 
     Args:
         run: The run, as `torchetcd.aio.Client.describe` gives it.
         others: Ids of other runs below the same prefix, for when there is nothing of this one.
+        left: Who came to the round and has gone, as `torchetcd._missing.departed` finds it.
     """
     if run.state == "unreadable":
         sentences = _unreadable(run)
@@ -32,14 +33,14 @@ def explain(run: Run, others: Sequence[str] = ()) -> str:
     elif run.state == "final":
         sentences = _complete(run)
     else:
-        sentences = _forming(run)
+        sentences = _forming(run, left)
     return " ".join(sentences)
 
 
 # --- a round that is not complete --------------------------------------------------------------------
 
 
-def _forming(run: Run) -> list[str]:
+def _forming(run: Run, left: Sequence[Departed]) -> list[str]:
     joined, least, most = len(run.joined), run.min_nodes, run.max_nodes
     last = max((node.since for node in run.joined if node.since is not None), default=None)
     since = f" for {duration(run.observed_at - last)}" if last is not None else ""
@@ -69,7 +70,7 @@ def _forming(run: Run) -> list[str]:
             f"R{who[1:]} is not complete: {joined} of the {span} {nodes} that round "
             f"{run.round} needs {'has' if joined == 1 else 'have'} joined{since}."
         ]
-    sentences += who_is_missing(run)
+    sentences += who_is_missing(run, left)
     sentences += _denied(run)
     sentences += _here(run)
     sentences += _last_call(run, enough=enough)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 _NEEDED = ("click", "rich")
+_INTERRUPTED = 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -22,6 +23,10 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         from torchetcd.cli._app import run  # noqa: PLC0415 - what it needs may be missing
+
+        return run(args)
+    except KeyboardInterrupt:  # while modules are imported
+        return _INTERRUPTED
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in _NEEDED:
             raise
@@ -31,4 +36,3 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return run(args)

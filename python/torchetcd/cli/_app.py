@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from torchetcd import __version__
-from torchetcd.cli._completion import completion
+from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
 from torchetcd.cli._follow import timeline, watch
@@ -58,8 +58,10 @@ for command in (
 def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each way to end
     """Run a command; see `torchetcd.cli.main`."""
     try:
-        code = app.main(args, prog_name="torchetcd", standalone_mode=False)
+        code = _invoke(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
+    except click.exceptions.Exit as exc:  # `--help`
+        return exc.exit_code
     except click.UsageError as exc:
         path = exc.ctx.command_path if exc.ctx else "torchetcd"
         return _failed(f"{_sentence(exc.format_message())} See `{path} --help`.", USAGE)
@@ -67,7 +69,7 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         return _failed(_sentence(exc.format_message()), ERROR)
     except Failure as exc:
         return _failed(str(exc), exc.code)
-    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+    except click.Abort:  # Ctrl-C where something was asked
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read has seen enough. What is still buffered must not fail at the end of the process.
@@ -79,6 +81,14 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         text = str(exc) or type(exc).__name__
         return _failed(_sentence(text), ERROR)
     return code if isinstance(code, int) else OK
+
+
+def _invoke(args: Sequence[str]) -> object:
+    """Do what `app.main` does, but for Ctrl-C, at which that prints an empty line."""
+    if instruction := os.environ.get(VARIABLE):
+        return shell_complete(app, {}, "torchetcd", VARIABLE, instruction)
+    with app.make_context("torchetcd", list(args)) as context:
+        return app.invoke(context)
 
 
 def _failed(message: str, code: int) -> int:

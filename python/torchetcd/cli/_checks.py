@@ -98,7 +98,7 @@ class Observations:
 
 def findings(seen: Observations) -> list[Finding]:
     """Judge what was seen."""
-    found: list[Finding] = []
+    found = list(_client_certificate(seen))
     for endpoint in seen.endpoints:
         found += _endpoint(endpoint, seen)
     reached = [
@@ -424,6 +424,9 @@ def _tls(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
             f"{', the password too' if seen.user is not None else ''}: it is http.",
             "Use https endpoints: docs/security.md.",
         )
+
+
+def _client_certificate(seen: Observations) -> Iterator[Finding]:
     if seen.client_certificate is not None:
         if seen.client_certificate_end is not None:
             name = f"The client certificate {plain(seen.client_certificate)}"

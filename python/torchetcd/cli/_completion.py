@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from torchetcd.cli._exits import OK, Failure
 
-_VARIABLE = "_TORCHETCD_COMPLETE"
+VARIABLE = "_TORCHETCD_COMPLETE"
 # Somebody waits at a prompt for it.
 _PATIENCE_S = 1.0
 _SHELLS = ("bash", "zsh", "fish")
@@ -29,7 +28,7 @@ def completion(shell: str) -> int:
         message = f"There is no completion for {shell}."
         raise Failure(message)
     # Not `source()`: for bash that starts one to ask for its version.
-    complete = made(root, {}, "torchetcd", _VARIABLE)
+    complete = made(root, {}, "torchetcd", VARIABLE)
     print(complete.source_template % complete.source_vars())
     return OK
 
@@ -38,11 +37,8 @@ def complete_run(
     context: click.Context, _argument: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Give the runs whose ids begin so; none where etcd does not answer at once."""
-    given = dict(context.params)
-    for option in context.command.params:
-        # What is not on the line yet comes from the environment, which completion does not read.
-        if isinstance(option.envvar, str) and given.get(option.name or "") is None:
-            given[option.name or ""] = os.environ.get(option.envvar, option.default)
+    # click has marks of its own for what was not given.
+    given = {name: value for name, value in context.params.items() if isinstance(value, str)}
     try:
         return [
             CompletionItem(run) for run in asyncio.run(_ids(given)) if run.startswith(incomplete)
@@ -51,7 +47,7 @@ def complete_run(
         return []
 
 
-async def _ids(given: dict[str, object]) -> list[str]:
+async def _ids(given: dict[str, str]) -> list[str]:
     from torchetcd.cli._options import target_of  # noqa: PLC0415 - that module needs this one
 
     target = target_of(given, timeout=_PATIENCE_S)

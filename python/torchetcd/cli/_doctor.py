@@ -12,7 +12,7 @@ from torchetcd._words import count, listed
 from torchetcd.cli._checks import Finding, findings
 from torchetcd.cli._exits import FINDINGS, OK
 from torchetcd.cli._options import Target, with_target
-from torchetcd.cli._output import console, table, write_json
+from torchetcd.cli._output import emit, table, write_json
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
@@ -40,9 +40,7 @@ def doctor(target: Target, run: str | None) -> int:
         if finding.advice:
             text.append(f"\n-> {finding.advice}", style="dim")
         made.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.topic, text)
-    out = console()
-    out.print(made)
-    out.print(Text(f"\n{_summary(found)}"))
+    emit(made, Text(), Text(_summary(found)))
     return worst
 
 

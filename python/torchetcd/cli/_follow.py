@@ -20,7 +20,7 @@ from torchetcd.aio import _model as model
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
 from torchetcd.cli._options import Target, run_argument, with_target
-from torchetcd.cli._output import console, document, write_json, write_json_line
+from torchetcd.cli._output import console, document, emit, write_json, write_json_line
 from torchetcd.cli._render import screen
 from torchetcd.cli._sentences import sentence
 from torchetcd.cli._timeline import as_html, as_table
@@ -161,9 +161,7 @@ def timeline(target: Target, run: str, html: str | None, png: str | None) -> int
     elif html or png:
         print(f"Wrote {html or png}.")
     else:
-        out = console()
-        for part in as_table(found):
-            out.print(part)
+        emit(*as_table(found))
     return OK
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import click
+from rich.text import Text
 
-from torchetcd._missing import still_needed
+from torchetcd._missing import Departed, departed, still_needed
 from torchetcd._why import explain
 from torchetcd.aio import Run, RunNotFoundError
 from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
 from torchetcd.cli._options import Target, run_argument, with_target
-from torchetcd.cli._output import console, document, documents, write_json
+from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
+from torchetcd.etcd import EtcdException
 
 
 @click.command()
@@ -28,7 +30,7 @@ def runs(target: Target) -> int:
     if target.json:
         write_json({"runs": documents(found)})
     elif found:
-        console().print(table_of_runs(found))
+        emit(table_of_runs(found))
     else:
         print(f"There are no runs below {target.prefix}.")
     return OK
@@ -43,7 +45,7 @@ def show(target: Target, run: str) -> int:
     if target.json:
         write_json({"run": document(found)})
     else:
-        console().print(details(found))
+        emit(details(found))
     return OK
 
 
@@ -52,9 +54,9 @@ def show(target: Target, run: str) -> int:
 @with_target
 def why(target: Target, run: str) -> int:
     """Say in one paragraph why a run's barrier is not complete, and who is missing."""
-    found, others = asyncio.run(_with_others(target, run))
+    found, others, left = asyncio.run(_with_context(target, run))
     code = _code(found)
-    text = explain(found, others) if found is not None else explain(nothing(target, run), others)
+    text = explain(found if found is not None else nothing(target, run), others, left)
     if target.json:
         write_json(
             {
@@ -67,7 +69,7 @@ def why(target: Target, run: str) -> int:
             }
         )
     else:
-        console().print(text, soft_wrap=False)
+        emit(Text(text))
     return code
 
 
@@ -90,13 +92,22 @@ def not_found(target: Target, run: str) -> Failure:
     return Failure(message, NOT_FOUND)
 
 
-async def _with_others(target: Target, run: str) -> tuple[Run | None, list[str]]:
+async def _with_context(target: Target, run: str) -> tuple[Run | None, list[str], list[Departed]]:
+    """Ask for a run; for the others where there is none, and for who has left where nodes lack."""
     async with target.client() as client:
         try:
-            return await client.describe(run, prefix=target.prefix), []
+            found = await client.describe(run, prefix=target.prefix)
         except RunNotFoundError:
-            found = await client.list_runs(prefix=target.prefix)
-            return None, [other.id for other in found]
+            others = await client.list_runs(prefix=target.prefix)
+            return None, [other.id for other in others], []
+        if not still_needed(found):
+            return found, [], []
+        try:
+            story = await client.timeline(run, prefix=target.prefix)
+        except (RunNotFoundError, EtcdException):
+            # The paragraph is worth having without it.
+            return found, [], []
+        return found, [], departed(story)
 
 
 def nothing(target: Target, run: str) -> Run:

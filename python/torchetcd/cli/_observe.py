@@ -63,20 +63,21 @@ async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
     async with target.client(address.uri) as client:
         raw: RawClient = client.raw
         key = f"{path}torchetcd-doctor".encode()
-        try:
-            await raw.range(key, limit=1, timeout=target.timeout)
-        except EtcdInsufficientPermissions as exc:
-            if "permission denied" not in str(exc):
-                return dataclasses.replace(seen, refused=str(exc))
+        # Both at once: an endpoint that is not there takes the whole time for each.
+        (_, read), (status, why) = await asyncio.gather(
+            _tried(raw.range(key, limit=1, timeout=target.timeout)),
+            _tried(_status(raw, target.timeout)),
+        )
+        if isinstance(read, EtcdInsufficientPermissions):
+            if "permission denied" not in str(read):
+                return dataclasses.replace(seen, refused=str(read))
             seen = dataclasses.replace(seen, read_denied=True)
-        except EtcdException as exc:
-            # A member without a leader, or a learner, answers this all the same.
-            status, why = await _tried(_status(raw, target.timeout))
-            if status is None:
-                return dataclasses.replace(seen, error=str(exc))
-            return dataclasses.replace(seen, status=status, status_error=why, read_error=str(exc))
-        status, why = await _tried(_status(raw, target.timeout))
-        seen = dataclasses.replace(seen, status=status, status_error=why)
+        elif read is not None and status is None:
+            return dataclasses.replace(seen, error=str(read))
+        elif read is not None:
+            # A member without a leader, and a learner, tell their status all the same.
+            return dataclasses.replace(seen, status=status, read_error=str(read))
+        seen = dataclasses.replace(seen, status=status, status_error=_text(why))
         if not seen.read_denied:
             seen = await _reading(raw, seen, key, path, target.timeout)
         return await _writing(raw, seen, key, target.timeout)
@@ -138,11 +139,15 @@ async def _timed(times: int, call: Callable[[], Awaitable[object]]) -> tuple[flo
     return tuple(taken)
 
 
-async def _tried(call: Awaitable[_T]) -> tuple[_T | None, str | None]:
+def _text(error: EtcdException | None) -> str | None:
+    return None if error is None else str(error)
+
+
+async def _tried(call: Awaitable[_T]) -> tuple[_T | None, EtcdException | None]:
     try:
         return await call, None
     except EtcdException as exc:
-        return None, str(exc)
+        return None, exc
 
 
 async def _cluster(client: Client, seen: Observations) -> Observations:
@@ -153,9 +158,9 @@ async def _cluster(client: Client, seen: Observations) -> Observations:
         members=None
         if members is None
         else tuple((member.name, member.is_learner) for member in members),
-        members_error=members_error,
+        members_error=_text(members_error),
         alarms=None if alarms is None else tuple(alarm.kind for alarm in alarms),
-        alarms_error=alarms_error,
+        alarms_error=_text(alarms_error),
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -20,26 +20,36 @@ _PIPE_WIDTH = 1000
 JSON_VERSION = 1
 
 
-def console(*, wide: bool | None = None) -> Console:
+def console() -> Console:
     """Make the console for standard output.
 
-    rich leaves colours out over a pipe, with NO_COLOR and on a dumb terminal.
-
-    Args:
-        wide: Whether lines may be longer than a terminal; where the output is no terminal, without it.
+    rich leaves colours out with NO_COLOR and on a dumb terminal; over a pipe there never are any,
+    whatever FORCE_COLOR and the like say.
     """
     terminal = sys.stdout.isatty()
-    width = _PIPE_WIDTH if (not terminal if wide is None else wide) else None
     return Console(
-        width=width,
+        width=None if terminal else _PIPE_WIDTH,
         force_terminal=terminal,
-        # FORCE_COLOR and the like are not asked: a pipe never gets codes.
         color_system="auto" if terminal else None,
         highlight=False,
         markup=False,
         emoji=False,
-        soft_wrap=False,
     )
+
+
+def emit(*parts: RenderableType) -> None:
+    """Print parts, one below the other."""
+    out = console()
+    if out.is_terminal:
+        for part in parts:
+            out.print(part)
+        return
+    with out.capture() as captured:
+        for part in parts:
+            # A sentence stays in one line, however long it is.
+            out.print(part, soft_wrap=isinstance(part, Text))
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def table(*headers: str, right: Iterable[str] = ()) -> Table:

@@ -14,6 +14,7 @@ from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import documents, write_json
+from torchetcd.cli._sentences import who
 
 _REASON = click.option(
     "--reason", required=True, metavar="TEXT", help="Why, for whoever asks later."
@@ -114,7 +115,7 @@ def evict(  # noqa: PLR0913 - options of a command
     if target.json:
         write_json({"run": run, "denied": not no_deny, "nodes": documents(list(gone))})
         return OK
-    names = listed(f"{plain(one.host)} (pid {one.pid})" for one in gone)
+    names = listed(who(one) for one in gone)
     was = f"{names} {'is' if len(gone) == 1 else 'are'} out of run '{plain(run)}'"
     if not gone:
         was = f"No node of run '{plain(run)}' is {plain(node)} at the moment"

@@ -12,6 +12,7 @@ from rich.text import Text
 from torchetcd._words import clock, plain
 from torchetcd.cli._lanes import Lanes, lanes_of, ticks
 from torchetcd.cli._output import cell, table
+from torchetcd.cli._sentences import who
 
 if TYPE_CHECKING:
     from torchetcd.aio import Timeline
@@ -28,15 +29,29 @@ _STYLES = {
 
 def notes(timeline: Timeline) -> list[str]:
     """Say what the timeline does not show."""
-    told = []
-    if not timeline.complete:
-        told.append(
-            f"etcd's history begins at revision {timeline.complete_from}: of what was before only completed "
-            "rounds are known."
-        )
     if timeline.problem:
-        told.append(plain(timeline.problem))
-    return told
+        return [plain(timeline.problem)]
+    if timeline.complete:
+        return []
+    return [
+        f"What was before revision {timeline.complete_from} of etcd is compacted away: of that only "
+        "completed rounds are known."
+    ]
+
+
+_NODE_EVENTS = {
+    "joined": "joined",
+    "waiting": "waits for the next round",
+    "left": "left",
+    "lost": "is lost",
+}
+
+
+def text_of(event: TimelineEvent) -> str:
+    """Say what happened."""
+    if event.node is None or event.kind not in _NODE_EVENTS:
+        return plain(event.text)
+    return f"{who(event.node)} {_NODE_EVENTS[event.kind]}"
 
 
 def time_of(event: TimelineEvent) -> str:
@@ -64,7 +79,7 @@ def as_table(timeline: Timeline) -> list[RenderableType]:
             cell(time_of(event)),
             cell(event.round),
             cell(event.kind, _STYLES.get(event.kind, "")),
-            cell(event.text),
+            cell(text_of(event)),
         )
     return [*(Text(note, style="yellow") for note in notes(timeline)), made]
 
@@ -138,7 +153,7 @@ def as_html(timeline: Timeline) -> str:
                 time_of(event),
                 "" if event.round is None else event.round,
                 event.kind,
-                event.text,
+                text_of(event),
             )
         )
         + "</tr>"
