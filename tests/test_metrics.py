@@ -338,7 +338,10 @@ class TestTorch:
         yield handler.told
         torchs.configure(torchs.NullMetricHandler(), "torchetcd")
 
-    def test_transitions(self, make: Make, told: list[tuple[str, int]]) -> None:
+    def test_transitions(
+        self, make: Make, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metrics, "_published", {})
         handler = make()
         handler.next_rendezvous()
         first = dict(told)
@@ -356,6 +359,9 @@ class TestTorch:
         second = dict(told)
         assert second["round"] == 2
         assert second["run.closed"] == 1
+        # By how much it has grown each time.
+        sent = first["rpcs.txn.ok"] + sum(value for name, value in told if name == "rpcs.txn.ok")
+        assert sent <= metrics.snapshot()["torchetcd_rpcs_total"]["txn", "ok"]
 
     def test_a_handler_that_fails(self, make: Make, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(torchs.MetricHandler):
@@ -364,9 +370,12 @@ class TestTorch:
 
         torchs.configure(Broken(), "torchetcd")
         try:
-            assert make().next_rendezvous().world_size == 1
+            handler = make()
+            assert handler.next_rendezvous().world_size == 1
+            handler.set_closed()
         finally:
             torchs.configure(torchs.NullMetricHandler(), "torchetcd")
+        assert caplog.text.count("A handler of torch's metrics failed") == 2
         assert "no way out" in caplog.text
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
 
+from conftest import eventually
 from etcd_auth import Users
 from torchetcd import _worker_store
 from torchetcd._autoload import WORKER_STORE
@@ -249,6 +250,8 @@ class TestGroup:
         all_begin(processes, url)
         processes[0].start(wait_for, "late")
         processes[1].call(leave_jobs)
+        # They know of it: with a store of agents the wait would end now.
+        processes[2].call(await_loss)
         processes[2].call(put, "late")
         processes[0].finish()
 
@@ -270,6 +273,18 @@ class TestGroup:
         with pytest.raises(RendezvousTimeoutError, match="1 of at least 2 nodes joined, 1 missing"):
             dist.init_process_group("gloo", init_method=f"{url}?rank=0&world_size=2&timeout=1")
         assert time.monotonic() - began < 20
+
+    def test_a_process_that_was_forked(self, url: str) -> None:
+        """It has a place of its own: its parent's lease is not its to renew."""
+        url += "?rank=0&world_size=1&timeout=30"
+        assert first_step(url) == ""
+        child = Process()
+        # There is one place.
+        leave_jobs()
+        try:
+            assert child.call(first_step, url) == ""
+        finally:
+            child.kill()
 
     def test_rpc_and_a_group_of_one_job(self, url: str) -> None:
         """torch gives its RPC no timeout; the store of the group must not be replaced by its own."""
@@ -317,6 +332,13 @@ def leave_jobs() -> None:
 
     for _, node in process_group._nodes.values():
         node.leave()
+
+
+def await_loss() -> None:
+    from torchetcd import process_group
+
+    (_, node), *_ = process_group._nodes.values()
+    eventually(node._node.broken, PATIENCE_S)
 
 
 def first_step(url: str) -> str:

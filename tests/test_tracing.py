@@ -177,4 +177,8 @@ else:
     raise AssertionError
 handler.shutdown()
 """
-    subprocess.run([sys.executable, "-c", source], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", source], check=False, timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be told of" not in done.stderr

@@ -225,7 +225,9 @@ def world_changes(run_id: str, broken: str | None) -> None:
         run_id: The run.
         broken: What the native half says of it; `None` where more nodes wait, and that is all.
     """
-    cause = next((cause for cause, words in CAUSES.items() if words in (broken or "waiting")), OTHERS)
+    cause = next(
+        (cause for cause, words in CAUSES.items() if words in (broken or "waiting")), OTHERS
+    )
     with _barriers.run(run_id) as run:
         run.changes[cause] += 1
     _put({f"world_change.{cause}": 1})

@@ -282,7 +282,7 @@ impl Client {
     {
         let started = Instant::now();
         let result = self.call(repeat, deadline, request).await;
-        metrics().call(rpc, Ended::of(&result), started.elapsed());
+        metrics().call(rpc, Ended::of(rpc, &result), started.elapsed());
         result
     }
 

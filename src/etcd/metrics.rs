@@ -212,13 +212,19 @@ pub struct Snapshot {
 }
 
 impl Ended {
-    pub fn of<T>(result: &Result<T, EtcdError>) -> Self {
+    pub fn of<T>(rpc: Rpc, result: &Result<T, EtcdError>) -> Self {
         match result {
             Ok(_) => Self::Ok,
-            // Answers, and what was asked for is so.
-            Err(EtcdError::Refused {
-                kind: Refusal::LeaseNotFound | Refusal::LeaseExists, ..
-            }) => Self::Ok,
+            // What was asked for is so.
+            Err(EtcdError::Refused { kind, .. })
+                if matches!(
+                    (rpc, kind),
+                    (Rpc::LeaseGrant, Refusal::LeaseExists)
+                        | (Rpc::LeaseRevoke, Refusal::LeaseNotFound)
+                ) =>
+            {
+                Self::Ok
+            }
             Err(EtcdError::Refused { .. }) => Self::Refused,
             Err(EtcdError::Unreachable { .. }) => Self::Unreachable,
             Err(EtcdError::Ambiguous { .. }) => Self::Ambiguous,
