@@ -48,8 +48,8 @@ wheel: $(VENV)/.tools  ## Build a release wheel and an sdist into dist/
 .PHONY: test-wheel
 test-wheel: $(VENV)/.tools  ## Build a release wheel and an sdist, look into them, install and use the wheel
 	rm -rf target/wheels
-	$(BIN)/maturin build --quiet --release --out target/wheels
-	$(BIN)/maturin sdist --quiet --out target/wheels
+	$(BIN)/maturin build --release --out target/wheels
+	$(BIN)/maturin sdist --out target/wheels
 	$(BIN)/python -m pip install --quiet 'twine>=6' 'check-wheel-contents>=0.6'
 	$(BIN)/twine check --strict target/wheels/*
 	$(BIN)/check-wheel-contents target/wheels/*.whl

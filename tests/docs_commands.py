@@ -135,9 +135,9 @@ def script(arguments: list[str], folder: Path) -> None:
 
 def export(arguments: list[str], _folder: Path) -> None:
     """A variable that the reference has."""
-    page = (ROOT / "docs/reference/parameters.md").read_text()
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
     for word in arguments:
-        _require(f"| `{word.partition('=')[0]}` |" in page, f"{word} is in no table of variables")
+        _require(f"| `{word.partition('=')[0]}` |" in pages, f"{word} is in no table of variables")
 
 
 def torchetcd(arguments: list[str], _folder: Path) -> None:

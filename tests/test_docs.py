@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from docs_terminals import Terminals, environment, has_etcdctl, programs
 from manifests import check_manifest
 from torchetcd.etcd_server import EtcdServer
 
+sys.path.append(str(ROOT / "tools"))
 # A role's commands, with an etcd of their own: `test_role.py`.
 RUN_ELSEWHERE = {"docs/security.md"}
 CLUSTER = "etcd-1:2379,etcd-2:2379,etcd-3:2379"
@@ -89,6 +91,29 @@ def test_block(block: Block) -> None:
         assert not re.search(rf"^\$ |^({programs_}) -?\w", block.source, re.MULTILINE)
     else:
         assert block.language == "mermaid", f"a block of the language {block.language!r}"
+        _draw(block)
+
+
+def _draw(block: Block) -> None:
+    """The site shows what the diagram says: each state, and what each arrow means."""
+    pytest.importorskip("mkdocs")
+    from docs_hooks import draw, edges_of
+
+    drawn = draw(block.source)
+    edges = edges_of(block.source)
+    assert len(edges) == block.source.count("-->")
+    assert drawn.count("<li>") == len(edges)
+    for state in {state for edge in edges for state in edge[:2]}:
+        assert f">{state}</text>" in drawn
+
+
+def test_a_diagram_that_cannot_be_drawn() -> None:
+    pytest.importorskip("mkdocs")
+    from docs_hooks import draw
+    from mkdocs.exceptions import PluginError
+
+    with pytest.raises(PluginError, match="cannot draw the line '    note right of a'"):
+        draw("stateDiagram-v2\n    [*] --> a\n    note right of a\n")
 
 
 @pytest.mark.parametrize("block", _with("part of", "same as"), ids=_ids)

@@ -36,7 +36,9 @@ PATIENCE_S = 110
 # A worker that needs no torch.
 WORKER = """
 import os, sys
-print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], *sys.argv[1:], flush=True)
+task, rank, world = (os.environ.get(name, "-") for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE"))
+# In one piece: others write to the same place.
+os.write(1, " ".join(["task", task, "rank", rank, "of", world, *sys.argv[1:], "\\n"]).encode())
 """
 
 
@@ -87,7 +89,7 @@ class TestSlurm:
     SRUN = """#!/bin/bash
 set -eu
 while [[ $1 == --* ]]; do echo "srun option: $1"; shift; done
-for node in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do
+for node in $(seq $((SLURM_JOB_NUM_NODES - 1)) -1 0); do
     SLURM_PROCID=$node "$@" & tasks+=($!)
 done
 for task in "${tasks[@]}"; do wait "$task"; done
@@ -112,7 +114,8 @@ for task in "${tasks[@]}"; do wait "$task"; done
             MIN_NODES="2",
         )
         for rank in range(2):
-            assert f"rank {rank} of 2 --epochs 3" in shown
+            # rank_order=infra
+            assert f"task {rank} rank {rank} of 2 --epochs 3" in shown
         with etcd_server.get_client() as client:
             assert client.read(f"/torchelastic/p2p/run_slurm-{job}-0/rdzv/head/control").value
         # As Slurm would end the whole job otherwise.
