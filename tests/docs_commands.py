@@ -143,6 +143,7 @@ def export(arguments: list[str], _folder: Path) -> None:
 def torchetcd(arguments: list[str], _folder: Path) -> None:
     """By the command line's own parser."""
     import click
+
     from torchetcd.cli._app import app
 
     name = next((word for word in arguments if not word.startswith("-")), "")
