@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from cryptography import x509
 from torch.distributed.run import get_args_parser
 
 import docs_commands
+from conftest import eventually
 from docs_blocks import ROOT
 from docs_terminals import environment
 from manifests import check_manifest
-from torchetcd.etcd_server import EtcdServer, find_binary
+from torchetcd.etcd import Client, EtcdException
+from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 
 EXAMPLES = ROOT / "examples"
 KUBERNETES = EXAMPLES / "kubernetes"
@@ -184,6 +188,61 @@ class TestKubernetes:
             flag = arg.partition("=")[0]
             assert f"{flag} " in known.stdout + known.stderr, flag
 
+    def test_three_members(self, tmp_path: Path) -> None:
+        """The manifest's own arguments make a cluster, which wants certificates; its probes pass."""
+        _run(["sh", str(KUBERNETES / "certificates.sh"), "tls"], tmp_path)
+        container = _pod(_kind("etcd.yaml", "StatefulSet"))["spec"]["containers"][0]
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(find_free_port()) for _ in range(9)]
+            ports = [sock.getsockname()[1] for sock in sockets]
+        clients, peers, metrics = ports[:3], ports[3:6], ports[6:]
+        with contextlib.ExitStack() as stack:
+            for n in range(3):
+                args = [
+                    self._here(arg, n, clients, peers, metrics, tmp_path)
+                    for arg in container["args"]
+                ]
+                log = stack.enter_context((tmp_path / f"{n}.log").open("wb"))
+                member = subprocess.Popen([find_binary(), *args], stdout=log, stderr=log)
+                stack.callback(member.wait)
+                stack.callback(member.kill)
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                path = container[probe]["httpGet"]["path"]
+                for port in metrics:
+                    eventually(
+                        lambda port=port, path=path: _answers(f"http://127.0.0.1:{port}{path}"), 60
+                    )
+            endpoints = ",".join(f"https://127.0.0.1:{port}" for port in clients)
+            tls = {"ca_cert": f"{tmp_path}/tls/ca.pem", "read_timeout": 60}
+            pair = (f"{tmp_path}/tls/client.pem", f"{tmp_path}/tls/client-key.pem")
+            with Client(endpoints, cert=pair, **tls) as client:
+                assert len(client.members) == 3
+                client.write("/key", "value")
+                assert client.read("/key").value == "value"
+            with (
+                Client(endpoints, **tls) as client,
+                pytest.raises(EtcdException, match="certificate"),
+            ):
+                client.read("/key")
+
+    def _here(
+        self,
+        arg: str,
+        n: int,
+        clients: list[int],
+        peers: list[int],
+        metrics: list[int],
+        folder: Path,
+    ) -> str:
+        """An argument as a kubelet gives it to the member `n`, if all pods were on this host."""
+        arg = arg.replace("$(POD_NAME)", f"etcd-{n}").replace("/etc/etcd/tls", f"{folder}/tls")
+        arg = arg.replace("/var/lib/etcd", f"{folder}/member-{n}")
+        for port, where in ((2379, clients), (2380, peers), (2381, metrics)):
+            arg = arg.replace(f"0.0.0.0:{port}", f"127.0.0.1:{where[n]}")
+            for m in range(3):
+                arg = arg.replace(f"etcd-{m}.etcd:{port}", f"127.0.0.1:{where[m]}")
+        return arg
+
     def test_the_parts_fit(self) -> None:
         """Names of members, ports, labels and volumes are those of the other manifests."""
         members, service = _kind("etcd.yaml", "StatefulSet"), _kind("etcd.yaml", "Service")
@@ -238,6 +297,12 @@ class TestKubernetes:
         assert parsed.training_script == "/app/train.py"
         assert parsed.training_script_args == ["--checkpoint=/checkpoints/checkpoint.pt"]
         docs_commands.rdzv_conf(parsed.rdzv_conf)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.status == 200
+    return False
 
 
 def _arguments(document: dict[str, Any]) -> dict[str, str]:

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--no-etcd", action="store_true", help="only import it: there is no etcd here"
     )
+    parser.add_argument("--keep", action="store_true", help="leave the environment there")
     args = parser.parse_args()
 
     shutil.rmtree(args.venv, ignore_errors=True)
@@ -77,6 +78,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for source in [IMPORTS] if args.no_etcd else [IMPORTS, RENDEZVOUS]:
             subprocess.run([python, "-c", source], check=True, cwd=folder, env=clean, timeout=300)
+    if not args.keep:
+        # torch with what it needs has gigabytes.
+        shutil.rmtree(args.venv)
 
 
 if __name__ == "__main__":
