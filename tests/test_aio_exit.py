@@ -40,13 +40,18 @@ async def begin():
     tasks = [asyncio.create_task(work) for work in (watch(run_id), never(), busy(), busy())]
     await store.set("there", "v")
     say("ready")
+    begun.set()
     return tasks
+
+begun = threading.Event()
 
 def in_thread():
     async def run():
         await asyncio.gather(*await begin())
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
+    # asyncio itself cannot be forked while it makes its first loop.
+    begun.wait()
 """
 
 SITUATIONS = {
