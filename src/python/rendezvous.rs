@@ -129,7 +129,7 @@ impl PyRendezvous {
             node: NodeInfo { host, pid },
             labels: Labels { node_id, infra_rank, domain },
             order,
-            epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            epoch: Duration::ZERO,
             seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
         };
         let handle = PerProcess::new();

@@ -1,7 +1,7 @@
 //! Runs one [`Machine`] against a real etcd: performs its actions and brings it what comes of them.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -40,7 +40,8 @@ pub struct Handle {
 
 impl Handle {
     /// Must be called within the runtime. Does no I/O by itself.
-    pub fn start(client: Client, settings: Settings) -> Self {
+    pub fn start(client: Client, mut settings: Settings) -> Self {
+        settings.epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (commands, receiver) = unbounded_channel();
         let (status_sender, status) = watch::channel(Status::default());
         let (phases_sender, phases) = watch::channel(Phases::default());

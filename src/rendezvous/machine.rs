@@ -49,7 +49,7 @@ pub struct Settings {
     pub node: NodeInfo,
     pub labels: Labels,
     pub order: RankOrder,
-    /// The Unix time at [`Time`] zero.
+    /// The Unix time at [`Time`] zero; the driver sets it.
     pub epoch: Duration,
     /// For lease ids and for pauses that must differ between nodes.
     pub seed: u64,

@@ -1,6 +1,7 @@
 //! The nodes that have joined the round, as its coordinator counts them. Each join changes the counts by
 //! itself: to count all anew for each of thousands would take the square of them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::denied::Denied;
@@ -41,8 +42,8 @@ impl Roll {
 
     /// Who joined first keeps its arrival.
     pub fn insert(&mut self, node: NodeId, arrival: i64, join: Join, denied: &Denied) {
-        if !self.joined.contains_key(&node) {
-            self.joined.insert(node, (arrival, join));
+        if let Entry::Vacant(entry) = self.joined.entry(node) {
+            entry.insert((arrival, join));
             self.admit(node, denied);
         }
     }
@@ -106,7 +107,9 @@ impl Roll {
         self.domains.clear();
         self.placeable = 0;
         let nodes: Vec<NodeId> = self.joined.keys().copied().collect();
-        nodes.into_iter().for_each(|node| self.admit(node, denied));
+        for node in nodes {
+            self.admit(node, denied);
+        }
     }
 
     fn discount(&mut self, node: NodeId) {

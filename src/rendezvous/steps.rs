@@ -650,7 +650,9 @@ impl Machine {
             membership.expelled = true;
         }
         let lease = self.lease.take();
-        lease.into_iter().for_each(|lease| self.identity_gone(lease));
+        if let Some(lease) = lease {
+            self.identity_gone(lease);
+        }
         lease
     }
 }
