@@ -12,7 +12,7 @@ from torchetcd.etcd import Client
 from whole_process import Program, Zygote
 
 PRELUDE = """
-import asyncio
+import asyncio, contextlib
 from torchetcd import aio
 
 port, run_id = sys.argv[1:3]
@@ -44,7 +44,9 @@ async def begin():
 
 def in_thread():
     async def run():
-        await asyncio.gather(*await begin())
+        # Calls that begin after the end are refused.
+        with contextlib.suppress(RuntimeError):
+            await asyncio.gather(*await begin())
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
 """

@@ -353,19 +353,19 @@ class TestRealNodes:
         async def use(run: Processes) -> None:
             async with connected(client) as made, watching(made, run_id) as seen:
                 await seen.next(aio.Snapshot)
-                nodes = run.nodes(2, 2, 2, keep_alive_ttl=2)
-                await asyncio.to_thread(join_all, nodes)
+                nodes = run.nodes(2, 2, 2, keep_alive_ttl=5)
+                places = await asyncio.to_thread(join_all, nodes)
                 final = await seen.until(aio.Final)
                 kinds = [type(event) for event in seen.seen]
                 assert kinds.count(aio.Joined) == 2
                 assert kinds.count(aio.Opened) == 1
                 assert [node.rank for node in final.run.members] == [0, 1]
                 described = await made.describe(run_id, leases=True)
-                assert [node.lease_ttl_s for node in described.members] == [2, 2]
+                assert [node.lease_ttl_s for node in described.members] == [5, 5]
                 nodes[1].kill()
                 lost = await seen.until(aio.Lost)
-                assert lost.node.rank == 1
-                assert [node.rank for node in lost.run.missing] == [1]
+                assert lost.node.rank == places[1].rank
+                assert [node.rank for node in lost.run.missing] == [places[1].rank]
                 assert [run.id for run in await made.list_runs() if run.id == run_id] == [run_id]
 
         with Processes(f"127.0.0.1:{client.port}", client, run_id) as run:
