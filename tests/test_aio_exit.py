@@ -46,9 +46,14 @@ def in_thread():
     async def run():
         # Calls that begin after the end are refused.
         with contextlib.suppress(RuntimeError):
-            await asyncio.gather(*await begin())
+            tasks = await begin()
+            begun.set()
+            await asyncio.gather(*tasks)
+    begun = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
+    # What it imports is there: a fork meanwhile would leave the import locked in the child.
+    begun.wait()
 """
 
 SITUATIONS = {
