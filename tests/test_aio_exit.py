@@ -12,7 +12,7 @@ from torchetcd.etcd import Client
 from whole_process import Program, Zygote
 
 PRELUDE = """
-import asyncio
+import asyncio, contextlib
 from torchetcd import aio
 
 port, run_id = sys.argv[1:3]
@@ -40,17 +40,19 @@ async def begin():
     tasks = [asyncio.create_task(work) for work in (watch(run_id), never(), busy(), busy())]
     await store.set("there", "v")
     say("ready")
-    begun.set()
     return tasks
-
-begun = threading.Event()
 
 def in_thread():
     async def run():
-        await asyncio.gather(*await begin())
+        # Calls that begin after the end are refused.
+        with contextlib.suppress(RuntimeError):
+            tasks = await begin()
+            begun.set()
+            await asyncio.gather(*tasks)
+    begun = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
-    # asyncio itself cannot be forked while it makes its first loop.
+    # What it imports is there: a fork meanwhile would leave the import locked in the child.
     begun.wait()
 """
 

@@ -70,6 +70,9 @@ class Client:
             password_file=password_file,
             read_timeout=read_timeout,
         )
+        # Loads the native module here, and not in a thread later: a fork while it is loaded there
+        # would leave its import locked in the child.
+        _ = self._etcd._native
         #: etcd's own calls.
         self.raw = RawClient(self._etcd)
 
