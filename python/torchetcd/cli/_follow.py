@@ -101,6 +101,9 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
 
 async def _events(target: Target, run: str) -> AsyncGenerator[Event, None]:
     async with target.client() as client:
+        # A watch waits for an etcd that is out of reach. At the start that is an error.
+        with contextlib.suppress(RunNotFoundError):
+            await client.describe(run, prefix=target.prefix)
         async for event in client.watch_run(run, prefix=target.prefix):
             yield event
 

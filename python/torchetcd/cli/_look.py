@@ -16,6 +16,9 @@ from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
 from torchetcd.etcd import EtcdException
 
+# etcd's history may be long, and somebody waits for the paragraph.
+_HISTORY_S = 3.0
+
 
 @click.command()
 @with_target
@@ -103,8 +106,10 @@ async def _with_context(target: Target, run: str) -> tuple[Run | None, list[str]
         if not still_needed(found):
             return found, [], []
         try:
-            story = await client.timeline(run, prefix=target.prefix)
-        except (RunNotFoundError, EtcdException):
+            story = await asyncio.wait_for(
+                client.timeline(run, prefix=target.prefix), min(_HISTORY_S, target.timeout)
+            )
+        except (RunNotFoundError, EtcdException, asyncio.TimeoutError):
             # The paragraph is worth having without it.
             return found, [], []
         return found, [], departed(story)
