@@ -11,6 +11,7 @@ from torchetcd._missing import Departed, departed, still_needed
 from torchetcd._why import explain
 from torchetcd.aio import Run, RunNotFoundError
 from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
+from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
@@ -29,7 +30,7 @@ def runs(target: Target) -> int:
         async with target.client() as client:
             return await client.list_runs(prefix=target.prefix)
 
-    found = sorted(asyncio.run(ask()), key=lambda run: run.id)
+    found = sorted(wait(ask()), key=lambda run: run.id)
     if target.json:
         write_json({"runs": documents(found)})
     elif found:
@@ -44,7 +45,7 @@ def runs(target: Target) -> int:
 @with_target
 def show(target: Target, run: str) -> int:
     """Show a run: members, spares, who waits, what is needed, earlier rounds."""
-    found = asyncio.run(describe(target, run, leases=True))
+    found = wait(describe(target, run, leases=True))
     if target.json:
         write_json({"run": document(found)})
     else:
@@ -57,7 +58,7 @@ def show(target: Target, run: str) -> int:
 @with_target
 def why(target: Target, run: str) -> int:
     """Say in one paragraph why a run's barrier is not complete, and who is missing."""
-    found, others, left = asyncio.run(_with_context(target, run))
+    found, others, left = wait(_with_context(target, run))
     code = _code(found)
     text = explain(found if found is not None else nothing(target, run), others, left)
     if target.json:
