@@ -158,6 +158,10 @@ bench-recovery: $(VENV)/.bench  ## A training whose node is killed or stopped: a
 bench-idle: $(VENV)/.bench  ## What 100 agents cost that do nothing
 	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
 
+.PHONY: bench-watch
+bench-watch: $(VENV)/.bench  ## How soon an event in a run of 1,000 nodes is told and shown
+	$(BIN)/python benches/watch.py --json $(BENCH_JSON)/watch.json $(BENCH_ARGS)
+
 .PHONY: bench-plots
 bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ from its data
 	$(BIN)/python benches/plots.py

@@ -157,7 +157,7 @@ async def watching(client: aio.Client, run_id: str) -> AsyncIterator[Watching]:
     try:
         yield Watching(events)
     finally:
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
 
 async def eventually(condition: Callable[[], object], timeout: float = SOON_S) -> None:

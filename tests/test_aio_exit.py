@@ -12,7 +12,7 @@ from torchetcd.etcd import Client
 from whole_process import Program, Zygote
 
 PRELUDE = """
-import asyncio
+import asyncio, contextlib
 from torchetcd import aio
 
 port, run_id = sys.argv[1:3]
@@ -44,9 +44,16 @@ async def begin():
 
 def in_thread():
     async def run():
-        await asyncio.gather(*await begin())
+        # Calls that begin after the end are refused.
+        with contextlib.suppress(RuntimeError):
+            tasks = await begin()
+            begun.set()
+            await asyncio.gather(*tasks)
+    begun = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
+    # What it imports is there: a fork meanwhile would leave the import locked in the child.
+    begun.wait()
 """
 
 SITUATIONS = {

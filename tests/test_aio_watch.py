@@ -6,11 +6,13 @@ import asyncio
 import dataclasses
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aio_helpers import SOON_S, Watching, Written, connected, watching
+from aio_helpers import SOON_S, Written, connected, watching
+from etcd_proxy import EtcdProxy
 from etcd_restart import Restartable
 from rendezvous_helpers import Run as Processes
 from rendezvous_helpers import join_all
@@ -181,6 +183,43 @@ class TestEvents:
 
         asyncio.run(use())
 
+    def test_what_was_read_already_is_not_told_again(self, written: Written) -> None:
+        """A node that comes and goes between the beginning of the watch and the reading."""
+
+        async def use() -> None:
+            written.put("head/control", written.control(1, "open"))
+            with EtcdProxy(written.client.port) as proxy:
+                async with (
+                    aio.Client(f"127.0.0.1:{proxy.port}") as client,
+                    watching(client, written.run_id) as seen,
+                ):
+                    await client.raw.version()
+                    # The second request with this key is the one that reads: it is sent again.
+                    between = _Later(lambda: written.end(written.join(1, "a")))
+                    proxy.break_at(written.keys.start, forward=False, skip=1, then=between)
+                    assert (await seen.next(aio.Snapshot)).run.joined == ()
+                    assert between.done
+                    written.join(1, "b")
+                    assert (await seen.next(aio.Joined)).node.host == "b"
+
+        asyncio.run(use())
+
+    def test_members_leave_a_run_that_is_closed(self, written: Written) -> None:
+        async def use() -> None:
+            a = written.join(1, "a")
+            written.complete(1, [a])
+            async with (
+                connected(written.client) as client,
+                watching(client, written.run_id) as seen,
+            ):
+                await seen.next(aio.Snapshot)
+                written.put("head/control", written.control(1, "closed", reason="done"))
+                await seen.next(aio.RunClosed)
+                written.end(a)
+                assert (await seen.next(aio.Left)).node.rank == 0
+
+        asyncio.run(use())
+
     def test_a_run_followed_is_the_run_read(self, written: Written) -> None:
         """Whatever is written, in whatever order, by whomever."""
         seed = random.randrange(1 << 30)
@@ -194,13 +233,27 @@ class TestEvents:
                 watching(client, written.run_id) as seen,
             ):
                 await seen.next(aio.Snapshot)
-                for _ in range(150):
-                    _change(rng, written)
-                written.put("head/denied/end", {})
-                await _until_denied(seen)
-                assert same(seen.seen[-1].run, await client.describe(written.run_id))
+                for part in range(12):
+                    for _ in range(12):
+                        _change(rng, written)
+                    written.put(f"head/denied/{part}", {})
+                    while (await seen.until(aio.Denied)).name != str(part):
+                        pass
+                    assert same(seen.seen[-1].run, await client.describe(written.run_id))
 
         asyncio.run(use())
+
+
+class _Later:
+    """Something that is to be done once, and whether it was."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self.done = False
+
+    def __call__(self) -> None:
+        self._work()
+        self.done = True
 
 
 def _change(rng: random.Random, written: Written) -> None:
@@ -213,9 +266,15 @@ def _change(rng: random.Random, written: Written) -> None:
     elif choice == 1:
         written.put("head/control", written.control(number, rng.choice(["final", "closed"])))
     elif choice == 2:
-        written.put(
-            rng.choice(["head/control", "head/loss", "history/1", "head/coordinator"]), b"no"
-        )
+        # What is there must not count any more.
+        nodes = [f"round/{number}/join/{node}" for node in written.nodes]
+        paths = ["head/control", "head/loss", f"history/{number:016x}", "head/coordinator", *nodes]
+        written.put(rng.choice(paths), rng.choice([b"no", {"v": 7}]))
+    elif choice == 3:
+        written.put("head/loss", {"round": number, "member": "x"})
+        written.put(f"history/{number:016x}", {"round": number, "world": 1})
+        told = {"host": "a", "pid": 1, "min": number}
+        written.put("head/coordinator", told, written.client._native.lease_grant(60))
     elif choice <= 5 or not written.nodes:
         written.join(number, rng.choice("abc"))
     elif choice == 6:
@@ -230,11 +289,6 @@ def _change(rng: random.Random, written: Written) -> None:
         else:
             paths = [f"round/{number}/join/{node}", "head/control", f"round/{number}/roster/1.1/0"]
             written.write({rng.choice(paths): None})
-
-
-async def _until_denied(seen: Watching) -> None:
-    while (await seen.until(aio.Denied)).name != "end":
-        pass
 
 
 class TestReconnects:
@@ -299,19 +353,19 @@ class TestRealNodes:
         async def use(run: Processes) -> None:
             async with connected(client) as made, watching(made, run_id) as seen:
                 await seen.next(aio.Snapshot)
-                nodes = run.nodes(2, 2, 2, keep_alive_ttl=2)
-                await asyncio.to_thread(join_all, nodes)
+                nodes = run.nodes(2, 2, 2, keep_alive_ttl=5)
+                places = await asyncio.to_thread(join_all, nodes)
                 final = await seen.until(aio.Final)
                 kinds = [type(event) for event in seen.seen]
                 assert kinds.count(aio.Joined) == 2
                 assert kinds.count(aio.Opened) == 1
                 assert [node.rank for node in final.run.members] == [0, 1]
                 described = await made.describe(run_id, leases=True)
-                assert [node.lease_ttl_s for node in described.members] == [2, 2]
+                assert [node.lease_ttl_s for node in described.members] == [5, 5]
                 nodes[1].kill()
                 lost = await seen.until(aio.Lost)
-                assert lost.node.rank == 1
-                assert [node.rank for node in lost.run.missing] == [1]
+                assert lost.node.rank == places[1].rank
+                assert [node.rank for node in lost.run.missing] == [places[1].rank]
                 assert [run.id for run in await made.list_runs() if run.id == run_id] == [run_id]
 
         with Processes(f"127.0.0.1:{client.port}", client, run_id) as run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 
 from torchetcd._etcd_address import Host
@@ -70,6 +70,9 @@ class Client:
             password_file=password_file,
             read_timeout=read_timeout,
         )
+        # Loads the native module here, and not in a thread later: a fork while it is loaded there
+        # would leave its import locked in the child.
+        _ = self._etcd._native
         #: etcd's own calls.
         self.raw = RawClient(self._etcd)
 
@@ -121,12 +124,12 @@ class Client:
         """
         return await _reading.describe(self.raw, RunKeys.of(run_id, prefix), leases=leases)
 
-    def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[Event]:
+    def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
 
         Nothing is polled, and nothing is missed: where events may be missing, because etcd compacted
         them while it was out of reach, another `Snapshot` comes. A run that is not there yet is
-        waited for.
+        waited for. It ends at etcd when its iteration is cancelled, or with `aclose`.
         """
         return _watching.watch_run(self.raw, RunKeys.of(run_id, prefix))
 

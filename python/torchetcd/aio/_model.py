@@ -102,7 +102,7 @@ class Run:
     #: Members of the last complete round that are gone, or not back in the barrier, by rank.
     missing: tuple[Node, ...]
     coordinator: Node | None
-    #: `None` where no last call is under way, and in the runs of `watch_run`, which tells when it began.
+    #: `None` where no last call is under way.
     last_call_left_s: float | None
     opened_at: float | None
     opened_by: str | None

@@ -200,12 +200,20 @@ class RunView:
         if node is None or (state == "member" and node.rank is None):
             return "is no record of a node"
         if state == "member":
-            # Its join tells since when it is there.
+            # As below.
             joined = self._joins.get(number, {}).get(name)
             node = replace(node, since=joined.since if joined else None)
         group[name] = node
         self.touched.add(name)
+        if state == "joined":
+            self._tell_members(number, name, node.since)
         return None
+
+    def _tell_members(self, number: int, name: str, since: float | None) -> None:
+        """A member is there since it has joined: its own record does not say it."""
+        for (round_, _), group in self._members.items():
+            if round_ == number and name in group:
+                group[name] = replace(group[name], since=since)
 
     def _forget(self, key: bytes) -> None:
         self._placed = None
@@ -232,6 +240,7 @@ class RunView:
         match rest:
             case ["join", name]:
                 self._forget_node(self._joins, number, name)
+                self._tell_members(number, name, None)
             case ["waiting", name]:
                 self._forget_node(self._waits, number, name)
             case ["member", attempt, name]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from torchetcd._etcd_errors import EtcdEventIndexCleared
 from torchetcd.aio._events import Follower, by_revision
@@ -14,7 +14,7 @@ from torchetcd.aio._reading import ask_last_call, read_view
 from torchetcd.aio._view import RunView
 
 
-async def watch_run(raw: RawClient, keys: RunKeys) -> AsyncIterator[Event]:
+async def watch_run(raw: RawClient, keys: RunKeys) -> AsyncGenerator[Event, None]:
     """Tell what a run is, and then what happens in it."""
     while True:
         # From now on, and what is there is read then: nothing is missed in between.

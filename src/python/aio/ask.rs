@@ -49,7 +49,9 @@ impl<T> Drop for Running<T> {
 }
 
 /// An answer that becomes a value of Python, or an exception, where that may be made.
-struct Reply(Box<dyn for<'a> FnOnce(Python<'a>) -> PyResult<Py<PyAny>> + Send>);
+struct Reply(Box<Made>);
+
+type Made = dyn for<'a> FnOnce(Python<'a>) -> PyResult<Py<PyAny>> + Send;
 
 impl<'py> IntoPyObject<'py> for Reply {
     type Target = PyAny;
