@@ -188,7 +188,7 @@ class TestScreen:
         assert "7 s" not in text
 
     def test_a_thousand_nodes_are_drawn_at_once(self) -> None:
-        """Well below the 200 ms of the promise; by the time of this process, as others may need the machine."""
+        """Well below the promised 200 ms; by the time of this process: others may need the machine."""
         found = final(1000)
         best = min(self._time(found) for _ in range(5))
         assert best < 0.1
