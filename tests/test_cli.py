@@ -17,7 +17,7 @@ from cli_helpers import PATIENCE_S, Cli, Terminal, piped
 from conftest import eventually
 from rendezvous_helpers import Run
 from torchetcd.cli import main
-from torchetcd.etcd import Client
+from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_server import EtcdServer
 
 
@@ -252,15 +252,32 @@ class TestSteer:
 class TestErrors:
     """One sentence each, and the exit code that the documentation says."""
 
-    def test_nobody_listens(self, cli: Cli) -> None:
+    @pytest.mark.parametrize("command", ["runs", "why", "watch", "timeline"])
+    def test_nobody_listens(self, cli: Cli, command: str) -> None:
+        run = () if command == "runs" else ("r",)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))  # and no listen(): refused
             endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-            done = cli.bare("runs", "--endpoint", endpoint, "--timeout", "1")
+            done = cli.bare(command, *run, "--endpoint", endpoint, "--timeout", "0.5")
         assert (done.code, done.out) == (1, "")
         assert done.err.startswith("torchetcd: ")
         assert endpoint in done.err
         assert done.err.count("\n") == 1
+
+    def test_no_endpoint_was_given(
+        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, etcd_server: EtcdServer
+    ) -> None:
+        from torchetcd.cli._options import Target
+
+        def refused(_target: Target, _endpoint: str | None = None) -> None:
+            raise EtcdConnectionFailed("nobody is there.")
+
+        monkeypatch.setattr(Target, "client", refused)
+        monkeypatch.delenv("TORCHETCD_ENDPOINT", raising=False)
+        assert cli.bare("runs").err == (
+            "torchetcd: nobody is there; no other one was given by --endpoint or TORCHETCD_ENDPOINT.\n"
+        )
+        assert cli("runs").err == "torchetcd: nobody is there.\n"
 
     @pytest.mark.parametrize(
         ("args", "said"),

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from torchetcd.cli._exits import OK, Failure
+from torchetcd.cli._loop import wait
 
 VARIABLE = "_TORCHETCD_COMPLETE"
 # Somebody waits at a prompt for it.
@@ -40,9 +41,7 @@ def complete_run(
     # click has marks of its own for what was not given.
     given = {name: value for name, value in context.params.items() if isinstance(value, str)}
     try:
-        return [
-            CompletionItem(run) for run in asyncio.run(_ids(given)) if run.startswith(incomplete)
-        ]
+        return [CompletionItem(run) for run in wait(_ids(given)) if run.startswith(incomplete)]
     except Exception:  # noqa: BLE001 - a prompt is no place for errors
         return []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 import click
@@ -11,6 +10,7 @@ from rich.text import Text
 from torchetcd._words import count, listed
 from torchetcd.cli._checks import Finding, findings
 from torchetcd.cli._exits import FINDINGS, OK
+from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, with_target
 from torchetcd.cli._output import emit, table, write_json
 
@@ -28,7 +28,7 @@ def doctor(target: Target, run: str | None) -> int:
     """
     from torchetcd.cli._observe import observe  # noqa: PLC0415 - `--help` does without
 
-    found = findings(asyncio.run(observe(target, run)))
+    found = findings(wait(observe(target, run)))
     worst = OK if all(finding.level != "problem" for finding in found) else FINDINGS
     if target.json:
         write_json({"findings": [dataclasses.asdict(finding) for finding in found]})

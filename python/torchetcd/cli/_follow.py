@@ -19,6 +19,7 @@ from torchetcd.aio import Event, Run, RunNotFoundError, Timeline
 from torchetcd.aio import _model as model
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
+from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import console, document, emit, write_json, write_json_line
 from torchetcd.cli._render import screen
@@ -41,11 +42,11 @@ def watch(target: Target, run: str, *, once: bool) -> int:
     first node has come.
     """
     if target.json:
-        asyncio.run(_lines(target, run, once=once, json=True))
+        wait(_lines(target, run, once=once, json=True))
     elif sys.stdout.isatty():
-        asyncio.run(_screen(target, run, once=once))
+        wait(_screen(target, run, once=once))
     else:
-        asyncio.run(_lines(target, run, once=once, json=False))
+        wait(_lines(target, run, once=once, json=False))
     return OK
 
 
@@ -101,6 +102,9 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
 
 async def _events(target: Target, run: str) -> AsyncGenerator[Event, None]:
     async with target.client() as client:
+        # A watch waits for an etcd that is out of reach. At the start that is an error.
+        with contextlib.suppress(RunNotFoundError):
+            await client.describe(run, prefix=target.prefix)
         async for event in client.watch_run(run, prefix=target.prefix):
             yield event
 
@@ -149,7 +153,7 @@ def timeline(target: Target, run: str, html: str | None, png: str | None) -> int
     if html and png:
         message = "Give --html or --png, not both."
         raise click.UsageError(message)
-    found = asyncio.run(_timeline(target, run))
+    found = wait(_timeline(target, run))
     if html:
         _write(html, as_html(found).encode())
     elif png:

@@ -11,10 +11,14 @@ from torchetcd._missing import Departed, departed, still_needed
 from torchetcd._why import explain
 from torchetcd.aio import Run, RunNotFoundError
 from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
+from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
 from torchetcd.etcd import EtcdException
+
+# etcd's history may be long, and somebody waits for the paragraph.
+_HISTORY_S = 3.0
 
 
 @click.command()
@@ -26,7 +30,7 @@ def runs(target: Target) -> int:
         async with target.client() as client:
             return await client.list_runs(prefix=target.prefix)
 
-    found = sorted(asyncio.run(ask()), key=lambda run: run.id)
+    found = sorted(wait(ask()), key=lambda run: run.id)
     if target.json:
         write_json({"runs": documents(found)})
     elif found:
@@ -41,7 +45,7 @@ def runs(target: Target) -> int:
 @with_target
 def show(target: Target, run: str) -> int:
     """Show a run: members, spares, who waits, what is needed, earlier rounds."""
-    found = asyncio.run(describe(target, run, leases=True))
+    found = wait(describe(target, run, leases=True))
     if target.json:
         write_json({"run": document(found)})
     else:
@@ -54,7 +58,7 @@ def show(target: Target, run: str) -> int:
 @with_target
 def why(target: Target, run: str) -> int:
     """Say in one paragraph why a run's barrier is not complete, and who is missing."""
-    found, others, left = asyncio.run(_with_context(target, run))
+    found, others, left = wait(_with_context(target, run))
     code = _code(found)
     text = explain(found if found is not None else nothing(target, run), others, left)
     if target.json:
@@ -103,8 +107,10 @@ async def _with_context(target: Target, run: str) -> tuple[Run | None, list[str]
         if not still_needed(found):
             return found, [], []
         try:
-            story = await client.timeline(run, prefix=target.prefix)
-        except (RunNotFoundError, EtcdException):
+            story = await asyncio.wait_for(
+                client.timeline(run, prefix=target.prefix), min(_HISTORY_S, target.timeout)
+            )
+        except (RunNotFoundError, EtcdException, asyncio.TimeoutError):
             # The paragraph is worth having without it.
             return found, [], []
         return found, [], departed(story)

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from torchetcd._credentials import find_credentials
 from torchetcd._names import prefix_path, run_segment
+from torchetcd.cli._exits import Failure
+from torchetcd.etcd import EtcdConnectionFailed
 
 if TYPE_CHECKING:
     from torchetcd.aio import Client
@@ -161,7 +164,14 @@ def with_target(command: _Command) -> _Command:
     @functools.wraps(command)
     def called(**arguments: Any) -> Any:
         target = Target(**{name: arguments.pop(name) for name in fields})
-        return command(target, **arguments)
+        try:
+            return command(target, **arguments)
+        except EtcdConnectionFailed as exc:
+            source = click.get_current_context().get_parameter_source("endpoint")
+            if source is not ParameterSource.DEFAULT:
+                raise
+            message = f"{str(exc).rstrip('.')}; no other one was given by --endpoint or TORCHETCD_ENDPOINT."
+            raise Failure(message) from None
 
     made: Any = called
     for option in reversed(_OPTIONS):

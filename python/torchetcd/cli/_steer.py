@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ from torchetcd._words import count, listed, plain
 from torchetcd.aio import RunNotFoundError
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
+from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import documents, write_json
 from torchetcd.cli._sentences import who
@@ -51,7 +51,7 @@ def _do(target: Target, run: str, **change: Any) -> Any:
             return await getattr(client, method)(run, prefix=target.prefix, **arguments)
 
     try:
-        return asyncio.run(call())
+        return wait(call())
     except RunNotFoundError:
         raise not_found(target, run) from None
 
