@@ -224,6 +224,12 @@ class TestCalls:
 
 
 class TestPrometheus:
+    @pytest.fixture(autouse=True)
+    def nothing_left(self) -> Iterator[None]:
+        yield
+        metrics.stop_serving()
+        assert metrics.served_at() is None
+
     @pytest.fixture
     def families(self, make: Make) -> dict[str, Any]:
         make(1, 2).next_rendezvous()
@@ -265,7 +271,6 @@ class TestPrometheus:
 
     def test_over_http(self, monkeypatch: pytest.MonkeyPatch, make: Make) -> None:
         monkeypatch.setenv("TORCHETCD_METRICS_PORT", "0")
-        monkeypatch.setattr(metrics, "_server", None)
         make()
         served = metrics.served_at()
         assert served is not None
@@ -283,7 +288,6 @@ class TestPrometheus:
         self, monkeypatch: pytest.MonkeyPatch, make: Make
     ) -> None:
         monkeypatch.delenv("TORCHETCD_METRICS_PORT", raising=False)
-        monkeypatch.setattr(metrics, "_server", None)
         make()
         assert metrics.served_at() is None
 
@@ -299,13 +303,13 @@ class TestPrometheus:
             found = metrics.serve(f"{port}-{port + 50}")
         assert found is not None
         assert port < found <= port + 50
+        assert metrics.served_at() == ("127.0.0.1", found)
 
     @pytest.mark.parametrize("ports", ["x", "9464-", "-1", "9-8", "65536", "9464-99999", "1.5"])
     def test_ports_that_are_none(
         self, monkeypatch: pytest.MonkeyPatch, make: Make, ports: str
     ) -> None:
         monkeypatch.setenv("TORCHETCD_METRICS_PORT", ports)
-        monkeypatch.setattr(metrics, "_server", None)
         with pytest.raises(ValueError, match=f"TORCHETCD_METRICS_PORT must be.*, not '{ports}'"):
             make()
 

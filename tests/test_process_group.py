@@ -158,6 +158,9 @@ class TestUrl:
         # What the URL says comes first.
         assert parse_url("etcd-v3://h/j?rank=0&world_size=2")[2:4] == (0, 2)
 
+    def test_an_ipv6_address(self) -> None:
+        assert parse_url("etcd-v3://[::1]:2379,h2/job?world_size=1").endpoints == "[::1]:2379,h2"
+
     def test_a_rank_is_not_needed(self) -> None:
         assert parse_url(URL).rank is None
 
@@ -520,6 +523,38 @@ class TestWorkerStore:
         )
         with pytest.raises(ValueError, match="'worker_store' must be tcp or etcd, not 'redis'"):
             create_rdzv_handler(parameters)
+
+    def test_torch_that_loads_nothing_by_itself(
+        self,
+        handler_parameters: RendezvousParameters,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        create_rdzv_handler(handler_parameters).shutdown()
+        assert "worker_store" not in caplog.text
+        monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+        create_rdzv_handler(handler_parameters).shutdown()
+        assert "only workers that import torchetcd.process_group" in caplog.text
+
+    @pytest.mark.usefixtures("as_worker")
+    def test_a_script_that_imports_it(
+        self, handler_parameters: RendezvousParameters, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handler = create_rdzv_handler(handler_parameters)
+        handler.next_rendezvous()
+        source = """
+import torch.distributed as dist
+handlers = dist.rendezvous.__globals__["_rendezvous_handlers"]
+assert "etcd-v3" not in handlers
+import torchetcd.process_group
+assert "etcd-v3" in handlers
+store = next(dist.rendezvous("env://"))[0]
+assert type(store).__name__ == "EtcdStore", store
+store.set("key", "value")
+"""
+        env = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+        subprocess.run([sys.executable, "-c", source], check=True, timeout=PATIENCE_S, env=env)
+        handler.shutdown()
 
     @pytest.mark.usefixtures("as_worker")
     def test_env_is_torchs_own_otherwise(self, monkeypatch: pytest.MonkeyPatch) -> None:

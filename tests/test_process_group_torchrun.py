@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from conftest import eventually
 from test_torchrun import PATIENCE_S, Agent, Job, job
 
@@ -50,6 +52,7 @@ dist.destroy_process_group()
 SHOWN = re.compile(r"rank (\d) of (\d) from step (\d+): (\w+), served: (\w+)")
 
 
+@pytest.mark.timeout(300)  # three starts of torch in a row, on a busy machine
 def test_rank_0_is_lost_and_replaced(job: Job, tmp_path: Path) -> None:
     script, checkpoint = job.script(TRAINS), tmp_path / "checkpoint"
     args = (tmp_path, 60)

@@ -71,12 +71,19 @@ class ObservedBarrier:
         """Count it, and end the span."""
         seconds = time.monotonic() - self._began
         with _contained():
-            phases = self._node.phases()
+            phases = self._phases()
             outcome = "completed" if exc is None else _outcome(exc)
-            last_call = _last_call(phases) if exc is None else None
+            last_call = None if exc or phases is None else _last_call(phases)
             metrics.barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
             if self._span is not None:
                 self._span.end(phases, self._attributes(outcome), exc)
+
+    def _phases(self) -> Phases | None:
+        try:
+            return self._node.phases()
+        except RuntimeError:
+            # A forked child has no part in it.
+            return None
 
     def _attributes(self, outcome: str) -> dict[str, str | int]:
         attributes: dict[str, str | int] = {"outcome": outcome}

@@ -15,12 +15,14 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
     from prometheus_client.core import Metric
 
-__all__ = ["METRICS", "Collector", "Description", "serve", "served_at", "snapshot"]
+__all__ = ["METRICS", "Collector", "Description", "serve", "served_at", "snapshot", "stop_serving"]
 
 _logger = logging.getLogger(__name__)
 
@@ -370,16 +372,32 @@ def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else str(bound)
 
 
-_server: tuple[str, int] | None = None
+class _Server(NamedTuple):
+    address: str
+    http: WSGIServer
+    thread: threading.Thread
+
+
+_server: _Server | None = None
 
 
 def served_at() -> tuple[str, int] | None:
     """Return address and port where this process serves its metrics; `None` where it does not."""
-    return _server
+    return None if _server is None else (_server.address, _server.http.server_port)
+
+
+def stop_serving() -> None:
+    """Serve metrics no longer."""
+    global _server
+    server, _server = _server, None
+    if server is not None:
+        server.http.shutdown()
+        server.http.server_close()
+        server.thread.join()
 
 
 def serve(ports: str = "0", address: str = _LOOPBACK) -> int | None:
-    """Serve the metrics of this process over HTTP, as Prometheus reads them.
+    """Serve the metrics of this process over HTTP, as Prometheus reads them; in one place at a time.
 
     Args:
         ports: A port, 0 for any that is free, or several as "9464-9471", of which the first free one is
@@ -413,13 +431,14 @@ def serve(ports: str = "0", address: str = _LOOPBACK) -> int | None:
     reason: OSError | None = None
     for port in wanted:
         try:
-            server, _ = start_http_server(port, address, registry)
+            http, thread = start_http_server(port, address, registry)
         except OSError as exc:
             reason = exc
             continue
-        _server = (address, server.server_port)
-        _logger.info("Metrics are served at http://%s:%d/metrics.", address, server.server_port)
-        return int(server.server_port)
+        stop_serving()
+        _server = _Server(address, http, thread)
+        _logger.info("Metrics are served at http://%s:%d/metrics.", address, http.server_port)
+        return http.server_port
     _logger.warning(
         "Metrics are not served: no port of %s is free at %s (%s).", ports, address, reason
     )
