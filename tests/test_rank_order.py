@@ -17,7 +17,7 @@ from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 
-VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX")
+VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -116,8 +116,30 @@ class TestParameters:
         monkeypatch.setenv(name, "7")
         assert parse_options({"rank_order": "infra"}).infra_rank == 7
         assert parse_options({"rank_order": "infra", "infra_rank": "3"}).infra_rank == 3
-        # Nobody asks for it.
+        # Ranks do not follow from it then, but others see it.
+        assert parse_options({}).infra_rank == 7
+        assert parse_options({"infra_rank": 3}).infra_rank == 3
+        monkeypatch.setenv(name, "seven")
         assert parse_options({}).infra_rank is None
+
+    @pytest.mark.parametrize(
+        ("argv", "rank"),
+        [
+            (["/bin/torchrun", "--node-rank", "2", "train.py"], 2),
+            (["/bin/torchrun", "--node_rank=3", "train.py"], 3),
+            (["/lib/torch/distributed/run.py", "--nnodes", "4", "--node-rank=1", "train.py"], 1),
+            (["/bin/torchrun", "train.py"], None),
+            (["/bin/torchrun", "train.py", "--node-rank"], None),
+            (["/bin/other", "--node-rank", "2"], None),
+        ],
+    )
+    def test_infra_asks_torchrun(
+        self, monkeypatch: pytest.MonkeyPatch, argv: list[str], rank: int | None
+    ) -> None:
+        monkeypatch.setattr("sys.argv", argv)
+        assert parse_options({}).infra_rank == rank
+        if rank is not None:
+            assert parse_options({"rank_order": "infra"}).infra_rank == rank
 
     def test_the_variable_that_is_no_number_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_PROCID", "seven")

@@ -156,8 +156,9 @@ PARAMETERS = (
         ("infra_rank",),
         None,
         rank_of_infra,
-        "This node's rank by the infrastructure, for `rank_order=infra`. Unless given, that of "
-        "`SLURM_PROCID`, `GROUP_RANK` or `JOB_COMPLETION_INDEX`.",
+        "This node's rank by the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
+        "who is missing. Unless given, that of `SLURM_PROCID`, `GROUP_RANK`, `JOB_COMPLETION_INDEX`, "
+        "`PET_NODE_RANK` or torchrun's `--node-rank`.",
     ),
     Parameter(
         ("domain",),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 RANK_ORDERS = ("join", "stable", "infra", "topology")
 #: Where a scheduler tells an agent its rank, in the order in which they are asked: Slurm's task (one agent
-#: is one task), the agent of an outer torchrun, a pod of an Indexed Job.
-RANK_VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX")
+#: is one task), the agent of an outer torchrun, a pod of an Indexed Job, a pod of a Kubeflow job.
+RANK_VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RANK")
 _LONGEST_LABEL = 128
 _LARGEST_RANK = 2**31 - 1
 
@@ -40,15 +43,29 @@ def find_infra_rank() -> int:
     Raises:
         ValueError: if it gave none, or what it gave is no rank.
     """
+    given = _given_rank()
+    if given is not None:
+        return _rank(*given)
+    message = (
+        "rank_order=infra needs the rank of this node: the rendezvous parameter 'infra_rank', torchrun's "
+        f"--node-rank, or one of the environment variables {', '.join(RANK_VARIABLES)}. None of them is set."
+    )
+    raise ValueError(message)
+
+
+def _given_rank() -> tuple[str, str] | None:
+    """Return where a rank was given, and it; torchrun keeps its own argument to itself."""
     for variable in RANK_VARIABLES:
         value = os.environ.get(variable)
         if value:
-            return _rank(f"The environment variable {variable}", value)
-    message = (
-        "rank_order=infra needs the rank of this node: the rendezvous parameter 'infra_rank', or one of the "
-        f"environment variables {', '.join(RANK_VARIABLES)}. None of them is set."
-    )
-    raise ValueError(message)
+            return f"The environment variable {variable}", value
+    program, *arguments = sys.argv or [""]
+    if Path(program).name == "torchrun" or program.endswith(os.path.join("distributed", "run.py")):
+        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+            name, equals, value = argument.partition("=")
+            if name in {"--node-rank", "--node_rank"}:
+                return f"The argument {name}", value if equals else after
+    return None
 
 
 def label(name: str, value: Any) -> str:
@@ -75,8 +92,13 @@ def check_ranks(values: dict[str, Any]) -> None:
         ValueError: if one needs another one that is not given.
     """
     order = values["rank_order"]
-    if order == "infra" and values["infra_rank"] is None:
-        values["infra_rank"] = find_infra_rank()
+    if values["infra_rank"] is None:
+        if order == "infra":
+            values["infra_rank"] = find_infra_rank()
+        elif given := _given_rank():
+            # Ranks do not follow from it, but `torchetcd why` tells by it who has not come.
+            with contextlib.suppress(ValueError):
+                values["infra_rank"] = _rank(*given)
     if order == "topology" and values["domain"] is None:
         message = "rank_order=topology needs the rendezvous parameter 'domain', which is not given."
         raise ValueError(message)
