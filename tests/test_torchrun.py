@@ -112,8 +112,10 @@ class Job:
         self._folder = folder
         self._agents: list[Agent] = []
 
-    def agent(self, nodes: str, script: Path, *args: object, backend: str = "etcd-v3") -> Agent:
-        conf = f"keep_alive_ttl={TTL},last_call_timeout=1,join_timeout={PATIENCE_S}"
+    def agent(
+        self, nodes: str, script: Path, *args: object, backend: str = "etcd-v3", conf: str = ""
+    ) -> Agent:
+        conf = f"keep_alive_ttl={TTL},last_call_timeout=1,join_timeout={PATIENCE_S}{conf}"
         command = ["--nnodes", nodes, "--nproc-per-node", "1", "--max-restarts", "5"]
         command += ["--rdzv-id", self.run.run_id, "--rdzv-backend", backend]
         command += ["--rdzv-endpoint", self.run.endpoint, "--rdzv-conf", conf]

@@ -1,4 +1,4 @@
-"""What a store raises. Each is an error of torch's own stores too, so that its callers catch it.
+"""What stores and the rendezvous raise. Each is an error of torch's own too, so that its callers catch it.
 
 The native module looks these up by name.
 """
@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+
+class RendezvousDeniedError(RendezvousError):
+    """This node may not take part in the run: its name is on the run's deny list."""
 
 
 class StoreError(DistStoreError):

@@ -1,7 +1,7 @@
 """The parameters of the rendezvous handler, from torch's handlers and our own.
 
-One table: the names (torch's two etcd handlers differ), the default and the check. The README's
-table is compared with this one by a test.
+One table: the names (torch's two etcd handlers differ), the default and the check. After a change
+`python tools/parameters.py` writes the table of `docs/reference/parameters.md` anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchetcd._credentials import find_credentials
+from torchetcd._ranks import RANK_ORDERS, check_ranks, label, rank_of_infra
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -37,6 +38,10 @@ class Parameter:
 
 
 def _seconds(least: int) -> Callable[[str, Any], int]:
+    return _whole("seconds", least)
+
+
+def _whole(unit: str, least: int = 1) -> Callable[[str, Any], int]:
     def parse(name: str, value: Any) -> int:
         try:
             number = int(value)
@@ -44,7 +49,7 @@ def _seconds(least: int) -> Callable[[str, Any], int]:
             number = None
         if number is None or number < least or isinstance(value, bool):
             message = (
-                f"The rendezvous parameter '{name}' must be a whole number of seconds, at least "
+                f"The rendezvous parameter '{name}' must be a whole number of {unit}, at least "
                 f"{least}, not {value!r}."
             )
             raise ValueError(message)
@@ -141,6 +146,42 @@ PARAMETERS = (
         "Whether a lost member makes the others rejoin, or is left to the workers to notice.",
     ),
     Parameter(
+        ("rank_order",),
+        "stable",
+        _one_of(*RANK_ORDERS),
+        "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` "
+        "(`infra_rank`), `topology` (nodes of one `domain` are neighbours). The same for all nodes.",
+    ),
+    Parameter(
+        ("infra_rank",),
+        None,
+        rank_of_infra,
+        "This node's rank by the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
+        "who is missing. Unless given, that of `SLURM_PROCID`, `GROUP_RANK`, `JOB_COMPLETION_INDEX`, "
+        "`PET_NODE_RANK` or torchrun's `--node-rank`.",
+    ),
+    Parameter(
+        ("domain",),
+        None,
+        label,
+        "What this node shares with its neighbours, such as a rack or an NVLink domain, for "
+        "`rank_order=topology`.",
+    ),
+    Parameter(
+        ("segment",),
+        1,
+        _whole("nodes"),
+        "The world is made of whole segments of so many nodes of one `domain`; who fills none waits as a "
+        "spare.",
+    ),
+    Parameter(
+        ("node_id",),
+        None,
+        label,
+        "The name of this node's place in the run: an agent that is started with the same one takes the "
+        "place over at once, with its rank, and ends the one that had it. Different for each node.",
+    ),
+    Parameter(
         ("run_ttl",),
         7200,
         _seconds(_SHORTEST_TTL_S),
@@ -178,6 +219,13 @@ PARAMETERS = (
         "Seconds that a call to etcd outside of the barrier may take.",
     ),
     Parameter(
+        ("worker_store",),
+        "tcp",
+        _one_of("tcp", "etcd"),
+        "Where workers meet: `tcp` is torch's TCPStore at `MASTER_ADDR`, which a worker of rank 0 serves; "
+        "`etcd` is a store in etcd (docs/how-to/no-tcpstore.md).",
+    ),
+    Parameter(
         ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
     ),
     Parameter(
@@ -202,6 +250,11 @@ class Options:
     close_timeout: int
     keep_alive_ttl: int
     on_member_loss: str
+    rank_order: str
+    infra_rank: int | None
+    domain: str | None
+    segment: int
+    node_id: str | None
     run_ttl: int
     etcd_prefix: str
     protocol: str
@@ -212,6 +265,7 @@ class Options:
     password: str | None = dataclasses.field(repr=False)
     password_file: str | None
     read_timeout: int
+    worker_store: str
 
 
 def parse_options(config: dict[str, Any]) -> Options:
@@ -234,6 +288,7 @@ def parse_options(config: dict[str, Any]) -> Options:
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
         message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
         raise ValueError(message)
+    check_ranks(values)
     found = find_credentials(values["user"], values["password"])
     return Options(**(values | found._asdict()))
 

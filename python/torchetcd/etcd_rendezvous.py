@@ -27,10 +27,14 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
+from torchetcd import _worker_store, metrics
 from torchetcd._address import local_address, reserved_port
+from torchetcd._errors import RendezvousDeniedError
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
+from torchetcd._observe import ObservedBarrier
 from torchetcd._params import Options, make_client, parse_options
+from torchetcd._ranks import check_segments
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
 
@@ -42,6 +46,7 @@ __all__ = [
     "EtcdRendezvousHandler",
     "EtcdRendezvousRetryImmediately",
     "EtcdRendezvousRetryableFailure",
+    "RendezvousDeniedError",
     "create_rdzv_handler",
 ]
 
@@ -103,6 +108,7 @@ class EtcdRendezvous:
             raise ValueError(message)
         self.client = as_client(client)
         options = options or parse_options({})
+        check_segments(options.segment, num_min_workers, num_max_workers)
         self._run_id = str(run_id)
         if self._run_id in {"", "none", "None"}:
             _logger.warning(
@@ -128,8 +134,14 @@ class EtcdRendezvous:
             run_ttl_s=options.run_ttl,
             restart_on_member_loss=options.on_member_loss == "restart",
             host=_host_name(self._host),
+            rank_order=options.rank_order,
+            segment=options.segment,
+            infra_rank=options.infra_rank,
+            domain=options.domain,
+            node_id=options.node_id,
         )
         self._told_why = False
+        self._news: str | None = None
         self._in_barrier = threading.Lock()
         self._stores: list[tuple[int, EtcdStore]] = []
         # Not at the end of the interpreter, when stores may be used to the last.
@@ -147,9 +159,11 @@ class EtcdRendezvous:
 
         Raises:
             RendezvousClosedError: if the run is or becomes closed.
+            RendezvousDeniedError: if this node is or comes to be on the run's deny list.
             RendezvousTimeoutError: if the round is not complete in time; says who has joined.
             RendezvousConnectionError: if etcd cannot be reached for so long.
-            RendezvousStateError: if the run's state in etcd cannot be read.
+            RendezvousStateError: if the run's state in etcd cannot be read, or another agent has taken this
+                node's `node_id`.
             RuntimeError: if another thread is in it already.
         """
         version, rank, world_size, _ = self._barrier(None)
@@ -167,7 +181,10 @@ class EtcdRendezvous:
             self._in_barrier.release()
 
     def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
-        with reserved_port() as port, leaving_on_sigterm(self._node.leave):
+        observed = ObservedBarrier(
+            self._run_id, self._node, self._num_min_workers, self._num_max_workers
+        )
+        with observed, reserved_port() as port, leaving_on_sigterm(self._node.leave):
             self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
@@ -178,6 +195,9 @@ class EtcdRendezvous:
                 # A signal or a bug ended the wait: the others must not count on this node.
                 self._node.leave()
                 raise
+            observed.completed(version, rank, world_size)
+        if remark := self._node.remark():
+            _logger.warning("Run '%s', round %d: %s.", self._run_id, version, remark)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
 
     def _wait(self) -> tuple[int, int, int, str, int]:
@@ -220,7 +240,10 @@ class EtcdRendezvous:
         if waiting and not self._told_why:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
-            reason = self._node.broken() or f"{waiting} more nodes want to join"
+            broken = self._node.broken()
+            metrics.world_changes(self._run_id, broken)
+            reason = broken or f"{waiting} more nodes want to join"
+            self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
         return waiting
 
@@ -235,6 +258,11 @@ class EtcdRendezvous:
             reason: Why, for who asks later.
         """
         self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
+        metrics.run_closed(self._run_id)
+
+    def excluded(self) -> str | None:
+        """Return why this node is none of the run, and must not close it; asks nobody."""
+        return self._node.excluded()
 
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
@@ -310,11 +338,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
         local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
             is chosen without it.
         backend: The name that `get_backend` returns.
+        worker_store: With these options workers are handed a store in etcd; without them they use a
+            TCPStore of their own.
     """
 
     def __init__(
-        self, rdzv_impl: EtcdRendezvous, local_addr: str | None = None, *, backend: str = "etcd"
+        self,
+        rdzv_impl: EtcdRendezvous,
+        local_addr: str | None = None,
+        *,
+        backend: str = "etcd",
+        worker_store: Options | None = None,
     ) -> None:
+        self._worker_store = worker_store
         self._rdzv_impl = rdzv_impl
         self._local_addr = local_addr
         self._backend = backend
@@ -334,6 +370,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
+            if self._worker_store is None:
+                _worker_store.forget(self.get_run_id())
+            else:
+                _worker_store.hand_over(self._rdzv_impl, self._worker_store, version)
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
@@ -355,22 +395,30 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
-        return self._rdzv_impl.num_nodes_waiting()
+        waiting = self._rdzv_impl.num_nodes_waiting()
+        news, self._rdzv_impl._news = self._rdzv_impl._news, None
+        if news:
+            self._record("num_nodes_waiting", news)
+        return waiting
 
     def shutdown(self) -> bool:
-        """Close the run and leave it.
+        """Close the run and leave it. A node that was denied, or replaced, leaves without closing it.
 
         Returns:
             Whether the run is closed. torch's launcher calls this when the agent ends in order or by
             an error, but not when a signal ends it (torch `launcher/api.py`).
         """
         try:
+            if reason := self._rdzv_impl.excluded():
+                _logger.warning("Run '%s' is not closed: %s", self.get_run_id(), reason)
+                return False
             self._close("shutdown")
         except RendezvousError as exc:
             _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
             return False
         finally:
             self._rdzv_impl.leave()
+            _worker_store.forget(self.get_run_id())
         return True
 
     def _close(self, method: str) -> None:
@@ -402,13 +450,17 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
 
 def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
-    """Create a handler from torch's parameters; all of them are in the README's table.
+    """Create a handler from torch's parameters; `docs/reference/parameters.md` has all.
 
     Raises:
         ValueError: if a parameter is not valid, before anything is sent.
         RendezvousConnectionError: if etcd cannot be reached.
     """
     options = parse_options(params.config)
+    metrics.serve_if_asked()
+    workers_use_etcd = options.worker_store == "etcd"
+    if workers_use_etcd:
+        _worker_store.check(options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options),
         options.etcd_prefix,
@@ -419,7 +471,12 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
-    return EtcdRendezvousHandler(rdzv_impl, params.local_addr, backend=params.backend)
+    return EtcdRendezvousHandler(
+        rdzv_impl,
+        params.local_addr,
+        backend=params.backend,
+        worker_store=options if workers_use_etcd else None,
+    )
 
 
 def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:

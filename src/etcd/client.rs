@@ -17,6 +17,7 @@ use super::error::{EtcdError, Refusal, Verdict, classify, describe};
 use super::full;
 use super::history::History;
 use super::kv::{Range, RangeReply, Txn, TxnReply};
+use super::metrics::{Connect, Ended, Retry, Rpc, metrics};
 use super::unique::unique;
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 
@@ -132,7 +133,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<TxnReply, EtcdError> {
         let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
-        let answer = self.call(repeat, deadline, |connection| async move {
+        let answer = self.call_as(Rpc::Txn, repeat, deadline, |connection| async move {
             // One without operations is answered by the member alone, which may be behind the others.
             let empty = txn.success.is_empty() && txn.failure.is_empty();
             let known = if empty { 0 } else { self.history().revision() };
@@ -154,7 +155,7 @@ impl Client {
         range: &Range,
         deadline: Instant,
     ) -> Result<(i64, RangeReply), EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::Range, Repeat::Read, deadline, |connection| async move {
             let options = convert::range_options(range);
             let known = self.history().revision();
             let response = connection.kv().get(range.key.clone(), Some(options)).await?;
@@ -170,7 +171,7 @@ impl Client {
     pub async fn grant(&self, id: i64, ttl: Duration, deadline: Instant) -> Result<(), EtcdError> {
         let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
         let granted = self
-            .call(Repeat::Safely, deadline, |connection| async move {
+            .call_as(Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| async move {
                 let options = etcd_client::LeaseGrantOptions::new().with_id(id);
                 connection.lease().grant(ttl_s, Some(options)).await.map(drop)
             })
@@ -184,7 +185,7 @@ impl Client {
     /// A lease that is not there counts as revoked.
     pub async fn revoke(&self, id: i64, deadline: Instant) -> Result<(), EtcdError> {
         let revoked = self
-            .call(Repeat::Safely, deadline, |connection| async move {
+            .call_as(Rpc::LeaseRevoke, Repeat::Safely, deadline, |connection| async move {
                 connection.lease().revoke(id).await.map(drop)
             })
             .await;
@@ -201,7 +202,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Option<(Duration, Duration)>, EtcdError> {
         let (ttl, granted) = self
-            .call(Repeat::Read, deadline, |connection| async move {
+            .call_as(Rpc::LeaseTimeToLive, Repeat::Read, deadline, |connection| async move {
                 let response = connection.lease().time_to_live(id, None).await?;
                 Ok((response.ttl(), response.granted_ttl()))
             })
@@ -213,7 +214,7 @@ impl Client {
 
     /// Renews a lease once; `false` when it is gone.
     pub async fn renew_once(&self, id: i64, deadline: Instant) -> Result<bool, EtcdError> {
-        self.call(Repeat::Safely, deadline, |connection| async move {
+        self.call_as(Rpc::LeaseKeepAlive, Repeat::Safely, deadline, |connection| async move {
             match connection.lease().keep_alive(id).await {
                 // etcd-client reports a lease that is gone by this text only.
                 Err(etcd_client::Error::LeaseKeepAliveError(text)) if text == "lease not found" => {
@@ -227,14 +228,14 @@ impl Client {
     }
 
     pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::Status, Repeat::Read, deadline, |connection| async move {
             Ok(connection.client().status().await?.version().to_string())
         })
         .await
     }
 
     pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
-        self.call(Repeat::Read, deadline, |connection| async move {
+        self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
             let response = connection.client().member_list().await?;
             let urls = response.members().iter().flat_map(|member| member.client_urls().to_vec());
             Ok(urls.collect())
@@ -267,7 +268,25 @@ impl Client {
         let _ = self.shared.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
-    /// Runs one request until it is answered for good or the deadline has come.
+    /// Runs one request until it is answered for good or the deadline has come, and counts it.
+    pub(super) async fn call_as<T, F, Fut>(
+        &self,
+        rpc: Rpc,
+        repeat: Repeat,
+        deadline: Instant,
+        request: F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let started = Instant::now();
+        let result = self.call(repeat, deadline, request).await;
+        metrics().call(rpc, Ended::of(rpc, &result), started.elapsed());
+        result
+    }
+
+    /// As [`Client::call_as`], not counted.
     async fn call<T, F, Fut>(
         &self,
         repeat: Repeat,
@@ -309,6 +328,9 @@ impl Client {
                         };
                     let verdict = error.as_ref().map_or(Verdict::MaybeApplied, classify);
                     let text = error.as_ref().map_or_else(|| "no answer".to_string(), describe);
+                    if let Some(retry) = Retry::of(&verdict) {
+                        metrics().retry(retry);
+                    }
                     match verdict {
                         Verdict::Final(kind) => return Err(connection.refusal(kind, &text)),
                         Verdict::Compacted => {
@@ -421,6 +443,7 @@ impl Client {
                 (endpoint, state.connected)
             };
             let opened = Connection::open(&self.shared.config, endpoint).await;
+            metrics().connect(Connect::of(&opened, connected_before));
             let mut state = self.state();
             match opened {
                 Ok(connection) => {

@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 use super::config::{Config, Password};
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal, Verdict, classify, describe, describe_error, is_answer};
+use super::metrics::metrics;
 
 /// HTTP/2 pings find a half-open connection. etcd closes connections that ping more often than each
 /// 5 s (etcd issue 8905).
@@ -186,6 +187,7 @@ impl Connection {
                 tokio::time::timeout(LOG_IN, self.client.refresh_token()).await,
                 Ok(Ok(()))
             );
+        metrics().log_in(renewed);
         if renewed {
             self.token_epoch.store(seen + 1, Ordering::Release);
         }

@@ -118,6 +118,11 @@ impl Op {
         Self::Delete { key: key.into(), range_end: None }
     }
 
+    /// All keys from `key` on, before `end`.
+    pub fn delete_range(key: impl Into<Vec<u8>>, end: impl Into<Vec<u8>>) -> Self {
+        Self::Delete { key: key.into(), range_end: Some(end.into()) }
+    }
+
     pub fn delete_prefix(prefix: impl Into<Vec<u8>>) -> Self {
         let key = prefix.into();
         Self::Delete { range_end: Some(prefix_end(&key)), key }

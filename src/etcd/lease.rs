@@ -12,6 +12,7 @@ use super::backoff::Backoff;
 use super::client::Client;
 use super::connection::Connection;
 use super::error::{Verdict, classify};
+use super::metrics::{Renewal as Counted, metrics};
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
@@ -75,6 +76,9 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
         } else {
             renew_by_stream(client, id, answer_limit(ttl), &mut stream).await
         };
+        // A second renewal was due before the first one came.
+        let late = due.elapsed() > period;
+        metrics().renewal(outcome.counted(late));
         match outcome {
             Renewal::Renewed => {
                 due = asked + period;
@@ -104,6 +108,18 @@ enum Renewal {
     /// etcd has too much to do. It ends the stream then.
     Busy(Arc<Connection>),
     Failed,
+}
+
+impl Renewal {
+    fn counted(&self, late: bool) -> Counted {
+        match self {
+            Self::Renewed if late => Counted::Late,
+            Self::Renewed => Counted::InTime,
+            Self::Gone => Counted::Lost,
+            Self::Busy(_) => Counted::Busy,
+            Self::Failed => Counted::Failed,
+        }
+    }
 }
 
 async fn renew_by_call(client: &Client, id: i64) -> Renewal {

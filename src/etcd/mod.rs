@@ -18,6 +18,8 @@ pub mod fuzzing;
 mod history;
 pub mod kv;
 mod lease;
+mod maintenance;
+pub mod metrics;
 mod once;
 #[cfg(test)]
 mod overload;
@@ -31,6 +33,7 @@ pub use config::{Config, Credentials, Password, TlsFiles};
 pub use endpoint::{Endpoint, InvalidEndpoint, parse_endpoints};
 pub use error::{EtcdError, Refusal};
 pub use lease::{KeepAlive, LeaseState};
+pub use maintenance::{Alarm, Member, MemberStatus};
 pub use once::{OnceOutcome, OnceTxns};
 pub use unique::{unique, unique_lease_id};
 pub use watch::{WatchMessage, WatchReceiver, WatchSpec};

@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::convert;
 use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
 use super::kv::{Event, Range};
+use super::metrics::{Watching as Counted, metrics};
 
 const OPEN: Duration = Duration::from_secs(5);
 
@@ -179,6 +180,7 @@ fn end_those_of_another_history(watches: &mut BTreeMap<i64, Watching>, present: 
     watches.retain(|_, watching| {
         let lasts = watching.history == present;
         if !lasts {
+            metrics().watch(Counted::HistoryLost);
             let _ = watching.sender.send(WatchMessage::HistoryLost);
         }
         lasts
@@ -286,6 +288,7 @@ impl Session<'_> {
         }
         let watching = self.watches.get_mut(&id)?;
         if response.created() {
+            metrics().watch(if watching.opened { Counted::Resumed } else { Counted::Opened });
             watching.denied = false;
             watching.opened = true;
             if watching.next == 0 {
@@ -362,6 +365,8 @@ impl Session<'_> {
             WatchMessage::Failed(self.connection.refusal(kind, text))
         };
         if let Some(watching) = self.watches.remove(&id) {
+            let compacted = matches!(fatal, WatchMessage::Compacted { .. });
+            metrics().watch(if compacted { Counted::Compacted } else { Counted::Refused });
             let _ = watching.sender.send(fatal);
         }
         None

@@ -97,7 +97,7 @@ pub fn replies<'py>(py: Python<'py>, replies: &[OpReply]) -> PyResult<Bound<'py,
     Ok(list)
 }
 
-fn range_reply<'py>(py: Python<'py>, range: &RangeReply) -> PyResult<Bound<'py, PyTuple>> {
+pub fn range_reply<'py>(py: Python<'py>, range: &RangeReply) -> PyResult<Bound<'py, PyTuple>> {
     let kvs = range.kvs.iter().map(|kv| key_value(py, kv)).collect::<PyResult<Vec<_>>>()?;
     (kvs, range.count, range.more).into_pyobject(py)
 }

@@ -51,7 +51,10 @@ pub fn rendezvous_error(py: Python<'_>, error: &RendezvousError) -> PyErr {
     match error {
         RendezvousError::Closed(_) => raise(py, RENDEZVOUS, "RendezvousClosedError", text),
         RendezvousError::Timeout(_) => raise(py, RENDEZVOUS, "RendezvousTimeoutError", text),
-        RendezvousError::Corrupt(_) => raise(py, RENDEZVOUS, "RendezvousStateError", text),
+        RendezvousError::Corrupt(_) | RendezvousError::Replaced { .. } => {
+            raise(py, RENDEZVOUS, "RendezvousStateError", text)
+        }
+        RendezvousError::Denied(_) => raise(py, STORE, "RendezvousDeniedError", text),
         RendezvousError::Left => PyRuntimeError::new_err(text),
         RendezvousError::Etcd(cause) => {
             let raised = raise(py, RENDEZVOUS, "RendezvousConnectionError", text);

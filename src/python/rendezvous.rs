@@ -1,7 +1,7 @@
 //! `Rendezvous`: one node of a run, for the handler in Python.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -16,12 +16,13 @@ use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
-    Handle, Keys, LONGEST_ADDRESS, Master, NodeInfo, OnMemberLoss, Outcome, RendezvousError,
-    Settings,
+    Handle, Keys, LONGEST_ADDRESS, LONGEST_LABEL, Labels, Master, NodeInfo, OnMemberLoss, Outcome,
+    RankOrder, RendezvousError, Settings,
 };
 
 /// Round, rank, world size, master address and port.
 type Joined = (u64, u32, u32, String, u16);
+type Phases = (Option<f64>, Option<f64>, Option<f64>, Option<f64>);
 type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
 
 /// One node of one run. It belongs to the process that made it: a forked child must not renew or
@@ -48,12 +49,32 @@ impl PyRendezvous {
     }
 }
 
+fn order_of(name: &str, segment: usize) -> PyResult<RankOrder> {
+    match (name, segment) {
+        ("join", 1) => Ok(RankOrder::Join),
+        ("stable", 1) => Ok(RankOrder::Stable),
+        ("infra", 1) => Ok(RankOrder::Infra),
+        ("topology", 1..) => Ok(RankOrder::Topology { segment }),
+        _ => Err(PyValueError::new_err(format!(
+            "There is no rank_order '{name}' in segments of {segment}."
+        ))),
+    }
+}
+
+fn check_label(name: &str, label: Option<&str>) -> PyResult<()> {
+    if label.is_some_and(|label| label.is_empty() || label.len() > LONGEST_LABEL) {
+        return Err(PyValueError::new_err(format!("{name} must have 1 to {LONGEST_LABEL} bytes.")));
+    }
+    Ok(())
+}
+
 #[pymethods]
 impl PyRendezvous {
     #[new]
     #[pyo3(signature = (
         client, run_prefix, *, min_nodes, max_nodes, join_timeout_s, last_call_timeout_s,
-        close_timeout_s, keep_alive_ttl_s, run_ttl_s, restart_on_member_loss, host
+        close_timeout_s, keep_alive_ttl_s, run_ttl_s, restart_on_member_loss, host,
+        rank_order="stable", segment=1, infra_rank=None, domain=None, node_id=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
@@ -68,12 +89,26 @@ impl PyRendezvous {
         run_ttl_s: f64,
         restart_on_member_loss: bool,
         host: String,
+        rank_order: &str,
+        segment: usize,
+        infra_rank: Option<u64>,
+        domain: Option<String>,
+        node_id: Option<String>,
     ) -> PyResult<Self> {
         if min_nodes < 1 || max_nodes < min_nodes {
             return Err(PyValueError::new_err(format!(
                 "The numbers of nodes must satisfy 1 <= min_nodes <= max_nodes, not min_nodes \
                  {min_nodes} and max_nodes {max_nodes}."
             )));
+        }
+        let order = order_of(rank_order, segment)?;
+        if order.smallest(min_nodes) > max_nodes {
+            return Err(PyValueError::new_err(format!(
+                "No world of {min_nodes} to {max_nodes} nodes is made of whole segments of {segment}."
+            )));
+        }
+        for (name, label) in [("domain", &domain), ("node_id", &node_id)] {
+            check_label(name, label.as_deref())?;
         }
         let pid = std::process::id();
         let keys = Keys::new(run_prefix);
@@ -92,6 +127,9 @@ impl PyRendezvous {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host, pid },
+            labels: Labels { node_id, infra_rank, domain },
+            order,
+            epoch: Duration::ZERO,
             seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
         };
         let handle = PerProcess::new();
@@ -160,6 +198,25 @@ impl PyRendezvous {
         Ok((progress.round, progress.joined, progress.last_call, progress.spare))
     }
 
+    /// Seconds since the last `join` until this node had entered a round, was a spare, the last call
+    /// began, the barrier ended; `None` for what did not happen.
+    fn phases(&self) -> PyResult<Phases> {
+        let phases = self.handle()?.phases();
+        let seconds = |phase: Option<Duration>| phase.map(|since| since.as_secs_f64());
+        Ok((
+            seconds(phases.entered),
+            seconds(phases.spare),
+            seconds(phases.last_call),
+            seconds(phases.ended),
+        ))
+    }
+
+    /// The id of the lease that everything of the run is under that outlasts its nodes.
+    #[getter]
+    fn run_lease(&self) -> i64 {
+        self.keys.run_lease()
+    }
+
     fn num_nodes_waiting(&self) -> PyResult<usize> {
         Ok(self.handle()?.status().waiting)
     }
@@ -167,6 +224,16 @@ impl PyRendezvous {
     /// Why the world of this member is over, or no longer whole; `None` while it is.
     fn broken(&self) -> PyResult<Option<String>> {
         Ok(self.handle()?.status().broken.map(|(_, reason)| reason))
+    }
+
+    /// Why this node is none of the run and must not close it: it was denied, or replaced.
+    fn excluded(&self) -> PyResult<Option<String>> {
+        Ok(self.handle()?.status().excluded)
+    }
+
+    /// What was odd about the ranks that this node gave in the last round.
+    fn remark(&self) -> PyResult<Option<String>> {
+        Ok(self.handle()?.status().remark)
     }
 
     /// Who closed the run, why, and when (Unix time); `None` while it is open. Asks etcd the first

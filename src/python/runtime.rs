@@ -195,6 +195,11 @@ pub fn handle() -> Handle {
     engine().runtime.handle().clone()
 }
 
+/// Has the runtime's own thread drive for as long as this lives: for what no Python thread waits for.
+pub fn in_background() -> impl Drop + Send + 'static {
+    Parked::enter(engine())
+}
+
 /// Waits for `future` on this thread: `None` when `limit` has passed first. `drive` says to drive the
 /// runtime meanwhile, for which the limit must be short.
 pub fn run<F: Future>(future: Pin<&mut F>, limit: Duration, drive: bool) -> Option<F::Output> {
@@ -226,10 +231,10 @@ pub fn begin_end() {
     ENDING.store(true, Ordering::SeqCst);
 }
 
-/// Ends the runtime's thread. Registered with `atexit` by the package: a thread that outlives the
+/// Ends the runtime's thread and that of asyncio's futures. Registered with `atexit` by the package: a thread that outlives the
 /// interpreter can crash it (pyo3-async-runtimes issue 40).
 #[pyfunction]
-pub fn shutdown() {
+pub fn shutdown(py: Python<'_>) {
     if let Some(engine) = ENGINE.get() {
         engine.ended.store(true, Ordering::SeqCst);
         engine.step_aside.notify_one();
@@ -239,4 +244,5 @@ pub fn shutdown() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+    super::aio::end(py, END);
 }

@@ -46,7 +46,7 @@ impl PyStore {
         Self { client, prefix, lease, request_timeout, abort, store: PerProcess::new() }
     }
 
-    fn store(&self) -> Arc<Store> {
+    pub(crate) fn store(&self) -> Arc<Store> {
         let made = self.store.get_or_make(|| {
             let abort = self.abort.as_ref().filter(|(pid, _)| *pid == std::process::id());
             Arc::new(Store::new(
@@ -57,6 +57,11 @@ impl PyStore {
             ))
         });
         made.clone()
+    }
+
+    /// Of what does not wait for others.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.request_timeout
     }
 
     /// Runs what does not wait for others.
@@ -207,11 +212,11 @@ impl PyStore {
     }
 }
 
-fn owned(keys: Vec<PyBackedBytes>) -> Vec<Vec<u8>> {
+pub(crate) fn owned(keys: Vec<PyBackedBytes>) -> Vec<Vec<u8>> {
     keys.into_iter().map(|key| key.to_vec()).collect()
 }
 
 /// A negative time to wait is none.
-fn timeout(seconds: f64) -> PyResult<Duration> {
+pub(crate) fn timeout(seconds: f64) -> PyResult<Duration> {
     convert::duration("timeout_s", seconds.max(0.0))
 }

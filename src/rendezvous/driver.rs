@@ -1,7 +1,7 @@
 //! Runs one [`Machine`] against a real etcd: performs its actions and brings it what comes of them.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::machine::{
     Action, Answer, Input, Machine, Outcome, RendezvousError, Settings, Status, Time, WatchId,
 };
+use super::phases::{Phases, Stopwatch};
 use super::records::Master;
 use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
@@ -34,13 +35,16 @@ enum Command {
 pub struct Handle {
     commands: UnboundedSender<Command>,
     status: watch::Receiver<Status>,
+    phases: watch::Receiver<Phases>,
 }
 
 impl Handle {
     /// Must be called within the runtime. Does no I/O by itself.
-    pub fn start(client: Client, settings: Settings) -> Self {
+    pub fn start(client: Client, mut settings: Settings) -> Self {
+        settings.epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (commands, receiver) = unbounded_channel();
         let (status_sender, status) = watch::channel(Status::default());
+        let (phases_sender, phases) = watch::channel(Phases::default());
         let (inputs, incoming) = unbounded_channel();
         let driver = Driver {
             client,
@@ -54,13 +58,20 @@ impl Handle {
             closing: Vec::new(),
             observing: Vec::new(),
             status: status_sender,
+            stopwatch: Stopwatch::default(),
+            phases: phases_sender,
         };
         tokio::spawn(driver.run(receiver, incoming));
-        Self { commands, status }
+        Self { commands, status, phases }
     }
 
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// How the barrier that was joined last has gone so far.
+    pub fn phases(&self) -> Phases {
+        *self.phases.borrow()
     }
 
     /// Holds a reason as soon as waiting for a member of this round is in vain. Must be called within
@@ -127,6 +138,8 @@ struct Driver {
     closing: Vec<oneshot::Sender<Done>>,
     observing: Vec<oneshot::Sender<Done>>,
     status: watch::Sender<Status>,
+    stopwatch: Stopwatch,
+    phases: watch::Sender<Phases>,
 }
 
 impl Driver {
@@ -159,6 +172,7 @@ impl Driver {
         match command {
             Command::Join(master, result) => {
                 self.joining.push(result);
+                self.stopwatch.begin(self.origin.elapsed());
                 self.handle(Input::Join(master));
             }
             Command::Close { by, reason, at, done } => {
@@ -202,6 +216,10 @@ impl Driver {
             *shown = status;
             modified
         });
+        let ended = actions.iter().any(|action| matches!(action, Action::Joined(_)));
+        let phases =
+            self.stopwatch.see(self.origin.elapsed(), &self.status.borrow().progress, ended);
+        self.phases.send_if_modified(|shown| std::mem::replace(shown, phases) != phases);
         for action in actions {
             self.perform(action);
         }

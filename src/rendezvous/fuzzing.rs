@@ -1,18 +1,21 @@
 //! What the fuzz targets in `fuzz/` run of the rendezvous. A failed assertion is a finding.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
-use super::keys::{Keys, NodeId, node_of};
+use super::chronicle::{Past, Roster};
+use super::denied::Denial;
+use super::keys::{Keys, NodeId, escape, node_of, unescape};
+use super::labels::Labels;
 use super::machine::{
     Action, Answer, CallId, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
 };
-use super::ranks::{Candidate, assign};
+use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
     self, Closed, Control, Coordinator, Final, Join, LastCall, Loss, Master, Member, NodeInfo,
-    Previous, State, Waiting,
+    Previous, State, Stay, Story, Waiting,
 };
 use crate::etcd::kv::{Event, KeyValue, Op, OpReply, RangeReply, Txn, TxnReply};
 use crate::etcd::{EtcdError, Refusal, WatchMessage};
@@ -26,7 +29,10 @@ pub fn read_records(data: &[u8]) {
     reads(data, |data| records::decode_member("/k", data, u32::MAX));
     reads::<Coordinator>(data, |data| records::decode("/k", data));
     reads::<Waiting>(data, |data| records::decode("/k", data));
+    reads::<Denial>(data, |data| records::decode("/k", data));
     reads::<Loss>(data, |data| records::decode("/k", data));
+    reads::<Roster>(data, |data| records::decode("/k", data));
+    reads::<Past>(data, |data| records::decode("/k", data));
     reads::<LastCall>(data, |data| records::decode("/k", data));
     let kv = KeyValue {
         key: b"/join/0000000000000007".to_vec(),
@@ -37,7 +43,7 @@ pub fn read_records(data: &[u8]) {
     if let Some((node, join)) = records::join_of(&kv) {
         assert_eq!(node, 7);
         let again = KeyValue { value: records::encode(&join), ..kv };
-        assert!(again.value.len() < 4000, "{join:?}");
+        assert!(again.value.len() < 8000, "{join:?}");
         assert_eq!(records::join_of(&again), Some((7, join)));
     }
 }
@@ -70,6 +76,10 @@ pub fn read_keys(data: &[u8]) {
     let Ok((run, attempt, round, node)) = <(&str, &str, u64, NodeId)>::arbitrary(&mut u) else {
         return;
     };
+    assert_eq!(unescape(escape(run).as_bytes()).as_deref(), Some(run));
+    if let Some(name) = unescape(data) {
+        assert!(!escape(&name).contains('/'));
+    }
     let keys = Keys::new(run);
     assert!(keys.run_lease() > 0);
     let own =
@@ -86,13 +96,46 @@ pub fn assign_ranks(data: &[u8]) {
     let Ok((max, list)) = <(u16, Vec<(NodeId, i64, Option<u32>)>)>::arbitrary(&mut u) else {
         return;
     };
+    let labels: Vec<(Option<u64>, u8)> = Vec::arbitrary(&mut u).unwrap_or_default();
     let (mut seen, max) = (BTreeSet::new(), usize::from(max).max(1));
-    let candidates: Vec<Candidate> = list
+    let candidates: Vec<Candidate<'_>> = list
         .into_iter()
-        .filter(|(node, ..)| seen.insert(*node))
-        .map(|(node, arrival, previous)| Candidate { node, arrival, previous })
+        .zip(labels.into_iter().chain(std::iter::repeat((None, 0))))
+        .filter(|((node, ..), _)| seen.insert(*node))
+        .map(|((node, arrival, previous), (infra, domain))| {
+            let domain = ["a", "b", "c"].get(usize::from(domain % 4)).copied();
+            Candidate { node, arrival, previous, infra, domain }
+        })
         .collect();
-    let world = assign(&candidates, max);
+    for order in [RankOrder::Join, RankOrder::Stable, RankOrder::Infra] {
+        check_ranks(&candidates, max, order);
+    }
+    for segment in 1..=3 {
+        check_segments(&candidates, max, segment);
+    }
+}
+
+fn check_segments(candidates: &[Candidate<'_>], max: usize, segment: usize) {
+    let order = RankOrder::Topology { segment };
+    let places = BTreeMap::from([("b".to_string(), 0), ("c".to_string(), 4)]);
+    let world = assign(candidates, max, order, &places);
+    let distinct: BTreeSet<_> = world.iter().collect();
+    assert_eq!(distinct.len(), world.len(), "a node has two ranks");
+    let placeable = order.placeable(candidates.iter().map(|c| c.domain));
+    assert_eq!(world.len(), placeable.min(order.largest(max)));
+    let domain = |node: &NodeId| candidates.iter().find(|c| c.node == *node).map(|c| c.domain);
+    let domains: Vec<_> = world.iter().map(domain).collect();
+    for members in domains.chunks(segment) {
+        assert_eq!(members, vec![members[0]; segment], "a segment has nodes of one domain");
+    }
+    let mut runs = domains;
+    runs.dedup();
+    let distinct: BTreeSet<_> = runs.iter().collect();
+    assert_eq!(distinct.len(), runs.len(), "nodes of one domain are neighbours");
+}
+
+fn check_ranks(candidates: &[Candidate<'_>], max: usize, order: RankOrder) {
+    let world = assign(candidates, max, order, &BTreeMap::new());
     assert_eq!(world.len(), candidates.len().min(max));
     let members: BTreeSet<_> = world.iter().collect();
     assert_eq!(members.len(), world.len(), "a node has two ranks");
@@ -123,10 +166,16 @@ impl Run {
     fn new(u: &mut Unstructured<'_>) -> Result<Self> {
         let min = u.int_in_range(1..=3)?;
         let second = Duration::from_secs(1);
+        let order = *u.choose(&[
+            RankOrder::Stable,
+            RankOrder::Join,
+            RankOrder::Infra,
+            RankOrder::Topology { segment: 2 },
+        ])?;
         let settings = Settings {
             keys: Keys::new("/p/run_a"),
             min,
-            max: min + u.int_in_range(0..=2)?,
+            max: order.smallest(min) + u.int_in_range(0..=2)?,
             join_timeout: second * 60,
             last_call: second * u.int_in_range(0..=9)?,
             close_timeout: second * 10,
@@ -138,6 +187,12 @@ impl Run {
                 OnMemberLoss::Ignore
             },
             node: NodeInfo { host: "me".into(), pid: 1 },
+            labels: Labels {
+                node_id: if u.ratio(1, 3)? { Some("me".into()) } else { None },
+                ..Labels::default()
+            },
+            order,
+            epoch: Duration::ZERO,
             seed: u.arbitrary()?,
         };
         Ok(Self {
@@ -334,23 +389,34 @@ impl Run {
         }
         let key = String::from_utf8_lossy(key);
         let node = NodeInfo { host: text(u)?, pid: u.arbitrary()? };
+        let label =
+            |u: &mut Unstructured<'_>| Ok(if u.ratio(1, 4)? { Some(text(u)?) } else { None });
+        let labels = Labels { node_id: label(u)?, infra_rank: u.arbitrary()?, domain: label(u)? };
         let mut value = if key.ends_with("/control") {
             records::encode(&self.control(u)?)
         } else if key.ends_with("/coordinator") {
             let (joined, last_call) = u.arbitrary()?;
-            records::encode(&Coordinator { node, joined, last_call })
+            records::encode(&Coordinator { node, joined, last_call, min: 1, max: 2, at: 0 })
         } else if key.ends_with("/loss") {
             records::encode(&Loss { round: round(u)?, member: text(u)? })
         } else if key.ends_with("/last_call") {
             records::encode(&LastCall { lease: u.arbitrary()? })
         } else if key.contains("/join/") {
             let master = Master { addr: text(u)?, port: u.arbitrary()? };
-            records::encode(&Join::new(node, master))
+            records::encode(&Join::new(node, master, Stay::default(), labels))
+        } else if key.contains("/denied/") {
+            records::encode(&Denial { by: text(u)?, reason: text(u)?, at: u.arbitrary()? })
         } else if key.contains("/member/") {
             let rank = if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? };
-            records::encode(&Member { rank, next: self.lease(u)?, node })
+            records::encode(&Member {
+                rank,
+                next: self.lease(u)?,
+                node,
+                addr: String::new(),
+                labels,
+            })
         } else {
-            records::encode(&Waiting { node })
+            records::encode(&Waiting { node, stay: Stay::default(), labels })
         };
         if u.ratio(1, 8)? && !value.is_empty() {
             let at = u.choose_index(value.len())?;
@@ -372,6 +438,8 @@ impl Run {
                     None
                 },
                 by: text(u)?,
+                at: u.arbitrary()?,
+                why: text(u)?,
             },
             2 | 3 => State::Final(Final {
                 world: if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? },
@@ -379,6 +447,7 @@ impl Run {
                 since: if u.ratio(1, 4)? { u.arbitrary()? } else { self.revision },
                 master_addr: text(u)?,
                 master_port: u.arbitrary()?,
+                story: Story { by: text(u)?, opened_at: u.arbitrary()?, ..Story::default() },
             }),
             _ => State::Closed(Closed { by: text(u)?, reason: text(u)?, at: u.arbitrary()? }),
         };
@@ -405,7 +474,9 @@ impl Run {
     fn any_key(&self, u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         let keys = &self.machine.settings.keys;
         let (round, node) = (round(u)?, self.lease(u)?);
-        Ok(match u.int_in_range(0..=8)? {
+        Ok(match u.int_in_range(0..=10)? {
+            9 => format!("{}{}", keys.denials(), text(u)?),
+            10 => format!("{}me", keys.denials()),
             0 | 1 => keys.control(),
             2 => keys.coordinator(),
             3 => keys.loss(),

@@ -1,5 +1,9 @@
 //! Where the state of a run lies in etcd. `docs/protocol.md` has the table.
 
+use std::fmt::Write as _;
+
+use crate::etcd::kv::prefix_end;
+
 /// A node's identity is the id of its lease: unique for ever, and its keys go when it goes.
 pub type NodeId = i64;
 
@@ -46,6 +50,45 @@ impl Keys {
         format!("{}rdzv/head/loss", self.run)
     }
 
+    /// The prefix of the names that are denied.
+    pub fn denials(&self) -> String {
+        format!("{}rdzv/head/denied/", self.run)
+    }
+
+    /// The prefix of the nodes whose node id another one has taken.
+    pub fn replacements(&self) -> String {
+        format!("{}rdzv/head/replaced/", self.run)
+    }
+
+    pub fn replacement(&self, node: NodeId) -> String {
+        format!("{}rdzv/head/replaced/{node:016x}", self.run)
+    }
+
+    /// Who holds a node id at present.
+    pub fn holder(&self, node_id: &str) -> String {
+        format!("{}rdzv/node/{}", self.run, escape(node_id))
+    }
+
+    /// The prefix of the rounds that are remembered.
+    pub fn histories(&self) -> String {
+        format!("{}rdzv/history/", self.run)
+    }
+
+    pub fn history(&self, round: u64) -> String {
+        format!("{}rdzv/history/{round:016x}", self.run)
+    }
+
+    /// The ranges of all that belongs to other rounds than this one.
+    pub fn other_rounds(&self, round: u64) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        let all = [format!("{}rdzv/round/", self.run), format!("{}rdzv/v_", self.run)];
+        let this = [self.round(round), self.round_data(round)];
+        all.into_iter().zip(this).flat_map(|(all, this)| {
+            let end = prefix_end(all.as_bytes());
+            let after = prefix_end(this.as_bytes());
+            [(all.into_bytes(), this.into_bytes()), (after, end)]
+        })
+    }
+
     pub fn round(&self, round: u64) -> String {
         format!("{}rdzv/round/{round}/", self.run)
     }
@@ -66,6 +109,15 @@ impl Keys {
 
     pub fn member(&self, round: u64, attempt: &str, node: NodeId) -> String {
         format!("{}rdzv/round/{round}/member/{attempt}/{node:016x}", self.run)
+    }
+
+    /// The prefix of the parts of the list of a round's members.
+    pub fn rosters(&self, round: u64, attempt: &str) -> String {
+        format!("{}rdzv/round/{round}/roster/{attempt}/", self.run)
+    }
+
+    pub fn roster(&self, round: u64, attempt: &str, part: usize) -> String {
+        format!("{}rdzv/round/{round}/roster/{attempt}/{part}", self.run)
     }
 
     pub fn waitings(&self, round: u64) -> String {
@@ -91,6 +143,41 @@ impl Keys {
     }
 }
 
+/// What stays as it is in a name that is a part of a key, besides letters and digits; the same as for run
+/// ids (`python/torchetcd/_names.py`).
+const KEPT: &[u8] = b"_-.~!$&'()*+,;=:@ ";
+
+/// A name as the part of a key that holds no slash, and that no other name has.
+pub fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || KEPT.contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+/// The name that was escaped so; `None` where nothing was.
+pub fn unescape(segment: &[u8]) -> Option<String> {
+    let mut name = Vec::with_capacity(segment.len());
+    let mut rest = segment;
+    while let [first, after @ ..] = rest {
+        if *first == b'%' {
+            let code = std::str::from_utf8(after.get(..2)?).ok()?;
+            name.push(u8::from_str_radix(code, 16).ok()?);
+            rest = &after[2..];
+        } else {
+            name.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(name).ok()
+}
+
 /// The node of a key that ends with one; `None` for a key that is not ours.
 pub fn node_of(key: &[u8]) -> Option<NodeId> {
     let name = key.rsplit(|byte| *byte == b'/').next()?;
@@ -114,6 +201,43 @@ mod tests {
         {
             assert_eq!(node_of(foreign.as_bytes()), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_name_is_found_again_in_its_key() {
+        for (name, segment) in [
+            ("host-1.x", "host-1.x"),
+            ("a/b", "a%2Fb"),
+            ("100%", "100%25"),
+            ("größe 1", "gr%C3%B6%C3%9Fe 1"),
+            ("\n\"#?[]", "%0A%22%23%3F%5B%5D"),
+            ("!$&'()*+,;=:@~_", "!$&'()*+,;=:@~_"),
+        ] {
+            assert_eq!(escape(name), segment);
+            assert_eq!(unescape(segment.as_bytes()).as_deref(), Some(name));
+        }
+        for broken in ["%", "%2", "%zz", "%FF", "a%2"] {
+            assert_eq!(unescape(broken.as_bytes()), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_other_rounds_are_all_but_one() {
+        let keys = Keys::new("/p/run_a");
+        let others: Vec<_> = keys.other_rounds(12).collect();
+        let is_other = |key: &str| {
+            let key = key.as_bytes();
+            others.iter().filter(|(from, end)| &from[..] <= key && key < &end[..]).count() == 1
+        };
+        for round in [1, 2, 11, 13, 112, 120, 121, 2000] {
+            assert!(
+                is_other(&keys.join(round, 1)) && is_other(&keys.round_store(round)),
+                "{round}"
+            );
+        }
+        let own = [keys.join(12, 1), keys.last_call(12), keys.round_store(12), keys.control()];
+        assert!(!own.iter().any(|key| is_other(key)));
+        assert!(!is_other(&keys.history(3)) && !is_other(&keys.holder("x")));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Completing a round: what the one coordinator does for all. Its work is O(N), everybody else's O(1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::chronicle::{Former, Past, ROUNDS_KEPT, Roster, RosterEntry};
+use super::denied::Denied;
 use super::keys::{NodeId, node_of};
-use super::machine::{Answer, Machine, Place, Step, Time, WatchId};
-use super::ranks::{Candidate, assign};
-use super::records::{self, Control, Coordinator, Final, Join, LastCall, Member, Previous, State};
+use super::machine::{Answer, Machine, Place, Settings, Step, Time, WatchId};
+use super::ranks::{Candidate, RankOrder, assign};
+use super::records::{self, Control, Final, Join, LastCall, Member, Previous, State, Story};
+use super::roll::Roll;
+use super::steps::number;
 use super::variants::{Variant, wrong};
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
@@ -34,6 +38,34 @@ fn page() -> i64 {
 const FIRST_REPORT: Duration = Duration::from_secs(1);
 const LAST_REPORT: Duration = Duration::from_secs(60);
 
+/// What people should know of these ranks.
+fn remark(order: RankOrder, candidates: &[Candidate<'_>], roll: &Roll) -> Option<String> {
+    let own = order.to_string();
+    let mut others = roll.admitted().filter(|(.., join)| join.order() != own);
+    if let Some((.., join)) = others.next() {
+        return Some(format!(
+            "ranks are by {own}, which is the rank_order of the coordinator; {} of {} nodes have \
+             another one, such as {} by {}",
+            others.count() + 1,
+            roll.len(),
+            join.node,
+            join.order()
+        ));
+    }
+    if order != RankOrder::Infra {
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    let twice = candidates.iter().filter_map(|c| c.infra).find(|rank| !seen.insert(*rank))?;
+    let named = |join: &Join| join.labels.infra_rank == Some(twice);
+    let nodes = roll.admitted().filter(|(.., join)| named(join)).take(3);
+    let names: Vec<String> = nodes.map(|(.., join)| join.node.to_string()).collect();
+    Some(format!(
+        "several nodes have the infra_rank {twice}, and are ranked as they came: {}",
+        names.join(", ")
+    ))
+}
+
 /// What the coordinator's call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeadStep {
@@ -50,9 +82,11 @@ pub(super) enum LeadStep {
 pub(super) struct Lead {
     previous: Option<Previous>,
     load: Load,
-    joined: BTreeMap<NodeId, (i64, Join)>,
-    /// Live members of the last world, with their ranks.
-    survivors: BTreeMap<NodeId, u32>,
+    roll: Roll,
+    /// Live members of the last world.
+    survivors: BTreeMap<NodeId, Member>,
+    /// Who its members were, dead or alive.
+    former: Former,
     watches: Option<Watches>,
     /// Events that came while what was there before was being read.
     early: Vec<(Kind, Event)>,
@@ -110,15 +144,25 @@ struct Attempt {
     members: Vec<NodeId>,
     written: usize,
     since: i64,
+    /// Unix time at which it began.
+    at: u64,
+}
+
+impl Attempt {
+    /// Whether all who were chosen may still take part.
+    fn is_of(&self, roll: &Roll) -> bool {
+        roll.none_is_barred() || self.members.iter().all(|node| roll.may_take_part(*node))
+    }
 }
 
 impl Lead {
-    pub fn new(previous: Option<Previous>) -> Self {
+    pub fn new(previous: Option<Previous>, order: RankOrder) -> Self {
         Self {
             previous,
             load: Load::default(),
-            joined: BTreeMap::new(),
+            roll: Roll::new(order),
             survivors: BTreeMap::new(),
+            former: Former::default(),
             watches: None,
             early: Vec::new(),
             last_call: Clock::Stopped,
@@ -149,20 +193,33 @@ impl Lead {
         self.writing = None;
     }
 
-    fn survivors_missing(&self) -> bool {
-        self.survivors.keys().any(|node| !self.joined.contains_key(node))
-    }
-
-    fn candidates(&self) -> Vec<Candidate> {
-        let candidate = |(node, (arrival, _)): (&NodeId, &(i64, Join))| Candidate {
-            node: *node,
-            arrival: *arrival,
-            previous: self.survivors.get(node).copied(),
+    /// Who was replaced or is denied is not waited for.
+    fn survivors_missing(&self, denied: &Denied) -> bool {
+        let missing = |(node, member): (&NodeId, &Member)| {
+            !self.roll.has(*node, member.labels.node_id.as_deref())
+                && !denied.has(*node, &member.node, &member.labels)
         };
-        self.joined.iter().map(candidate).collect()
+        self.survivors.iter().any(missing)
     }
 
-    fn take(&mut self, kind: Kind, event: Event) {
+    fn candidates(&self) -> Vec<Candidate<'_>> {
+        let mut candidates = Vec::with_capacity(self.roll.len());
+        for (node, arrival, join) in self.roll.admitted() {
+            let labels = &join.labels;
+            let survivor = self.survivors.get(&node).map(|member| member.rank);
+            let seat = || self.former.seats.get(labels.node_id.as_ref()?).copied();
+            candidates.push(Candidate {
+                node,
+                arrival,
+                previous: survivor.or_else(seat),
+                infra: labels.infra_rank,
+                domain: labels.domain.as_deref(),
+            });
+        }
+        candidates
+    }
+
+    fn take(&mut self, kind: Kind, event: Event, denied: &Denied) {
         if !self.load.done {
             return self.early.push((kind, event));
         }
@@ -171,7 +228,7 @@ impl Lead {
             return;
         }
         match kind {
-            Kind::Join => self.take_join(&event),
+            Kind::Join => self.take_join(&event, denied),
             Kind::Survivor => {
                 if let Some(node) = node_of(&event.kv().key) {
                     self.survivors.remove(&node);
@@ -180,16 +237,16 @@ impl Lead {
         }
     }
 
-    fn take_join(&mut self, event: &Event) {
+    fn take_join(&mut self, event: &Event, denied: &Denied) {
         match event {
             Event::Put(kv) => {
                 if let Some((node, join)) = records::join_of(kv) {
-                    self.joined.entry(node).or_insert((kv.create_revision, join));
+                    self.roll.insert(node, kv.create_revision, join, denied);
                 }
             }
             Event::Delete(kv) => {
                 let Some(node) = node_of(&kv.key) else { return };
-                self.joined.remove(&node);
+                self.roll.remove(node, denied);
                 let chosen = |attempt: &Attempt| attempt.members.contains(&node);
                 if self.writing.as_ref().is_some_and(chosen) {
                     self.abort_attempt();
@@ -202,7 +259,8 @@ impl Lead {
 impl Machine {
     /// Called while this node is the coordinator of the open round and no call is under way.
     pub(super) fn step_lead(&mut self, now: Time, deadline: Time) {
-        let (min, max) = (self.settings.min, self.settings.max);
+        let min = self.settings.min;
+        let full = self.settings.order.largest(self.settings.max);
         let Some(lead) = &mut self.lead else { return };
         match &lead.watches {
             None => return self.watch_joins(),
@@ -215,14 +273,18 @@ impl Machine {
             self.call = Some((id, Step::Lead(LeadStep::AskLastCall)));
             return self.act(super::machine::Action::TimeToLive(id, lease, deadline));
         }
+        lead.roll.look(&self.denied);
+        if lead.writing.as_ref().is_some_and(|attempt| !attempt.is_of(&lead.roll)) {
+            lead.abort_attempt();
+        }
         if lead.writing.is_some() {
             return self.write_on(deadline);
         }
-        let joined = lead.joined.len();
-        if joined >= max && !lead.survivors_missing() {
+        let (joined, placeable) = (lead.roll.len(), lead.roll.placeable());
+        if placeable >= full && !lead.survivors_missing(&self.denied) {
             return self.begin_attempt(deadline);
         }
-        if joined < min {
+        if placeable < min {
             if lead.last_call != Clock::Stopped {
                 lead.last_call = Clock::Stopped;
                 return self.clear_last_call(deadline);
@@ -247,7 +309,7 @@ impl Machine {
                 }
             }
         }
-        self.report_when_due(now, joined, joined >= min, deadline);
+        self.report_when_due(now, joined, placeable >= min, deadline);
     }
 
     fn report_when_due(&mut self, now: Time, joined: usize, last_call: bool, deadline: Time) {
@@ -280,6 +342,12 @@ impl Machine {
         [self.control_unchanged(), Compare::mod_revision(coordinator, self.coordinator.modified)]
     }
 
+    /// The last world's roster says who is back by its `node_id`, and where its domains were.
+    fn wants_roster(&self) -> bool {
+        let Settings { labels, order, .. } = &self.settings;
+        labels.node_id.is_some() || matches!(order, RankOrder::Topology { .. })
+    }
+
     fn load(&mut self, deadline: Time) {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return };
         let keys = &self.settings.keys;
@@ -298,12 +366,17 @@ impl Machine {
             if let Some(previous) = &lead.previous {
                 let members = keys.members(previous.round, &previous.attempt);
                 reads.push(Op::Get(Range::prefix(members)));
+                if self.wants_roster() {
+                    let roster = keys.rosters(previous.round, &previous.attempt);
+                    reads.push(Op::Get(Range::prefix(roster)));
+                }
             }
         }
         self.txn(Step::Lead(LeadStep::Load), Txn::when([]).then(reads), deadline);
     }
 
     fn loaded(&mut self, reply: &TxnReply) {
+        let denied = &self.denied;
         let Some(lead) = &mut self.lead else { return };
         if lead.load.from.is_none() {
             lead.load.revision = reply.revision;
@@ -314,17 +387,18 @@ impl Machine {
                 lead.last_call = Clock::Inherited(lease);
             }
             for kv in reply.range(2).kvs {
-                if let (Some(node), Ok(Member { rank, .. })) =
-                    (node_of(&kv.key), records::decode("", &kv.value))
+                if let (Some(node), Ok(member)) =
+                    (node_of(&kv.key), records::decode::<Member>("", &kv.value))
                 {
-                    lead.survivors.insert(node, rank);
+                    lead.survivors.insert(node, member);
                 }
             }
+            lead.former = Former::of(&reply.range(3).kvs);
         }
         let page = reply.range(0);
         let next = page.kvs.last().map(|kv| [&kv.key[..], &[0]].concat());
         for kv in page.kvs {
-            lead.take_join(&Event::Put(kv));
+            lead.take_join(&Event::Put(kv), denied);
         }
         if page.more {
             lead.load.from = next;
@@ -333,7 +407,7 @@ impl Machine {
         lead.load.done = true;
         lead.load.from = None;
         for (kind, event) in std::mem::take(&mut lead.early) {
-            lead.take(kind, event);
+            lead.take(kind, event, denied);
         }
     }
 
@@ -351,6 +425,7 @@ impl Machine {
     }
 
     pub(super) fn lead_watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
+        let denied = &self.denied;
         let Some(lead) = &mut self.lead else { return };
         let Some(watches) = &mut lead.watches else { return };
         let kind = if watches.joins == watch { Kind::Join } else { Kind::Survivor };
@@ -358,7 +433,7 @@ impl Machine {
             WatchMessage::Started(_) => watches.starting = watches.starting.saturating_sub(1),
             WatchMessage::Events(events) => {
                 for event in events {
-                    lead.take(kind, event);
+                    lead.take(kind, event, denied);
                 }
             }
             WatchMessage::Compacted { .. } => self.reload(),
@@ -378,7 +453,7 @@ impl Machine {
         let Some(lead) = &mut self.lead else { return };
         lead.abort_attempt();
         lead.load = Load::default();
-        lead.joined.clear();
+        lead.roll.clear();
         lead.survivors.clear();
         lead.early.clear();
         let watches = lead.watches.take();
@@ -404,14 +479,18 @@ impl Machine {
     }
 
     fn begin_attempt(&mut self, deadline: Time) {
+        let at = self.unix_now();
         let Some(lead) = &mut self.lead else { return };
-        let members = assign(&lead.candidates(), self.settings.max);
+        let candidates = lead.candidates();
+        let (max, order) = (self.settings.max, self.settings.order);
+        let members = assign(&candidates, max, order, &lead.former.places);
+        self.remark = remark(order, &candidates, &lead.roll);
         self.attempts += 1;
         let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
         if wrong(Variant::AnyAttempt) {
             id = "all".into();
         }
-        lead.writing = Some(Attempt { id, members, written: 0, since: 0 });
+        lead.writing = Some(Attempt { id, members, written: 0, since: 0, at });
         self.write_on(deadline);
     }
 
@@ -422,18 +501,28 @@ impl Machine {
             return self.complete(deadline);
         }
         let to = attempt.members.len().min(attempt.written + members_per_txn());
-        let mut writes = Vec::with_capacity(to - attempt.written);
+        let mut writes = Vec::with_capacity(to - attempt.written + 1);
+        let mut roster = Roster::default();
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
-            let Some((_, join)) = lead.joined.get(node) else { continue };
+            let Some(join) = lead.roll.get(*node) else { continue };
             let mut next = attempt.members[(rank + 1) % attempt.members.len()];
             if wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len() {
                 next = 0;
             }
-            let rank = u32::try_from(rank).unwrap_or(u32::MAX);
-            let member = Member { rank, next, node: join.node.clone() };
+            let member = Member {
+                rank: number(rank),
+                next,
+                node: join.node.clone(),
+                addr: join.master_addr.clone(),
+                labels: join.labels.clone(),
+            };
+            roster.members.push(RosterEntry::of(*node, &member));
             let key = self.settings.keys.member(round, &attempt.id, *node);
             writes.push(Op::put(key, records::encode(&member), *node));
         }
+        let part = attempt.written / members_per_txn();
+        let key = self.settings.keys.roster(round, &attempt.id, part);
+        writes.push(Op::put(key, records::encode(&roster), self.settings.keys.run_lease()));
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
         self.txn(Step::Lead(LeadStep::WriteMembers { to }), txn, deadline);
     }
@@ -456,9 +545,18 @@ impl Machine {
             store("MASTER_ADDR", &complete.master_addr),
             store("MASTER_PORT", &complete.master_port.to_string()),
         ];
+        let story = complete.story.clone();
+        let past = records::encode(&Past { round, world: complete.world, story });
+        writes.push(Op::put(keys.history(round), past, keys.run_lease()));
+        if let Some(old) = round.checked_sub(ROUNDS_KEPT) {
+            writes.push(Op::delete(keys.history(old)));
+        }
         if let Some(previous) = previous {
             writes.push(Op::delete_prefix(keys.round(previous.round)));
             writes.push(Op::delete_prefix(keys.round_data(previous.round)));
+        } else if round > 1 {
+            // An operator reopened the run: which rounds were before is not told, and none is needed.
+            writes.extend(keys.other_rounds(round).map(|(key, end)| Op::delete_range(key, end)));
         }
         let mut guards = self.still_coordinator().to_vec();
         if wrong(Variant::UnguardedCompletion) {
@@ -472,13 +570,27 @@ impl Machine {
     fn completion(&self) -> Option<Control> {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
         let attempt = lead.writing.as_ref()?;
-        let (_, first) = lead.joined.get(attempt.members.first()?)?;
+        let first = lead.roll.get(*attempt.members.first()?)?;
+        let Some(Control { state: State::Open { by, at, why, .. }, .. }) = &self.control.value
+        else {
+            return None;
+        };
+        let story = Story {
+            by: self.settings.node.to_string(),
+            at: attempt.at,
+            opened_at: *at,
+            opened_by: by.clone(),
+            why: why.clone(),
+            min: number(self.settings.min),
+            max: number(self.settings.max),
+        };
         let complete = Final {
-            world: u32::try_from(attempt.members.len()).unwrap_or(u32::MAX),
+            world: number(attempt.members.len()),
             attempt: attempt.id.clone(),
             since: attempt.since,
             master_addr: first.master_addr.clone(),
             master_port: first.master_port,
+            story,
         };
         Some(Control::new(round, State::Final(complete)))
     }
@@ -569,11 +681,7 @@ impl Machine {
         lease: i64,
         revision: i64,
     ) {
-        let record = Coordinator {
-            node: self.settings.node.clone(),
-            joined: u32::try_from(joined).unwrap_or(u32::MAX),
-            last_call,
-        };
+        let record = self.coordinator_record(joined, last_call, lease);
         self.coordinator.set(Some((record, lease)), revision, revision);
     }
 

@@ -5,11 +5,16 @@
 //! known and takes the one next step. One call to etcd is under way at a time, and every transaction is
 //! guarded by the control record's revision, so repeating one whose answer was lost is harmless.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::denied::{Denied, DeniedNode};
+use super::identity::Identity;
 use super::keys::{Keys, NodeId};
+use super::labels::Labels;
 use super::lead::Lead;
 use super::member::Membership;
+use super::ranks::RankOrder;
 use super::records::{
     self, Closed, Control, Coordinator, CorruptRecord, Loss, Master, NodeInfo, State,
 };
@@ -42,6 +47,10 @@ pub struct Settings {
     pub run_ttl: Duration,
     pub on_member_loss: OnMemberLoss,
     pub node: NodeInfo,
+    pub labels: Labels,
+    pub order: RankOrder,
+    /// The Unix time at [`Time`] zero; the driver sets it.
+    pub epoch: Duration,
     /// For lease ids and for pauses that must differ between nodes.
     pub seed: u64,
 }
@@ -115,6 +124,13 @@ pub enum RendezvousError {
     Etcd(#[from] EtcdError),
     #[error(transparent)]
     Corrupt(#[from] CorruptRecord),
+    #[error(transparent)]
+    Denied(#[from] DeniedNode),
+    #[error(
+        "{node} is not in the run any more: another agent, {by}, has taken its node_id '{node_id}'. \
+         Each agent needs a node_id of its own."
+    )]
+    Replaced { node: NodeInfo, node_id: String, by: NodeInfo },
     #[error("The node has left the rendezvous.")]
     Left,
 }
@@ -130,6 +146,10 @@ pub struct Status {
     pub broken: Option<(u64, String)>,
     /// The state of the run is being watched.
     pub observed: bool,
+    /// Why this node is none of the run: it was denied, or replaced. It must not close the run then.
+    pub excluded: Option<String>,
+    /// What was odd about the ranks that this node gave as coordinator.
+    pub remark: Option<String>,
 }
 
 /// For the log lines of a node that waits in the barrier.
@@ -141,6 +161,8 @@ pub struct Progress {
     pub last_call: bool,
     /// The round is complete without this node, which waits for the next one.
     pub spare: bool,
+    /// This node counts among those who have joined a round that is not complete.
+    pub entered: bool,
     pub member: Option<Member>,
 }
 
@@ -172,6 +194,11 @@ impl<T> Observed<T> {
         }
     }
 
+    /// It is gone, as far as can be known without asking.
+    pub fn forget(&mut self) {
+        (self.value, self.modified) = (None, 0);
+    }
+
     fn is_newer_than(&self, as_of: i64) -> bool {
         self.as_of > as_of
     }
@@ -194,6 +221,10 @@ pub(super) struct Joining {
     pub master: Master,
     pub started: Time,
     pub deadline: Time,
+    /// What this node knew, as a member of a world, when it was told to join again.
+    pub why: Option<String>,
+    /// The head was read since, so that nobody is turned away for what was.
+    pub confirmed: bool,
 }
 
 /// Where this node has put itself for the round that the control record names.
@@ -230,12 +261,18 @@ pub struct Machine {
     rng: u64,
     actions: Vec<Action>,
     last_id: u64,
+    /// When the last input came.
+    now: Time,
 
     pub(super) lease: Option<i64>,
     pub(super) run_lease: bool,
     pub(super) control: Observed<Control>,
     pub(super) coordinator: Observed<(Coordinator, NodeId)>,
     pub(super) loss: Observed<Loss>,
+    pub(super) denied: Denied,
+    pub(super) identity: Identity,
+    /// The last leases that this node had: it was another node then, by the same names.
+    pub(super) formers: VecDeque<NodeId>,
     corrupt: Option<CorruptRecord>,
     pub(super) head: Option<Head>,
     /// The watch of the head has ended and there is no new one yet.
@@ -246,6 +283,8 @@ pub struct Machine {
     pub(super) pause: Option<Time>,
     pub(super) joining: Option<Joining>,
     closing: Option<(Closed, Time)>,
+    /// Since this node was told to close the run, somebody has; it may have been reopened since.
+    seen_closed: bool,
     observing: Option<Time>,
 
     pub(super) place: Place,
@@ -255,6 +294,8 @@ pub struct Machine {
     pub(super) lead: Option<Lead>,
     pub(super) attempts: u64,
     pub(super) membership: Option<Membership>,
+    excluded: Option<String>,
+    pub(super) remark: Option<String>,
 }
 
 impl Machine {
@@ -264,11 +305,15 @@ impl Machine {
             settings,
             actions: Vec::new(),
             last_id: 0,
+            now: Time::ZERO,
             lease: None,
             run_lease: false,
             control: Observed::default(),
             coordinator: Observed::default(),
             loss: Observed::default(),
+            denied: Denied::default(),
+            identity: Identity::default(),
+            formers: VecDeque::new(),
             corrupt: None,
             head: None,
             deaf: false,
@@ -276,6 +321,7 @@ impl Machine {
             pause: None,
             joining: None,
             closing: None,
+            seen_closed: false,
             observing: None,
             place: Place::Outside,
             waiting_watch: None,
@@ -283,19 +329,26 @@ impl Machine {
             lead: None,
             attempts: 0,
             membership: None,
+            excluded: None,
+            remark: None,
         }
     }
 
     /// Takes one input and gives back what is to be done.
     pub fn handle(&mut self, now: Time, input: Input) -> Vec<Action> {
+        self.now = now;
         match input {
             Input::Join(master) => {
+                (self.excluded, self.remark) = (None, None);
+                let why = self.why_again();
                 self.stop_watching_members();
                 let deadline = now + self.settings.join_timeout;
-                self.joining = Some(Joining { master, started: now, deadline });
+                self.joining =
+                    Some(Joining { master, started: now, deadline, why, confirmed: false });
             }
             Input::Leave => self.leave(),
             Input::Close { by, reason, at } => {
+                self.seen_closed = false;
                 self.closing = Some((Closed { by, reason, at }, now + self.settings.close_timeout));
             }
             Input::Observe => self.observing = Some(now + self.settings.close_timeout),
@@ -321,6 +374,15 @@ impl Machine {
         }
         self.advance(now);
         std::mem::take(&mut self.actions)
+    }
+
+    /// Unix time in seconds, for records.
+    pub(super) fn unix(&self, time: Time) -> u64 {
+        self.settings.epoch.saturating_add(time).as_secs()
+    }
+
+    pub(super) fn unix_now(&self) -> u64 {
+        self.unix(self.now)
     }
 
     /// When to send [`Input::Tick`], if nothing comes before.
@@ -357,10 +419,13 @@ impl Machine {
                 joined: told.map_or(0, |told| told.joined as usize),
                 last_call: told.is_some_and(|told| told.last_call),
                 spare: matches!(self.place, Place::Waiting(_)),
+                entered: matches!(self.place, Place::Joined(_)),
                 member: member.map(|m| Member { rank: m.rank, world: m.world }),
             },
             broken: self.broken_round(),
             observed: self.head_is_known(),
+            excluded: self.excluded.clone().or_else(|| self.exclusion().map(|e| e.to_string())),
+            remark: self.remark.clone(),
         }
     }
 
@@ -419,23 +484,39 @@ impl Machine {
             self.act(Action::Closed(Err(RendezvousError::Timeout(text))));
             return true;
         }
-        let round = match self.control.value.as_ref() {
-            Some(Control { state: State::Closed(_), .. }) => {
-                self.closing = None;
-                self.act(Action::Closed(Ok(())));
-                return true;
-            }
-            Some(control) => control.round,
-            None => 0,
-        };
+        if self.seen_closed || self.is_closed() {
+            self.closing = None;
+            self.act(Action::Closed(Ok(())));
+            return true;
+        }
+        if let Some(error) = self.replaced() {
+            self.closing = None;
+            self.exclude(&error);
+            self.act(Action::Closed(Err(error)));
+            return true;
+        }
+        let round = self.control.value.as_ref().map_or(0, |control| control.round);
         if self.ensure_run_lease(deadline) {
             let control = Control::new(round, State::Closed(closed));
-            let txn = Txn::when([self.control_unchanged()])
-                .then([self.put_control(&control)])
-                .or_else(self.get_head());
+            let mut guards = vec![self.control_unchanged()];
+            if self.has_held_identity() {
+                guards.extend(self.identity_unchanged());
+            }
+            let txn = Txn::when(guards).then([self.put_control(&control)]).or_else(self.get_head());
             self.txn(Step::Close, txn, deadline);
         }
         false
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.control.value, Some(Control { state: State::Closed(_), .. }))
+    }
+
+    /// This node is none of the run, until it is told to join again.
+    pub(super) fn exclude(&mut self, error: &RendezvousError) {
+        if let RendezvousError::Denied(_) | RendezvousError::Replaced { .. } = error {
+            self.excluded = Some(error.to_string());
+        }
     }
 
     pub(super) fn closed_written(&mut self, revision: i64) {
@@ -559,6 +640,8 @@ impl Machine {
         self.control = Observed::default();
         self.coordinator = Observed::default();
         self.loss = Observed::default();
+        self.denied = Denied::default();
+        self.identity_anew();
         self.corrupt = None;
     }
 
@@ -593,12 +676,18 @@ impl Machine {
 
     pub(super) fn head_was_read(&mut self, reply: &TxnReply) {
         self.observe_head(reply);
+        if let Some(joining) = &mut self.joining {
+            joining.confirmed = true;
+        }
         if let Some(head) = &mut self.head {
             head.read = reply.revision;
         }
     }
 
     fn head_event(&mut self, event: &Event) {
+        if self.denied_event(event) || self.replaced_event(event) {
+            return;
+        }
         let kv = event.kv();
         let present = matches!(event, Event::Put(_));
         if kv.key == self.settings.keys.control().as_bytes() {
@@ -615,6 +704,11 @@ impl Machine {
         self.observe_control(reply.range(0).kvs.first(), reply.revision);
         self.observe_coordinator(reply.range(1).kvs.first(), reply.revision);
         self.observe_loss(reply.range(2).kvs.first(), reply.revision);
+        self.observe_denied(&reply.range(3).kvs, reply.revision);
+        if self.settings.labels.node_id.is_some() {
+            self.observe_holder(reply.range(4).kvs.first(), reply.revision);
+            self.observe_replaced(&reply.range(5).kvs, reply.revision);
+        }
     }
 
     pub(super) fn observe_control(&mut self, kv: Option<&KeyValue>, as_of: i64) {
@@ -628,6 +722,7 @@ impl Machine {
         match decoded {
             Ok(control) => {
                 self.corrupt = None;
+                self.seen_closed |= control.as_ref().is_some_and(Control::was_closed);
                 self.control.set(control, modified, as_of);
             }
             Err(error) => self.corrupt = Some(error),
@@ -734,6 +829,9 @@ mod tests {
             run_ttl: second * 100,
             on_member_loss: OnMemberLoss::Restart,
             node: NodeInfo::default(),
+            labels: Labels::default(),
+            order: RankOrder::Stable,
+            epoch: Duration::ZERO,
             seed: 1,
         })
     }

@@ -1,6 +1,6 @@
 //! Between rounds: what a member of a world learns from its watches, without asking etcd.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
@@ -22,7 +22,8 @@ pub(super) struct Membership {
     pub expelled: bool,
     /// How to name the next member, which is gone.
     gone: Option<String>,
-    waiting: BTreeSet<NodeId>,
+    /// Those who wait, with their domains.
+    waiting: BTreeMap<NodeId, Option<String>>,
     watches: Option<Watches>,
     /// Events are missing: read what is there.
     resync: bool,
@@ -50,7 +51,7 @@ impl Machine {
             attempt: complete.attempt.clone(),
             expelled: false,
             gone: None,
-            waiting: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             watches: None,
             resync: false,
         });
@@ -111,15 +112,19 @@ impl Machine {
         match &self.control.value {
             _ if membership.expelled => 1,
             Some(Control { state: State::Closed(_), .. }) => 0,
+            // Its agent is to come back and be told.
+            _ if self.exclusion().is_some() => 1,
             Some(Control { round, state: State::Final(_), .. }) if *round == membership.round => {
                 let lost = usize::from(self.loss_of(*round).is_some());
                 let live = (membership.world as usize).saturating_sub(lost);
-                let room = self.settings.max.saturating_sub(live);
+                let order = self.settings.order;
+                let room = order.largest(self.settings.max).saturating_sub(live);
+                let waiting = membership.waiting.values().map(Option::as_deref);
                 let lost = match self.settings.on_member_loss {
                     OnMemberLoss::Restart => lost,
                     OnMemberLoss::Ignore => 0,
                 };
-                lost + membership.waiting.len().min(room)
+                lost + order.placeable(waiting).min(room)
             }
             // Somebody has opened a later round, or the run's state is gone: this world is over (I2).
             _ => 1,
@@ -133,6 +138,11 @@ impl Machine {
         if membership.expelled {
             return Some((round, format!("this node lost its lease in round {round}")));
         }
+        if !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            return Some((round, error.to_string()));
+        }
         match &self.control.value {
             Some(Control { state: State::Closed(_), .. }) => None,
             Some(Control { round: current, state: State::Final(_), .. }) if *current == round => {
@@ -145,6 +155,24 @@ impl Machine {
             }
             _ => Some((round, format!("round {round} is over"))),
         }
+    }
+
+    /// Who is gone, where that makes a member ask for a new round.
+    pub(super) fn why_lost(&self, round: u64) -> Option<String> {
+        let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
+        let loss = self.loss_of(round).filter(|_| restarts)?;
+        Some(format!("{} is gone", loss.member))
+    }
+
+    /// What makes this member join again, as far as it knows.
+    pub(super) fn why_again(&self) -> Option<String> {
+        let round = self.membership.as_ref()?.round;
+        let waiting = self.nodes_waiting();
+        self.why_lost(round).or_else(|| match waiting {
+            0 => None,
+            1 => Some("1 node was waiting".into()),
+            waiting => Some(format!("{waiting} nodes were waiting")),
+        })
     }
 
     fn loss_of(&self, round: u64) -> Option<&Loss> {
@@ -248,7 +276,10 @@ impl Machine {
     }
 }
 
-/// The node that waits by this key. What another program writes there waits for nothing, and would stay.
-fn waiting_node(kv: &KeyValue) -> Option<NodeId> {
-    node_of(&kv.key).filter(|node| kv.lease == *node)
+/// The node that waits by this key, and its domain. What another program writes there waits for nothing,
+/// and would stay.
+fn waiting_node(kv: &KeyValue) -> Option<(NodeId, Option<String>)> {
+    let node = node_of(&kv.key).filter(|node| kv.lease == *node)?;
+    let record: Option<records::Waiting> = records::decode("", &kv.value).ok();
+    Some((node, record.and_then(|record| record.labels.domain)))
 }

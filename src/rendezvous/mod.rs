@@ -5,15 +5,21 @@
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
+mod chronicle;
+mod denied;
 mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod identity;
 mod keys;
+mod labels;
 mod lead;
 mod machine;
 mod member;
+mod phases;
 mod ranks;
 mod records;
+mod roll;
 #[cfg(test)]
 #[allow(
     clippy::cast_possible_truncation,
@@ -31,8 +37,11 @@ mod variants;
 
 pub use driver::Handle;
 pub use keys::{Keys, NodeId};
+pub use labels::{LONGEST_LABEL, Labels};
 pub use machine::{
     Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
+pub use phases::Phases;
+pub use ranks::RankOrder;
 pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};

@@ -5,6 +5,8 @@
 //! number that a sum of ours could not take, no name that would not fit into our own keys and values.
 
 use super::keys::{NodeId, node_of};
+use super::labels::{Labels, label};
+use super::ranks::RankOrder;
 use crate::etcd::kv::KeyValue;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
@@ -36,6 +38,12 @@ pub enum State {
         previous: Option<Previous>,
         #[serde(deserialize_with = "for_people")]
         by: String,
+        /// Unix time in seconds, by the writer's clock; 0 where it is not told, here and below.
+        #[serde(default, skip_serializing_if = "is_unknown")]
+        at: u64,
+        /// What the node that opened the round knew of the reason, in one clause for people.
+        #[serde(default, deserialize_with = "for_people")]
+        why: String,
     },
     Final(Final),
     Closed(Closed),
@@ -58,6 +66,29 @@ pub struct Final {
     pub since: i64,
     pub master_addr: String,
     pub master_port: u16,
+    #[serde(flatten)]
+    pub story: Story,
+}
+
+/// How a round came about, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Story {
+    /// Who completed it.
+    #[serde(default, deserialize_with = "for_people")]
+    pub by: String,
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub at: u64,
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub opened_at: u64,
+    #[serde(default, deserialize_with = "for_people")]
+    pub opened_by: String,
+    #[serde(default, deserialize_with = "for_people")]
+    pub why: String,
+    /// The coordinator's limits.
+    #[serde(default)]
+    pub min: u32,
+    #[serde(default)]
+    pub max: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +104,15 @@ pub struct Closed {
 impl Control {
     pub fn new(round: u64, state: State) -> Self {
         Self { v: VERSION, round, state }
+    }
+
+    /// The run is closed, or was before an operator reopened it.
+    pub fn was_closed(&self) -> bool {
+        match &self.state {
+            State::Closed(_) => true,
+            State::Open { previous, .. } => previous.is_none() && self.round > 1,
+            State::Final(_) => false,
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -121,6 +161,22 @@ pub struct Join {
     /// Where this node's workers could be reached if it became rank 0.
     pub master_addr: String,
     pub master_port: u16,
+    #[serde(flatten)]
+    pub stay: Stay,
+    #[serde(flatten)]
+    pub labels: Labels,
+    /// Its `rank_order`, unless it is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "label")]
+    rank_order: Option<String>,
+}
+
+/// Since when a node is there, and when its call of `next_rendezvous()` gives up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stay {
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub at: u64,
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub until: u64,
 }
 
 /// Who a node is, for people.
@@ -138,8 +194,19 @@ impl std::fmt::Display for NodeInfo {
 }
 
 impl Join {
-    pub fn new(node: NodeInfo, master: Master) -> Self {
-        Self { v: VERSION, node, master_addr: master.addr, master_port: master.port }
+    pub fn new(node: NodeInfo, master: Master, stay: Stay, labels: Labels) -> Self {
+        let Master { addr: master_addr, port: master_port } = master;
+        Self { v: VERSION, node, master_addr, master_port, stay, labels, rank_order: None }
+    }
+
+    pub fn with_order(mut self, order: RankOrder) -> Self {
+        self.rank_order = (order != RankOrder::Stable).then(|| order.to_string());
+        self
+    }
+
+    /// By what it wants ranks to be.
+    pub fn order(&self) -> &str {
+        self.rank_order.as_deref().unwrap_or("stable")
     }
 }
 
@@ -159,6 +226,11 @@ pub struct Member {
     pub next: NodeId,
     #[serde(flatten)]
     pub node: NodeInfo,
+    /// The address that it offered.
+    #[serde(default, deserialize_with = "for_people")]
+    pub addr: String,
+    #[serde(flatten)]
+    pub labels: Labels,
 }
 
 /// A node that came too late for the round.
@@ -166,6 +238,10 @@ pub struct Member {
 pub struct Waiting {
     #[serde(flatten)]
     pub node: NodeInfo,
+    #[serde(flatten)]
+    pub stay: Stay,
+    #[serde(flatten)]
+    pub labels: Labels,
 }
 
 /// A member of the round is gone. Written once for a round: it is over then, whoever else goes.
@@ -184,6 +260,13 @@ pub struct Coordinator {
     pub joined: u32,
     /// The last call has begun: enough nodes are there.
     pub last_call: bool,
+    /// Its limits, and since when it has coordinated.
+    #[serde(default)]
+    pub min: u32,
+    #[serde(default)]
+    pub max: u32,
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub at: u64,
 }
 
 /// The clock of the last call: the time that this lease has left. It outlives the coordinator.
@@ -217,7 +300,12 @@ pub fn plain(text: &str) -> String {
     shown
 }
 
-fn for_people<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub(super) fn is_unknown(at: &u64) -> bool {
+    *at == 0
+}
+
+pub(super) fn for_people<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(|text| plain(&text))
 }
 
@@ -281,6 +369,8 @@ mod tests {
             State::Open {
                 previous: Some(Previous { round: 3, attempt: "1-1".into() }),
                 by: "a (pid 1)".into(),
+                at: 1,
+                why: "the first round".into(),
             },
             State::Final(Final {
                 world: 2,
@@ -288,12 +378,27 @@ mod tests {
                 since: 9,
                 master_addr: "a".into(),
                 master_port: 1,
+                story: Story { by: "a (pid 1)".into(), at: 3, opened_at: 1, ..Story::default() },
             }),
             State::Closed(closed),
         ] {
             let control = Control::new(4, state);
             assert_eq!(decode_control("k", &encode(&control)).unwrap(), control);
         }
+    }
+
+    #[test]
+    fn records_of_versions_that_told_less_are_read() {
+        for value in [
+            &br#"{"v":1,"round":1,"state":"open","previous":null,"by":"a"}"#[..],
+            br#"{"v":1,"round":1,"state":"final","world":1,"attempt":"1","since":1,"master_addr":"a","master_port":1}"#,
+        ] {
+            decode_control("k", value).unwrap();
+        }
+        decode::<Coordinator>("k", br#"{"host":"a","pid":1,"joined":1,"last_call":false}"#)
+            .unwrap();
+        decode::<Waiting>("k", br#"{"host":"a","pid":1}"#).unwrap();
+        decode_member("k", br#"{"host":"a","pid":1,"rank":0}"#, 1).unwrap();
     }
 
     #[test]

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use super::lead::Lead;
 use super::machine::{Action, Answer, Machine, Outcome, Place, RendezvousError, Step, Time};
-use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Waiting};
+use super::records::{self, Control, Coordinator, Final, Join, Previous, State, Stay, Waiting};
 use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, range_of};
 
 /// How many names an error message of a timeout may hold.
 const NAMES: i64 = 32;
+
+/// A count as records have it.
+pub(super) fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
 
 impl Machine {
     /// See [`Machine::step`] for what is returned.
@@ -23,6 +28,16 @@ impl Machine {
         }
         // It begins while the lease is being granted.
         self.watch_head();
+        if !self.formers.is_empty() && !self.know_head(deadline) {
+            // The one that it was before may have been denied, and another one is easily made.
+            return false;
+        }
+        if self.head_is_known()
+            && !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            return self.turn_away(error, deadline);
+        }
         let Some(lease) = self.lease else {
             let lease = self.random_lease();
             self.grant(Step::GrantNode(lease), lease, self.settings.ttl, deadline);
@@ -30,6 +45,11 @@ impl Machine {
         };
         if !self.know_head(deadline) {
             return false;
+        }
+        if !self.is_closed()
+            && let Some(error) = self.exclusion()
+        {
+            return self.turn_away(error, deadline);
         }
         let Some(control) = self.control.value.clone() else {
             if self.ensure_run_lease(deadline) {
@@ -112,14 +132,45 @@ impl Machine {
         }
     }
 
-    pub(super) fn get_head(&self) -> [Op; 3] {
+    /// Denied, or replaced by another agent.
+    pub(super) fn exclusion(&self) -> Option<RendezvousError> {
+        self.denial().map(RendezvousError::Denied).or_else(|| self.replaced())
+    }
+
+    /// An operator may have changed it just now, and this node not have been told yet: it looks first.
+    fn turn_away(&mut self, error: RendezvousError, deadline: Time) -> bool {
+        let confirmed = self.joining.as_ref().is_some_and(|joining| joining.confirmed);
+        if confirmed {
+            self.finish(Err(error));
+        } else {
+            let txn = Txn::when([]).then(self.get_head());
+            self.txn(Step::ReadHead, txn, deadline);
+        }
+        confirmed
+    }
+
+    /// What `observe_head` takes over.
+    pub(super) fn get_head(&self) -> Vec<Op> {
         let keys = &self.settings.keys;
-        [Op::get(keys.control()), Op::get(keys.coordinator()), Op::get(keys.loss())]
+        let mut reads = vec![
+            Op::get(keys.control()),
+            Op::get(keys.coordinator()),
+            Op::get(keys.loss()),
+            Op::Get(Range::prefix(keys.denials())),
+        ];
+        reads.extend(self.get_identity());
+        reads
     }
 
     /// The guard of every write: the control record is the one this node acts upon.
     pub(super) fn control_unchanged(&self) -> Compare {
         Compare::mod_revision(self.settings.keys.control(), self.control.modified)
+    }
+
+    /// The guards of what this node puts for itself.
+    fn unchanged(&self) -> Vec<Compare> {
+        let control = [self.control_unchanged()];
+        control.into_iter().chain(self.identity_unchanged()).collect()
     }
 
     pub(super) fn put_control(&self, control: &Control) -> Op {
@@ -128,18 +179,40 @@ impl Machine {
     }
 
     pub(super) fn put_coordinator(&self, joined: usize, last_call: bool, lease: i64) -> Op {
-        let record = Coordinator {
-            node: self.settings.node.clone(),
-            joined: u32::try_from(joined).unwrap_or(u32::MAX),
-            last_call,
-        };
+        let record = self.coordinator_record(joined, last_call, lease);
         Op::put(self.settings.keys.coordinator(), records::encode(&record), lease)
+    }
+
+    /// What this node, which holds that lease, says as the coordinator.
+    pub(super) fn coordinator_record(
+        &self,
+        joined: usize,
+        last_call: bool,
+        lease: i64,
+    ) -> Coordinator {
+        let known = self.coordinator.value.as_ref().filter(|(_, holder)| *holder == lease);
+        Coordinator {
+            node: self.settings.node.clone(),
+            joined: number(joined),
+            last_call,
+            min: number(self.settings.min),
+            max: number(self.settings.max),
+            at: known.map_or_else(|| self.unix_now(), |(told, _)| told.at),
+        }
     }
 
     fn put_join(&self, round: u64, lease: i64) -> Option<Op> {
         let master = self.joining.as_ref()?.master.clone();
-        let record = Join::new(self.settings.node.clone(), master);
+        let labels = self.settings.labels.clone();
+        let record = Join::new(self.settings.node.clone(), master, self.stay(), labels)
+            .with_order(self.settings.order);
         Some(Op::put(self.settings.keys.join(round, lease), records::encode(&record), lease))
+    }
+
+    /// From now until its time is up.
+    fn stay(&self) -> Stay {
+        let until = self.joining.as_ref().map_or(0, |joining| self.unix(joining.deadline));
+        Stay { at: self.unix_now(), until }
     }
 
     /// `false` while the run's lease is being granted.
@@ -162,20 +235,39 @@ impl Machine {
     }
 
     fn create(&mut self, lease: i64, deadline: Time) {
-        self.open_round(1, None, lease, deadline);
+        self.open_round(1, None, "the first round".into(), lease, deadline);
     }
 
     /// Opens the round after a completed one.
     fn open(&mut self, round: u64, complete: Final, lease: i64, deadline: Time) {
         let previous = Previous { round, attempt: complete.attempt };
-        self.open_round(round + 1, Some(previous), lease, deadline);
+        let why = self.why_open(round);
+        self.open_round(round + 1, Some(previous), why, lease, deadline);
+    }
+
+    /// What this node knows of the reason to open the round after this one.
+    fn why_open(&self, round: u64) -> String {
+        if !self.was_member(round) {
+            return format!("no member of round {round} was left");
+        }
+        let known = self.joining.as_ref().and_then(|joining| joining.why.clone());
+        let own = || format!("{} asked for a new round", self.settings.node);
+        self.why_lost(round).or(known).unwrap_or_else(own)
     }
 
     /// This node is the first participant of the round it opens, and its coordinator.
-    fn open_round(&mut self, round: u64, previous: Option<Previous>, lease: i64, deadline: Time) {
+    fn open_round(
+        &mut self,
+        round: u64,
+        previous: Option<Previous>,
+        why: String,
+        lease: i64,
+        deadline: Time,
+    ) {
         let by = self.settings.node.to_string();
         let fresh = previous.is_none();
-        let control = Control::new(round, State::Open { previous, by });
+        let at = self.unix_now();
+        let control = Control::new(round, State::Open { previous, by, at, why });
         let mut writes = vec![
             self.put_control(&control),
             self.put_coordinator(1, false, lease),
@@ -187,12 +279,14 @@ impl Machine {
             let keys = &self.settings.keys;
             writes.push(Op::delete_prefix(keys.round_data(round)));
             writes.push(Op::delete(keys.last_call(round)));
+            writes.push(Op::delete_prefix(keys.histories()));
         }
         writes.extend(self.put_join(round, lease));
         if let Place::Waiting(waited) = self.place {
             writes.push(Op::delete(self.settings.keys.waiting(waited, lease)));
         }
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::Open(Box::new(control)), txn, deadline);
     }
 
@@ -200,6 +294,7 @@ impl Machine {
         if !reply.succeeded {
             return self.observe_head(reply);
         }
+        self.identity_written(reply.revision);
         let round = control.round;
         self.control_written(control, reply.revision);
         self.set_place(Place::Joined(round));
@@ -213,7 +308,8 @@ impl Machine {
             .or_else([Op::get(coordinator)]);
         let mut writes: Vec<Op> = self.put_join(round, lease).into_iter().collect();
         writes.push(Op::Txn(claim));
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::JoinRound(round), txn, deadline);
     }
 
@@ -226,6 +322,7 @@ impl Machine {
             }
             return;
         }
+        self.identity_written(reply.revision);
         self.set_place(Place::Joined(round));
         match reply.replies.get(1) {
             Some(OpReply::Txn { succeeded: false, replies }) => {
@@ -266,7 +363,7 @@ impl Machine {
         // The key is absent, or what is there is no coordinator's: that would stay for ever.
         let vacant = Compare::mod_revision(keys.coordinator(), self.coordinator.modified);
         let guards = [self.control_unchanged(), vacant, still_joined];
-        let mut reads = self.get_head().to_vec();
+        let mut reads = self.get_head();
         reads.push(Op::get(keys.join(round, lease)));
         let txn = Txn::when(guards).then([self.put_coordinator(1, false, lease)]).or_else(reads);
         self.txn(Step::Claim, txn, deadline);
@@ -279,7 +376,7 @@ impl Machine {
         }
         self.observe_head(reply);
         // A round that is complete by now is another matter: this node may be a member of it.
-        let joined = reply.range(3).kvs.first().map(|kv| kv.lease);
+        let joined = reply.range(self.get_head().len()).kvs.first().map(|kv| kv.lease);
         if !self.is_final(round) && (joined.is_none() || joined != self.lease) {
             // Our join key is gone or another program's (an operator removed or wrote it).
             self.set_place(Place::Outside);
@@ -307,7 +404,7 @@ impl Machine {
 
     fn begin_to_lead(&mut self) {
         if let Some(Control { state: State::Open { previous, .. }, .. }) = &self.control.value {
-            self.lead = Some(Lead::new(previous.clone()));
+            self.lead = Some(Lead::new(previous.clone(), self.settings.order));
             if self.run_lease {
                 // Nobody may have been there for long. Without this, nodes that live for less than a third
                 // of its TTL, one after another, would let it run out in the middle of a world.
@@ -367,13 +464,20 @@ impl Machine {
     /// they have room.
     fn wait_outside(&mut self, round: u64, complete: &Final, lease: i64, deadline: Time) {
         let keys = &self.settings.keys;
-        let record = records::encode(&Waiting { node: self.settings.node.clone() });
+        let record = Waiting {
+            node: self.settings.node.clone(),
+            stay: self.stay(),
+            labels: self.settings.labels.clone(),
+        };
+        let record = records::encode(&record);
         let writes = [
             Op::Get(Range::prefix(keys.members(round, &complete.attempt)).count_only()),
             Op::put(keys.waiting(round, lease), record, lease),
             Op::delete(keys.join(round, lease)),
         ];
-        let txn = Txn::when([self.control_unchanged()]).then(writes).or_else(self.get_head());
+        let mut writes = writes.to_vec();
+        writes.extend(self.take_identity(lease));
+        let txn = Txn::when(self.unchanged()).then(writes).or_else(self.get_head());
         self.txn(Step::Wait(round), txn, deadline);
     }
 
@@ -381,6 +485,7 @@ impl Machine {
         if !reply.succeeded {
             return self.observe_head(reply);
         }
+        self.identity_written(reply.revision);
         self.set_place(Place::Waiting(round));
         self.watch_members_go(reply.revision);
         if reply.range(0).count == 0 {
@@ -505,7 +610,8 @@ impl Machine {
     pub(super) fn finish(&mut self, result: Result<Outcome, RendezvousError>) {
         self.joining = None;
         self.set_place(Place::Outside);
-        if result.is_err() {
+        if let Err(error) = &result {
+            self.exclude(error);
             self.give_back_lease();
         }
         self.act(Action::Joined(result));
@@ -525,6 +631,7 @@ impl Machine {
         self.stop_watching_members();
         self.membership = None;
         if let Some(lease) = self.lease.take() {
+            self.identity_gone(lease);
             self.act(Action::Revoke(lease));
         }
         if std::mem::take(&mut self.run_lease) {
@@ -542,6 +649,10 @@ impl Machine {
         if let Some(membership) = &mut self.membership {
             membership.expelled = true;
         }
-        self.lease.take()
+        let lease = self.lease.take();
+        if let Some(lease) = lease {
+            self.identity_gone(lease);
+        }
+        lease
     }
 }

@@ -18,6 +18,10 @@ pub(super) enum Variant {
     LastWatchesNobody,
     /// Who sees a loss does not tell the others.
     UntoldLoss,
+    /// A node that is denied takes no notice.
+    IgnoresDenial,
+    /// Who was replaced by another of its `node_id` replaces that one in turn.
+    FightsBack,
 }
 
 #[cfg(not(test))]

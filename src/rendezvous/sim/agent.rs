@@ -71,7 +71,7 @@ impl World {
                 self.require(result);
                 let agent = &mut self.nodes[node].agent;
                 if agent.finishes {
-                    self.close(node);
+                    self.shut_down(node);
                 } else if waiting > 0 || agent.fails {
                     agent.wanted_restart = agent.fails;
                     agent.fails = false;
@@ -105,6 +105,15 @@ impl World {
         self.feed(node, Input::Close { by, reason: "done".into(), at });
     }
 
+    /// As the handler does: who is none of the run does not close it.
+    fn shut_down(&mut self, node: NodeIx) {
+        if self.nodes[node].machine.status().excluded.is_some() {
+            self.depart(node);
+        } else {
+            self.close(node);
+        }
+    }
+
     pub fn agent_joined(&mut self, node: NodeIx, result: Result<Outcome, RendezvousError>) {
         let verdict = super::invariants::returned(self, node, &result);
         self.require(verdict);
@@ -116,7 +125,11 @@ impl World {
                     agent.doing = Doing::Training { outcome, since: now };
                 }
             }
-            Err(RendezvousError::Closed(_)) => self.depart(node),
+            Err(
+                RendezvousError::Closed(_)
+                | RendezvousError::Denied(_)
+                | RendezvousError::Replaced { .. },
+            ) => self.depart(node),
             Err(error) => {
                 agent.last_error = Some(error);
                 if agent.doing == Doing::Joining {
@@ -130,6 +143,8 @@ impl World {
         if result.is_ok() {
             let verdict = super::invariants::closed::closed(self, node);
             self.require(verdict);
+            self.depart(node);
+        } else if let Err(RendezvousError::Replaced { .. }) = result {
             self.depart(node);
         } else {
             // It tries again.

@@ -22,10 +22,19 @@ pub enum Fault {
     WorkersFail,
     Finish,
     Trap,
+    Reopen,
+    Deny,
+    Allow,
+    Restart,
+    Double,
 }
 
 impl Fault {
-    pub const ALL: [Self; 13] = [
+    /// What people do from outside; a run without any of it is what there mostly is.
+    pub const OF_PEOPLE: [Self; 5] =
+        [Self::Reopen, Self::Deny, Self::Allow, Self::Restart, Self::Double];
+
+    pub const ALL: [Self; 18] = [
         Self::Crash,
         Self::CrashCoordinator,
         Self::Leave,
@@ -39,6 +48,11 @@ impl Fault {
         Self::WorkersFail,
         Self::Finish,
         Self::Trap,
+        Self::Reopen,
+        Self::Deny,
+        Self::Allow,
+        Self::Restart,
+        Self::Double,
     ];
 }
 
@@ -97,6 +111,17 @@ impl World {
                 let training = self.training();
                 let chosen = self.rng.pick(&training);
                 chosen.into_iter().for_each(|node| self.nodes[node].agent.fails = true);
+            }
+            Fault::Reopen => self.reopen(),
+            Fault::Deny => self.rng.pick(&live).into_iter().for_each(|node| self.deny(node)),
+            Fault::Allow => self.allow_all(),
+            Fault::Restart => {
+                self.rng.pick(&live).into_iter().for_each(|node| self.restart(node, true));
+            }
+            Fault::Double => {
+                if live.len() < self.scenario.most_nodes && self.scenario.node_ids {
+                    self.rng.pick(&live).into_iter().for_each(|node| self.restart(node, false));
+                }
             }
             Fault::Trap => {
                 self.trap = super::traps::Trap::any(&mut self.rng, self.scenario.closes);
@@ -209,6 +234,9 @@ impl World {
             Event::OpenWatch(..) | Event::Deliver(..) | Event::LeaseLost(..) => true,
             _ => false,
         });
+        if self.rng.chance(500) {
+            self.allow_all();
+        }
         self.healed = Some(self.now);
     }
 }

@@ -14,6 +14,7 @@ mod invariants;
 mod model;
 mod network;
 mod node;
+mod operator;
 mod rng;
 mod scale;
 mod scenario;

@@ -6,7 +6,9 @@ use super::faults::Fault;
 use super::hooks::Hooks;
 use super::rng::Rng;
 use crate::rendezvous::keys::Keys;
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{OnMemberLoss, Settings};
+use crate::rendezvous::ranks::RankOrder;
 use crate::rendezvous::records::NodeInfo;
 
 /// How messages travel. The shares are in thousandths.
@@ -51,6 +53,10 @@ pub struct Scenario {
     pub last_crash: bool,
     /// The run may be closed while faults happen, which ends most of what there is to see.
     pub closes: bool,
+    /// Nodes have a `node_id` each.
+    pub node_ids: bool,
+    /// In how many domains nodes are, for an order by topology.
+    pub domains: usize,
     pub hooks: Hooks,
 }
 
@@ -69,6 +75,9 @@ impl Scenario {
                 run_ttl: Duration::from_secs(7200),
                 on_member_loss: OnMemberLoss::Restart,
                 node: NodeInfo::default(),
+                labels: Labels::default(),
+                order: RankOrder::Stable,
+                epoch: Duration::from_secs(1_700_000_000),
                 seed: 0,
             },
             nodes,
@@ -82,6 +91,8 @@ impl Scenario {
             most_nodes: nodes,
             last_crash: false,
             closes: false,
+            node_ids: false,
+            domains: 1,
             hooks: Hooks::default(),
         }
     }
@@ -103,7 +114,16 @@ impl Scenario {
         if rng.chance(250) {
             settings.on_member_loss = OnMemberLoss::Ignore;
         }
-        scenario.most_nodes = max + 3;
+        scenario.node_ids = rng.chance(350);
+        scenario.domains = 1 + rng.below(3);
+        let segment = 1 + rng.below(3);
+        let orders = [RankOrder::Join, RankOrder::Infra, RankOrder::Topology { segment }];
+        if rng.chance(600) {
+            let order = rng.pick(&orders).unwrap_or_default();
+            scenario.settings.order = order;
+            scenario.settings.max = max.max(order.smallest(min));
+        }
+        scenario.most_nodes = scenario.settings.max + 3;
         scenario.arrivals = rng.time(Duration::ZERO, seconds(5));
         let slowest = if rng.chance(200) { 9000 } else { 1500 };
         scenario.poll = rng.time(millis(20), millis(slowest));
@@ -134,16 +154,35 @@ impl Scenario {
             if rng.chance(500) {
                 scenario.faults.push(Fault::WorkersFail);
             }
+            if rng.chance(300) {
+                scenario.faults.extend([Fault::Reopen, Fault::Restart, Fault::Double]);
+            }
+            if rng.chance(200) {
+                scenario.faults.extend([Fault::Deny, Fault::Allow]);
+            }
             return scenario;
         }
         // Each seed knows a few kinds of faults only: together they would hide each other.
         for fault in Fault::ALL {
-            if rng.chance(450) && (fault != Fault::Finish || scenario.closes) {
+            let share = if Fault::OF_PEOPLE.contains(&fault) { 200 } else { 450 };
+            if rng.chance(share) && (fault != Fault::Finish || scenario.closes) {
                 let often = rng.between(1, 4);
                 scenario.faults.extend((0..often).map(|_| fault));
             }
         }
         scenario
+    }
+
+    /// What a node says of itself.
+    pub fn labels(&self, index: usize, rng: &mut Rng) -> Labels {
+        let order = self.settings.order;
+        let domain = matches!(order, RankOrder::Topology { .. }).then(|| rng.below(self.domains));
+        Labels {
+            node_id: self.node_ids.then(|| format!("id{index}")),
+            // Some have none, and some the same.
+            infra_rank: (order == RankOrder::Infra).then(|| rng.between(0, 9)).filter(|r| *r > 0),
+            domain: domain.map(|domain| format!("d{domain}")),
+        }
     }
 
     /// The longest that one message takes when there are no faults.

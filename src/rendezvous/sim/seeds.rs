@@ -35,23 +35,31 @@ pub fn run(seed: u64, world: &mut World) -> Result<(), Violation> {
 }
 
 fn heals(world: &mut World) -> Result<(), Violation> {
-    while world.live().len() < world.scenario.settings.min {
-        world.start_node();
-    }
+    world.start_enough();
     if world.scenario.last_crash {
         let until = world.now + Duration::from_secs(10);
         if world.run_while(until, |world| world.coordinator().is_none())? {
             let pause = world.rng.time(Duration::ZERO, world.scenario.settings.last_call);
             world.run_until(world.now + pause)?;
             world.coordinator().into_iter().for_each(|node| world.crash(node));
-            while world.live().len() < world.scenario.settings.min {
-                world.start_node();
-            }
+            world.start_enough();
         }
     }
     let second = Duration::from_secs(1);
     // What was cut off too long is missed by now, what was not has renewed its lease.
     world.run_until(world.now + world.scenario.settings.ttl + second)?;
+    settles(world)?;
+    let control = world.control().cloned();
+    world.run_until(world.now + second * 15 + world.scenario.settings.run_ttl)?;
+    if !world.live().is_empty() && world.control() != control.as_ref() {
+        let text = format!("a settled world had {control:?} and has {:?}", world.control());
+        return Err(Violation::new("quiet", text));
+    }
+    Ok(())
+}
+
+fn settles(world: &mut World) -> Result<(), Violation> {
+    let second = Duration::from_secs(1);
     let (scenario, settings) = (&world.scenario, &world.scenario.settings);
     // One round for those who are there, one for those who came while it was completed, one more.
     let round = settings.ttl + settings.last_call + scenario.poll + scenario.stop + second * 2;
@@ -60,11 +68,16 @@ fn heals(world: &mut World) -> Result<(), Violation> {
         let text = progress::unsettled(world).unwrap_or_default();
         return Err(Violation::new("I5", format!("the world does not settle: {text}")));
     }
-    let control = world.control().cloned();
-    world.run_until(world.now + second * 15 + world.scenario.settings.run_ttl)?;
-    if !world.live().is_empty() && world.control() != control.as_ref() {
-        let text = format!("a settled world had {control:?} and has {:?}", world.control());
-        return Err(Violation::new("quiet", text));
+    Ok(())
+}
+
+/// Members of the closed world, and others, form the next one.
+fn reopens(world: &mut World) -> Result<(), Violation> {
+    world.reopen();
+    world.start_enough();
+    settles(world)?;
+    if world.training().is_empty() {
+        return Err(Violation::new("reopen", "nobody trains in a run that was reopened"));
     }
     Ok(())
 }
@@ -84,6 +97,9 @@ fn ends(seed: u64, world: &mut World) -> Result<(), Violation> {
         world.run_until(world.now + Duration::from_secs(2))?;
         if world.nodes[late].is_live() {
             return Err(Violation::new("I4", format!("n{late} joins a closed run")));
+        }
+        if seed.is_multiple_of(8) {
+            reopens(world)?;
         }
     }
     for node in world.live() {

@@ -1,7 +1,7 @@
 //! Many nodes, one etcd, one clock: a queue of things to happen, taken one by one.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::node::{Health, Node, NodeIx, Request};
 use super::rng::Rng;
 use super::scenario::{Link, Scenario};
 use crate::rendezvous::keys::Keys;
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
 use crate::rendezvous::records::{Control, NodeInfo};
 
@@ -90,6 +91,8 @@ pub struct World {
     pub ended: bool,
     pub checks: Checks,
     pub last_write: Time,
+    /// The names on the deny list.
+    pub denied: BTreeSet<String>,
     pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
     failure: Option<Violation>,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -117,6 +120,7 @@ impl World {
             healed: None,
             ended: false,
             last_write: Duration::ZERO,
+            denied: BTreeSet::new(),
             watchers: BTreeMap::new(),
             failure: None,
             queue: BinaryHeap::new(),
@@ -172,10 +176,16 @@ impl World {
 
     /// Starts a node whose agent joins at once.
     pub fn start_node(&mut self) -> NodeIx {
+        let labels = self.scenario.labels(self.nodes.len(), &mut self.rng);
+        self.start_node_with(labels)
+    }
+
+    pub fn start_node_with(&mut self, labels: Labels) -> NodeIx {
         let index = self.nodes.len();
         let settings = Settings {
             keys: self.keys.clone(),
             node: NodeInfo { host: format!("n{index}"), pid: 1 },
+            labels,
             seed: self.rng.next(),
             ..self.scenario.settings.clone()
         };
@@ -369,6 +379,7 @@ impl World {
             self.note(|| super::trace::touched(&touched));
             self.last_write = self.now;
             self.wake_watchers(&touched);
+            self.denial_touched(&touched);
             let result = self.checks.key_touched(self.now, &touched);
             self.require(result);
             let result = super::invariants::run_lease::is_renewed(self, &touched);

@@ -53,6 +53,16 @@ fn a_loss_that_nobody_watches_for_is_missed() {
 }
 
 #[test]
+fn a_node_that_ignores_its_denial_stays() {
+    is_caught(Variant::IgnoresDenial, &["denied", "I5"]);
+}
+
+#[test]
+fn two_agents_of_one_node_id_that_both_fight_go_on_for_ever() {
+    is_caught(Variant::FightsBack, &["identity", "I5"]);
+}
+
+#[test]
 fn a_loss_that_is_not_told_is_missed() {
     is_caught(Variant::UntoldLoss, &["loss"]);
 }

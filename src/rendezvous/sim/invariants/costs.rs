@@ -80,7 +80,7 @@ impl Bill {
             && self.keys <= KEYS
             && self.bytes <= BYTES
             && self.coordinator_rpcs <= 2 * RPCS + n / 60
-            && self.coordinator_bytes <= BYTES + 800 * n
+            && self.coordinator_bytes <= BYTES + 1000 * n
             && self.all_keys <= KEYS * n + 10;
         if within { Ok(()) } else { Err(Violation::new("costs", format!("{self:?}"))) }
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Violation;
 use crate::rendezvous::keys::{Keys, NodeId, node_of};
+use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::Time;
-use crate::rendezvous::records::{self, Control, Final, Member, State};
+use crate::rendezvous::records::{self, Control, Final, Member, State, Waiting};
 use crate::rendezvous::sim::model::Touched;
 
 /// When something was first true.
@@ -20,6 +21,7 @@ pub struct MemberKey {
     pub rank: u32,
     pub attempt: String,
     pub revision: i64,
+    pub labels: Labels,
 }
 
 #[derive(Default)]
@@ -32,6 +34,12 @@ pub struct Round {
     present: BTreeSet<(String, NodeId)>,
     /// The members as of the completion, by rank.
     pub members: BTreeMap<u32, NodeId>,
+    /// What each of them says of itself.
+    pub labels: BTreeMap<NodeId, Labels>,
+    /// When nodes joined.
+    pub joined: BTreeMap<NodeId, i64>,
+    /// It follows no other round: the run was reopened.
+    pub fresh: bool,
     /// A member of the completed round was lost.
     pub lost: Option<Since>,
     /// The last one of them was.
@@ -40,6 +48,7 @@ pub struct Round {
     pub waited: Option<Since>,
     /// The nodes that wait.
     pub waiting: BTreeMap<NodeId, Since>,
+    pub domains: BTreeMap<NodeId, Option<String>>,
 }
 
 pub struct History {
@@ -50,6 +59,10 @@ pub struct History {
     in_rounds: String,
     pub rounds: BTreeMap<u64, Round>,
     pub closed: Option<Since>,
+    /// What is written now is an operator's reopening.
+    pub reopening: bool,
+    /// The run was reopened: who closed it before may say so late.
+    pub reopened: bool,
 }
 
 impl History {
@@ -60,6 +73,8 @@ impl History {
             in_rounds: keys.round(0).replace("0/", ""),
             rounds: BTreeMap::new(),
             closed: None,
+            reopening: false,
+            reopened: false,
         }
     }
 
@@ -73,7 +88,7 @@ impl History {
                 // The run's lease has run out: what comes now is another run.
                 self.control = None;
                 self.rounds.clear();
-                self.closed = None;
+                (self.closed, self.reopened) = (None, false);
                 return Ok(None);
             }
             return self.control_written(since, &kv.value);
@@ -89,7 +104,12 @@ impl History {
                 "member" if touched.deleted => round.member_gone(node, attempt, since),
                 "member" => round.member_written(node, attempt, since, &kv.value),
                 "waiting" if touched.deleted => drop(round.waiting.remove(&node)),
+                "join" if !touched.deleted => {
+                    round.joined.insert(node, kv.create_revision);
+                }
                 "waiting" => {
+                    let waits: Option<Waiting> = records::decode("waiting", &kv.value).ok();
+                    round.domains.insert(node, waits.and_then(|waits| waits.labels.domain));
                     round.waiting.entry(node).or_insert(since);
                     round.waited.get_or_insert(since);
                 }
@@ -102,6 +122,11 @@ impl History {
     fn control_written(&mut self, since: Since, value: &[u8]) -> Result<Option<u64>, Violation> {
         let control = records::decode_control("control", value)
             .map_err(|error| Violation::new("record", error.to_string()))?;
+        if std::mem::take(&mut self.reopening) {
+            self.closed = None;
+            self.reopened = true;
+            return self.reopened_as(since, value);
+        }
         if let Some(closed) = &self.closed {
             let text = format!(
                 "the control record was closed at {} and is {control:?} at {}",
@@ -139,6 +164,17 @@ impl History {
         }
     }
 
+    /// The round after the one that was closed, complete or not.
+    fn reopened_as(&mut self, since: Since, value: &[u8]) -> Result<Option<u64>, Violation> {
+        let control = records::decode_control("control", value)
+            .map_err(|error| Violation::new("record", error.to_string()))?;
+        let round = self.rounds.entry(control.round).or_default();
+        round.opened = Some(since);
+        round.fresh = true;
+        self.control = Some(control);
+        Ok(None)
+    }
+
     pub fn round(&self, round: u64) -> Option<&Round> {
         self.rounds.get(&round)
     }
@@ -152,8 +188,9 @@ impl History {
 
 impl Round {
     fn member_written(&mut self, node: NodeId, attempt: &str, since: Since, value: &[u8]) {
-        if let Ok(Member { rank, .. }) = records::decode("member", value) {
-            let key = MemberKey { rank, attempt: attempt.into(), revision: since.revision };
+        if let Ok(Member { rank, labels, .. }) = records::decode("member", value) {
+            let (attempt_, revision) = (attempt.into(), since.revision);
+            let key = MemberKey { rank, attempt: attempt_, revision, labels };
             self.written.entry(node).or_default().push(key);
             self.present.insert((attempt.into(), node));
         }
@@ -180,6 +217,10 @@ impl Round {
             Some((key.rank, *node))
         });
         self.members = listed.collect();
+        for node in self.members.values() {
+            let key = self.written.get(node).and_then(|keys| keys.last());
+            self.labels.insert(*node, key.map(|key| key.labels.clone()).unwrap_or_default());
+        }
         self.completed = Some((since, complete.clone()));
         if self.live().count() < self.members.len() {
             (self.lost, self.last_lost) = (Some(since), Some(since));

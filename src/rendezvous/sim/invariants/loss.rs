@@ -27,15 +27,24 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
     }
     let lost = round.last_lost.filter(|_| restarts);
     // Room for a node that waits: from the beginning, or since a member was lost.
-    let small = (complete.world as usize) < world.checks.max;
+    let small = (complete.world as usize) < world.largest();
     let room = if small { Some(Duration::ZERO) } else { round.last_lost.map(|since| since.at) };
-    let waits = round.waiting.values().map(|since| since.at).min();
+    // Where only whole segments count, the last one that came may be what matters.
+    let waits = if world.has_segments() {
+        round.waiting.values().map(|since| since.at).max()
+    } else {
+        round.waiting.values().map(|since| since.at).min()
+    };
+    let order = world.scenario.settings.order;
+    let domain = |node: &i64| round.domains.get(node).and_then(Option::as_deref);
+    let fitting = order.placeable(round.waiting.keys().map(domain));
+    let waits = waits.filter(|_| fitting > 0);
     let waits = waits.and_then(|at| Some(at.max(room?)));
     let causes = [lost.map(|since| since.at), waits];
     let Some(cause) = causes.into_iter().flatten().min() else { return Ok(()) };
     let live = round.live().count();
     let missing = if restarts { round.members.len() - live } else { 0 };
-    let expected = missing + round.waiting.len().min(world.checks.max - live);
+    let expected = missing + fitting.min(world.largest().saturating_sub(live));
     for node in world.up() {
         let state = &world.nodes[node];
         let Doing::Training { outcome, since } = &state.agent.doing else { continue };

@@ -3,6 +3,7 @@
 pub mod agreement;
 pub mod closed;
 pub mod costs;
+pub mod excluded;
 pub mod exclusivity;
 pub mod garbage;
 pub mod history;
@@ -21,6 +22,7 @@ use super::node::NodeIx;
 use super::scenario::Scenario;
 use super::world::World;
 use crate::rendezvous::machine::{OnMemberLoss, Outcome, RendezvousError, Time};
+use crate::rendezvous::ranks::RankOrder;
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Checks {
     pub closed: Option<closed::ClosedAt>,
     pub progress: progress::Progress,
     pub written: costs::Written,
+    pub excluded: excluded::Excluded,
+    order: RankOrder,
 }
 
 impl Checks {
@@ -65,6 +69,8 @@ impl Checks {
             closed: None,
             progress: progress::Progress::default(),
             written: costs::Written::default(),
+            excluded: excluded::Excluded::default(),
+            order: settings.order,
         }
     }
 
@@ -78,7 +84,7 @@ impl Checks {
         }
         if let Some(round) = completed {
             agreement::of_the_record(&self.history, round, self.min, self.max)?;
-            ranks::stable(&self.history, round)?;
+            ranks::in_order(&self.history, round, self.order)?;
         }
         Ok(())
     }
@@ -104,7 +110,8 @@ impl World {
         let result = exclusivity::all_see_the_new_round(self)
             .and_then(|()| closed::nobody_is_blocked(self))
             .and_then(|()| loss::all_see_the_loss(self))
-            .and_then(|()| progress::in_time(self));
+            .and_then(|()| progress::in_time(self))
+            .and_then(|()| excluded::not_for_long(self));
         self.require(result);
     }
 }

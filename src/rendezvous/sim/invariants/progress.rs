@@ -52,11 +52,10 @@ pub fn in_time(world: &mut World) -> Result<(), Violation> {
 fn enough_joined(world: &World) -> Option<u64> {
     let control = world.control().filter(|c| matches!(c.state, State::Open { .. }))?;
     let joins = world.etcd.list(&world.keys.joins(control.round));
-    let live = joins.iter().filter(|kv| {
-        let holder = world.holder(kv.lease);
-        holder.is_some_and(|node| world.nodes[node].is_up() && world.nodes[node].is_joining())
-    });
-    (live.count() >= world.scenario.settings.min).then_some(control.round)
+    let live = joins.iter().filter_map(|kv| world.holder(kv.lease));
+    let live = live.filter(|node| world.nodes[*node].is_up() && world.nodes[*node].is_joining());
+    let live: Vec<NodeIx> = live.collect();
+    (world.placeable(&live) >= world.scenario.settings.min).then_some(control.round)
 }
 
 /// Why the world is not yet as it should be for ever if nothing happens; `None` when it is.
@@ -74,8 +73,10 @@ pub fn unsettled(world: &World) -> Option<String> {
         let blocked: Vec<_> = up.into_iter().filter(|node| !training.contains(node)).collect();
         return (!blocked.is_empty()).then(|| format!("closed, and {blocked:?} still wait"));
     }
-    let settings = &world.scenario.settings;
-    if up.len() < settings.min && training.is_empty() {
+    if let Some(node) = up.iter().find(|node| world.is_denied(**node)) {
+        return Some(format!("n{node} is denied and still there"));
+    }
+    if world.placeable(&up) < world.scenario.settings.min && training.is_empty() {
         // Nothing more can happen.
         return (joining != up).then(|| format!("too few, and of {up:?} only {joining:?} wait"));
     }
@@ -98,7 +99,7 @@ pub fn unsettled(world: &World) -> Option<String> {
     if let Some(dead) = round.live().find(|lease| !is_up(lease)) {
         return Some(format!("the lease of the dead member {dead:016x} has time left"));
     }
-    let full = training.len() >= settings.max;
+    let full = training.len() >= world.largest() || world.placeable(&joining) == 0;
     if training.len() + joining.len() < up.len() || (!joining.is_empty() && !full) {
         return Some(format!("{up:?} are up, {training:?} train, {joining:?} wait"));
     }

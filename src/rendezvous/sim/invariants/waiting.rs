@@ -20,7 +20,7 @@ pub fn positive_for_a_reason(world: &World, node: NodeIx, waiting: usize) -> Res
     let next = history.round(outcome.round + 1).and_then(|round| round.opened);
     let restarts = world.checks.on_member_loss == OnMemberLoss::Restart;
     let lost = round.lost.map(|since| since.revision);
-    let room = (outcome.world as usize) < world.checks.max || lost.is_some_and(counts);
+    let room = (outcome.world as usize) < world.largest() || lost.is_some_and(counts);
     let member = round.members.get(&outcome.rank);
     let reasons = [
         next.map(|since| since.revision),
@@ -28,7 +28,9 @@ pub fn positive_for_a_reason(world: &World, node: NodeIx, waiting: usize) -> Res
         round.waited.map(|since| since.revision).filter(|_| room),
     ];
     let expelled = member.is_none_or(|lease| !world.etcd.has_lease(*lease));
-    if reasons.into_iter().flatten().any(counts) || expelled {
+    // It was told so by a key that may be gone again.
+    let excluded = state.machine.status().excluded.is_some();
+    if excluded || reasons.into_iter().flatten().any(counts) || expelled {
         return Ok(());
     }
     let text = format!(

@@ -1,34 +1,20 @@
-//! Who is admitted to a round, and in which order.
+//! Who stays keeps its order, and its rank where every lost rank before it is taken by a newcomer: a
+//! replacement takes the rank it replaces.
 
-use super::keys::NodeId;
+use super::Candidate;
 
-/// A node that joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    pub node: NodeId,
-    /// The revision at which it joined: the order of arrival.
-    pub arrival: i64,
-    /// Its rank in the last completed round, when it was a member there.
-    pub previous: Option<u32>,
-}
+/// All of them, in the order of ranks that begin with `first` in the last world.
+pub fn in_order<'a>(admitted: &[Candidate<'a>], first: u32) -> Vec<Candidate<'a>> {
+    let mut stayed: Vec<(u32, Candidate<'a>)> =
+        admitted.iter().filter_map(|c| Some((c.previous?, *c))).collect();
+    stayed.sort_by_key(|(_, candidate)| candidate.claim());
+    let mut fresh: Vec<Candidate<'a>> =
+        admitted.iter().filter(|c| c.previous.is_none()).copied().collect();
+    fresh.sort_by_key(Candidate::claim);
 
-/// The members of the new world in the order of their ranks.
-///
-/// Members of the last world come before others when there are more than `max`, and the others in the
-/// order of their arrival. A member of the last world keeps its order, and its rank where every lost
-/// rank before it is taken by a newcomer: a replacement takes the rank it replaces.
-pub fn assign(candidates: &[Candidate], max: usize) -> Vec<NodeId> {
-    let mut stayed: Vec<(u32, &Candidate)> =
-        candidates.iter().filter_map(|c| c.previous.map(|rank| (rank, c))).collect();
-    stayed.sort_by_key(|(rank, candidate)| (*rank, candidate.arrival));
-    stayed.truncate(max);
-    let mut fresh: Vec<&Candidate> = candidates.iter().filter(|c| c.previous.is_none()).collect();
-    fresh.sort_by_key(|candidate| candidate.arrival);
-    fresh.truncate(max - stayed.len());
-
-    let mut fresh = fresh.into_iter().map(|candidate| candidate.node);
-    let mut world = Vec::new();
-    let mut old_rank = 0;
+    let mut fresh = fresh.into_iter();
+    let mut world = Vec::with_capacity(admitted.len());
+    let mut old_rank = first;
     for (rank, candidate) in stayed {
         while old_rank < rank {
             match fresh.next() {
@@ -37,7 +23,7 @@ pub fn assign(candidates: &[Candidate], max: usize) -> Vec<NodeId> {
             }
             old_rank += 1;
         }
-        world.push(candidate.node);
+        world.push(candidate);
         old_rank = rank.saturating_add(1);
     }
     world.extend(fresh);
@@ -46,18 +32,25 @@ pub fn assign(candidates: &[Candidate], max: usize) -> Vec<NodeId> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
 
-    fn candidates(list: &[(NodeId, Option<u32>)]) -> Vec<Candidate> {
+    use super::super::{RankOrder, assign as assign_in};
+    use super::*;
+    use crate::rendezvous::keys::NodeId;
+
+    fn candidates(list: &[(NodeId, Option<u32>)]) -> Vec<Candidate<'static>> {
         let arrivals = 1..;
-        list.iter()
-            .zip(arrivals)
-            .map(|((node, previous), arrival)| Candidate {
-                node: *node,
-                arrival,
-                previous: *previous,
-            })
-            .collect()
+        let candidate = |((node, previous), arrival): (&(NodeId, Option<u32>), i64)| Candidate {
+            node: *node,
+            arrival,
+            previous: *previous,
+            ..Candidate::default()
+        };
+        list.iter().zip(arrivals).map(candidate).collect()
+    }
+
+    fn assign(candidates: &[Candidate<'_>], max: usize) -> Vec<NodeId> {
+        assign_in(candidates, max, RankOrder::Stable, &BTreeMap::new())
     }
 
     #[test]

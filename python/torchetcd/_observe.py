@@ -1,0 +1,109 @@
+"""What is told of a barrier to those who watch over it: metrics and spans."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+)
+
+from torchetcd import metrics
+from torchetcd.tracing import BarrierSpan, Phases
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from torchetcd._torchetcd import Rendezvous
+
+_logger = logging.getLogger(__name__)
+
+_OUTCOMES = (
+    (RendezvousClosedError, "closed"),
+    (RendezvousTimeoutError, "timeout"),
+    (RendezvousConnectionError, "unreachable"),
+    (RendezvousStateError, "unreadable"),
+    (Exception, "failed"),
+)
+
+
+class ObservedBarrier:
+    """A `with` block around a barrier. Whatever goes wrong here does not reach the barrier.
+
+    >>> with ObservedBarrier("run", node, 2, 4) as barrier:
+    ...     barrier.completed(round_, rank, world_size)
+    """
+
+    def __init__(self, run_id: str, node: Rendezvous, least: int, most: int) -> None:
+        self._run_id = run_id
+        self._node = node
+        self._nodes = (least, most)
+        self._place: tuple[int, int, int] | None = None
+        self._span: BarrierSpan | None = None
+
+    def completed(self, round_: int, rank: int, world_size: int) -> None:
+        """Say what came of it."""
+        self._place = (round_, rank, world_size)
+
+    def __enter__(self) -> ObservedBarrier:
+        """Begin the span."""
+        self._began = time.monotonic()
+        least, most = self._nodes
+        with _contained():
+            self._span = BarrierSpan(
+                {"run_id": self._run_id, "min_nodes": least, "max_nodes": most}
+            )
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Count it, and end the span."""
+        seconds = time.monotonic() - self._began
+        with _contained():
+            phases = self._phases()
+            outcome = "completed" if exc is None else _outcome(exc)
+            last_call = None if exc or phases is None else _last_call(phases)
+            metrics.barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
+            if self._span is not None:
+                self._span.end(phases, self._attributes(outcome), exc)
+
+    def _phases(self) -> Phases | None:
+        try:
+            return self._node.phases()
+        except RuntimeError:
+            # A forked child has no part in it.
+            return None
+
+    def _attributes(self, outcome: str) -> dict[str, str | int]:
+        attributes: dict[str, str | int] = {"outcome": outcome}
+        if self._place:
+            attributes |= dict(zip(("round", "rank", "world_size"), self._place, strict=True))
+        return attributes
+
+
+def _outcome(exc: BaseException) -> str:
+    return next((name for kind, name in _OUTCOMES if isinstance(exc, kind)), "interrupted")
+
+
+def _last_call(phases: Phases) -> float | None:
+    _, _, since, ended = phases
+    return None if since is None or ended is None else ended - since
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        _logger.warning("A barrier could not be told of.", exc_info=True)

@@ -1,0 +1,253 @@
+"""The client: runs, as they are and as they change, and what an operator does to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from types import TracebackType
+
+from torchetcd._etcd_address import Host
+from torchetcd.aio import _operations, _reading, _timeline, _watching
+from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
+from torchetcd.aio._model import Event, Node, Run, Timeline
+from torchetcd.aio._raw import RawClient
+from torchetcd.aio._records import plain
+from torchetcd.etcd import Client as EtcdClient
+
+
+class Client:
+    """A client of an etcd cluster, for asyncio.
+
+    It connects at the first call and blocks no thread, however many calls are under way. It can be
+    used in one event loop after the other, and in several.
+
+    >>> async with Client("h1:2379,h2:2379") as client:
+    ...     for run in await client.list_runs():
+    ...         print(run.id, run.state, run.round)
+
+    Cancelling a call ends it; one that writes may have taken effect then. All calls raise the errors
+    of `torchetcd.etcd`: `EtcdConnectionFailed` if etcd cannot be reached, `EtcdInsufficientPermissions`
+    if it refuses. `prefix` is the handler's parameter `etcd_prefix` everywhere.
+
+    Args:
+        endpoint: Endpoints, separated by commas: "h1:2379,https://h2".
+        protocol: "http" or "https", for endpoints that do not say.
+        cert: A file with the client certificate and its key, or the two files.
+        ca_cert: The file with the CA certificate; the system's are trusted without it.
+        username: The user of etcd.
+        password: The user's password.
+        password_file: A file with the password instead, which is read for each log-in.
+        read_timeout: Seconds that a call to etcd may take.
+
+    Raises:
+        ValueError: if an argument cannot work.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to say of an etcd
+        self,
+        endpoint: Host,
+        protocol: str = "http",
+        cert: str | tuple[str, str] | None = None,
+        ca_cert: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        password_file: str | None = None,
+        read_timeout: float = 60,
+    ) -> None:  # fmt: skip
+        """Make a client; nothing is sent to etcd yet."""
+        if username and password is None and password_file is None:
+            message = f"The etcd user {username!r} was given without a password."
+            raise ValueError(message)
+        if not username and (password is not None or password_file is not None):
+            message = "A password for etcd was given without a user (parameter 'username')."
+            raise ValueError(message)
+        self._etcd = EtcdClient(
+            endpoint,
+            protocol=protocol,
+            cert=cert,
+            ca_cert=ca_cert,
+            username=username,
+            password=password,
+            password_file=password_file,
+            read_timeout=read_timeout,
+        )
+        # Loads the native module here, and not in a thread later: a fork while it is loaded there
+        # would leave its import locked in the child.
+        _ = self._etcd._native
+        #: etcd's own calls.
+        self.raw = RawClient(self._etcd)
+
+    async def __aenter__(self) -> Client:
+        """Close the client at the end of an `async with` block."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Show where it connects to, but no password."""
+        return f"torchetcd.aio.{self._etcd!r}"
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The URLs of all endpoints given."""
+        return self._etcd.endpoints
+
+    def close(self) -> None:
+        """End the connection. Calls under way and later ones raise `RuntimeError`."""
+        self._etcd.close()
+
+    async def list_runs(self, prefix: str = DEFAULT_PREFIX) -> list[Run]:
+        """Return all runs below a prefix, as they were at one revision of etcd.
+
+        It takes one call for some hundred keys while it looks for names, and one for each 32 runs.
+        """
+        return await _reading.list_runs(self.raw, prefix)
+
+    async def describe(
+        self, run_id: str, prefix: str = DEFAULT_PREFIX, *, leases: bool = False
+    ) -> Run:
+        """Return a run as it is, all of it at one revision of etcd.
+
+        Args:
+            run_id: The run.
+            prefix: Where it is.
+            leases: Ask for the time that each node's lease has left: one call for each node.
+
+        Raises:
+            RunNotFoundError: if nothing of it is in etcd.
+        """
+        return await _reading.describe(self.raw, RunKeys.of(run_id, prefix), leases=leases)
+
+    def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
+        """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
+
+        Nothing is polled, and nothing is missed: where events may be missing, because etcd compacted
+        them while it was out of reach, another `Snapshot` comes. A run that is not there yet is
+        waited for. It ends at etcd when its iteration is cancelled, or with `aclose`.
+        """
+        return _watching.watch_run(self.raw, RunKeys.of(run_id, prefix))
+
+    async def timeline(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> Timeline:
+        """Return what happened in a run, as far back as etcd's history goes.
+
+        etcd keeps no times: they are from the clocks of those who wrote the records, and what nobody
+        wrote a time for lies between its neighbours.
+
+        Raises:
+            RunNotFoundError: if neither etcd nor its history has anything of it.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        return await _timeline.timeline(self.raw, keys, self._etcd.read_timeout or 60.0)
+
+    async def close_run(
+        self,
+        run_id: str,
+        reason: str,
+        by: str | None = None,
+        prefix: str = DEFAULT_PREFIX,
+    ) -> bool:
+        """Close a run: its nodes end with `RendezvousClosedError` when they would join again.
+
+        Args:
+            run_id: The run.
+            reason: Why, in one clause for people.
+            by: Who does it; the user and host of this process without it.
+            prefix: Where it is.
+
+        Returns:
+            Whether this call did it; false if the run was closed already.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunRecordError: if its control record cannot be understood.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        return await _operations.close_run(self.raw, keys, _reason(reason), _by(by))
+
+    async def reopen_run(
+        self,
+        run_id: str,
+        reason: str,
+        by: str | None = None,
+        prefix: str = DEFAULT_PREFIX,
+    ) -> bool:
+        """Open the next round of a run that was closed, so that nodes can join again.
+
+        Nodes that were told of the close have ended: somebody has to start them.
+
+        Returns:
+            Whether this call did it; false if the run was not closed.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunRecordError: if its control record cannot be understood.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        return await _operations.reopen_run(self.raw, keys, _reason(reason), _by(by))
+
+    async def evict(  # noqa: PLR0913 - as the others, and one more
+        self,
+        run_id: str,
+        node: str,
+        reason: str,
+        by: str | None = None,
+        prefix: str = DEFAULT_PREFIX,
+        *,
+        deny: bool = True,
+    ) -> tuple[Node, ...]:
+        """Take a node out of a run: its lease is revoked, and its world begins a new round.
+
+        Args:
+            run_id: The run.
+            node: The id of a node, a `node_id`, or a host: then all its nodes.
+            reason: Why, in one clause for people.
+            by: Who does it; the user and host of this process without it.
+            prefix: Where it is.
+            deny: Keep the name out from now on, until `allow`. Without it an agent that is still there
+                joins again. The id of a node denies only that one, and no agent that is started anew.
+
+        Returns:
+            The nodes that were there.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunRecordError: if its control record cannot be understood.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        return await _operations.evict(self.raw, keys, node, _reason(reason), _by(by), deny=deny)
+
+    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> bool:
+        """Take a denial back and return whether there was one."""
+        return await _operations.allow(self.raw, RunKeys.of(run_id, prefix), name)
+
+    async def purge(self, run_id: str, prefix: str = DEFAULT_PREFIX, *, force: bool = False) -> int:
+        """Delete all of a run, its stores included, and return how many keys there were.
+
+        Args:
+            run_id: The run.
+            prefix: Where it is.
+            force: Also while nodes are there. Their leases are revoked; agents that go on begin the
+                run anew, so close it first.
+
+        Raises:
+            RunNotFoundError: if there is no such run.
+            RunInUseError: if nodes are there, and it is not forced.
+        """
+        return await _operations.purge(self.raw, RunKeys.of(run_id, prefix), force=force)
+
+
+def _reason(reason: str) -> str:
+    if not isinstance(reason, str) or not reason.strip():
+        message = f"The reason must be a text that is not empty, not {reason!r}."
+        raise ValueError(message)
+    return plain(reason)
+
+
+def _by(by: str | None) -> str:
+    return plain(by or _operations.operator())

@@ -1,0 +1,215 @@
+"""The values of a run's keys, whoever wrote them.
+
+Anybody with rights to the run's prefix can write anything there, and versions differ in what they
+write. What is no record is no record (`None`); a field that is missing or cannot be right is `None`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from torchetcd.aio._model import Denial, Node, NodeState, RoundRecord
+
+#: The newest version of records that is understood.
+VERSION = 1
+_LONGEST_TEXT = 200
+_LAST_NUMBER = 2**63 - 1
+#: The year 5138: what is later is no time in seconds.
+_LAST_TIME = 1e11
+_NODE_DIGITS = 16
+
+
+def decode(value: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a value holds."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def text(record: dict[str, Any], name: str) -> str | None:
+    """Return a field for people, in one line that is not too long; `None` for an empty one."""
+    found = record.get(name)
+    if not isinstance(found, str) or not found:
+        return None
+    return plain(found)
+
+
+def plain(given: str) -> str:
+    """Return text of others in one line that is not too long."""
+    shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in given[:_LONGEST_TEXT])
+    return shown + "\u2026" if len(given) > _LONGEST_TEXT else shown
+
+
+def number(record: dict[str, Any], name: str) -> int | None:
+    """Return a count or a number, which is never negative."""
+    found = record.get(name)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= _LAST_NUMBER:
+        return None
+    return found
+
+
+def count(record: dict[str, Any], name: str) -> int | None:
+    """Return a number of which 0 says that it is not known."""
+    return number(record, name) or None
+
+
+def time(record: dict[str, Any], name: str) -> float | None:
+    """Return a Unix time; 0 says that it is not known."""
+    found = record.get(name)
+    if not isinstance(found, (int, float)) or isinstance(found, bool):
+        return None
+    return float(found) if math.isfinite(found) and 0 < found < _LAST_TIME else None
+
+
+def node_name(segment: str) -> str | None:
+    """Return the node that a part of a key names."""
+    try:
+        lease = int(segment, 16) if len(segment) == _NODE_DIGITS else 0
+    except ValueError:
+        lease = 0
+    return segment if 0 < lease <= _LAST_NUMBER and f"{lease:016x}" == segment else None
+
+
+def escaped_name(segment: str) -> str | None:
+    """Return the name that is escaped in a part of a key."""
+    try:
+        return unquote(segment, errors="strict") or None
+    except UnicodeDecodeError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The record that says which round is current; see `docs/protocol.md`."""
+
+    round: int
+    state: str
+    previous: tuple[int, str] | None
+    world: int | None
+    attempt: str
+    master_addr: str | None
+    master_port: int | None
+    by: str | None
+    at: float | None
+    opened_at: float | None
+    opened_by: str | None
+    why: str | None
+    reason: str | None
+    min_nodes: int | None
+    max_nodes: int | None
+
+
+def control(value: bytes) -> Control | str:
+    """Return the control record, or in one clause why there is none."""
+    record = decode(value)
+    if record is None:
+        return "is no JSON object"
+    version = number(record, "v")
+    if version is not None and version > VERSION:
+        return f"is of version {version}, this torchetcd reads up to {VERSION}"
+    round_, state = number(record, "round"), record.get("state")
+    if version is None or round_ is None or state not in ("open", "final", "closed"):
+        return "has no version, round or state that there can be"
+    world = count(record, "world")
+    if state == "final" and (world is None or not isinstance(record.get("attempt"), str)):
+        return "is of a complete round and does not say of how many nodes"
+    return Control(
+        round=round_,
+        state=state,
+        previous=_previous(record.get("previous")),
+        world=world,
+        attempt=record.get("attempt", "") if state == "final" else "",
+        master_addr=text(record, "master_addr"),
+        master_port=number(record, "master_port"),
+        by=text(record, "by"),
+        at=time(record, "at"),
+        opened_at=time(record, "opened_at") if state == "final" else time(record, "at"),
+        opened_by=text(record, "opened_by" if state == "final" else "by"),
+        why=text(record, "why"),
+        reason=text(record, "reason"),
+        min_nodes=count(record, "min"),
+        max_nodes=count(record, "max"),
+    )
+
+
+def _previous(found: object) -> tuple[int, str] | None:
+    if not isinstance(found, dict):
+        return None
+    round_, attempt = number(found, "round"), found.get("attempt")
+    return (round_, attempt) if round_ is not None and isinstance(attempt, str) else None
+
+
+def node(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
+    """Return the node of a join, waiting or member record, of the coordinator's or of a roster."""
+    host, pid = record.get("host"), number(record, "pid")
+    if not isinstance(host, str) or pid is None:
+        return None
+    return Node(
+        id=node_id,
+        host=plain(host),
+        pid=pid,
+        node_id=text(record, "node_id"),
+        domain=text(record, "domain"),
+        rank=number(record, "rank") if state in {"member", "missing"} else None,
+        address=text(record, "addr") or text(record, "master_addr"),
+        since=time(record, "at"),
+        until=time(record, "until"),
+        lease_left_s=None,
+        lease_ttl_s=None,
+        state=state,
+        infra_rank=number(record, "infra_rank"),
+    )
+
+
+def roster(value: bytes) -> list[Node] | None:
+    """Return the members that a part of a roster names, those that it names in order."""
+    record = decode(value)
+    entries = record.get("members") if record else None
+    if not isinstance(entries, list):
+        return None
+    found = []
+    for entry in entries:
+        named = entry.get("node") if isinstance(entry, dict) else None
+        name = node_name(named) if isinstance(named, str) else None
+        made = node(entry, name, "missing") if name else None
+        if made is None or made.rank is None:
+            return None
+        found.append(made)
+    return found
+
+
+def round_record(value: bytes) -> RoundRecord | None:
+    """Return a round of the history."""
+    record = decode(value)
+    if record is None:
+        return None
+    round_, world = number(record, "round"), count(record, "world")
+    if round_ is None or world is None:
+        return None
+    return RoundRecord(
+        round=round_,
+        world=world,
+        why=text(record, "why"),
+        opened_at=time(record, "opened_at"),
+        opened_by=text(record, "opened_by"),
+        completed_at=time(record, "at"),
+    )
+
+
+def denial(name: str, value: bytes) -> Denial | None:
+    """Return who may not join."""
+    record = decode(value)
+    if record is None:
+        return None
+    return Denial(
+        name=plain(name),
+        by=text(record, "by") or "?",
+        reason=text(record, "reason") or "?",
+        at=time(record, "at"),
+    )

@@ -1,0 +1,7 @@
+"""`python -m torchetcd.cli`."""
+
+import sys
+
+from torchetcd.cli import main
+
+sys.exit(main())

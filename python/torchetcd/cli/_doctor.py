@@ -1,0 +1,52 @@
+"""The command `doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+from rich.text import Text
+
+from torchetcd._words import count, listed
+from torchetcd.cli._checks import Finding, findings
+from torchetcd.cli._exits import FINDINGS, OK
+from torchetcd.cli._loop import wait
+from torchetcd.cli._options import Target, with_target
+from torchetcd.cli._output import emit, table, write_json
+
+_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
+
+
+@click.command()
+@click.argument("run", metavar="[RUN]", required=False)
+@with_target
+def doctor(target: Target, run: str | None) -> int:
+    """Look at etcd: reach, latency, version, TLS, users, rights, alarms, space, runs, clocks.
+
+    It needs no root rights on etcd, says what it may not look at, and leaves nothing behind. With RUN
+    the rights are tried below that run only, which is all that a role for one run has.
+    """
+    from torchetcd.cli._observe import observe  # noqa: PLC0415 - `--help` does without
+
+    found = findings(wait(observe(target, run)))
+    worst = OK if all(finding.level != "problem" for finding in found) else FINDINGS
+    if target.json:
+        write_json({"findings": [dataclasses.asdict(finding) for finding in found]})
+        return worst
+    made = table("", "", "")
+    made.show_header = False
+    for finding in found:
+        text = Text(finding.text)
+        if finding.advice:
+            text.append(f"\n-> {finding.advice}", style="dim")
+        made.add_row(Text(finding.level, style=_STYLES[finding.level]), finding.topic, text)
+    emit(made, Text(), Text(_summary(found)))
+    return worst
+
+
+def _summary(found: list[Finding]) -> str:
+    counts = {
+        level: sum(finding.level == level for finding in found) for level in ("problem", "warning")
+    }
+    told = [count(number, level) for level, number in counts.items() if number]
+    return f"{listed(told)}." if told else "Nothing is wrong."

@@ -1,0 +1,185 @@
+"""The commands about what happens: `watch` as it does, `timeline` afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.live import Live
+from rich.text import Text
+
+from torchetcd._words import clock, plain
+from torchetcd.aio import Event, Run, RunNotFoundError, Timeline
+from torchetcd.aio import _model as model
+from torchetcd.cli._exits import OK, Failure
+from torchetcd.cli._look import not_found
+from torchetcd.cli._loop import wait
+from torchetcd.cli._options import Target, run_argument, with_target
+from torchetcd.cli._output import console, document, emit, write_json, write_json_line
+from torchetcd.cli._render import screen
+from torchetcd.cli._sentences import sentence
+from torchetcd.cli._timeline import as_html, as_table
+
+# Events come in bursts of a thousand: a screen that shows each of them would be late for the last one.
+_FRAME_S = 0.05
+_LAST = 20
+
+
+@click.command()
+@run_argument
+@click.option("--once", is_flag=True, help="Show the run as it is now, and end.")
+@with_target
+def watch(target: Target, run: str, *, once: bool) -> int:
+    """Follow a run: a screen in a terminal, a line for each event over a pipe.
+
+    Nothing is asked again and again: etcd tells what happens. It goes on until Ctrl-C, also before the
+    first node has come.
+    """
+    if target.json:
+        wait(_lines(target, run, once=once, json=True))
+    elif sys.stdout.isatty():
+        wait(_screen(target, run, once=once))
+    else:
+        wait(_lines(target, run, once=once, json=False))
+    return OK
+
+
+async def _lines(target: Target, run: str, *, once: bool, json: bool) -> None:
+    async with contextlib.aclosing(_events(target, run)) as events:
+        async for event in events:
+            if json:
+                write_json_line(line_of(event))
+            else:
+                print(f"{clock(event.at)}  {sentence(event)}", flush=True)
+            if once:
+                return
+
+
+async def _screen(target: Target, run: str, *, once: bool) -> None:
+    out = console()
+    last: deque[str] = deque(maxlen=_LAST)
+    changed = asyncio.Event()
+    shown: list[Run] = []
+
+    async def follow() -> None:
+        async with contextlib.aclosing(_events(target, run)) as events:
+            async for event in events:
+                if not isinstance(event, model.Snapshot):
+                    last.append(f"{clock(event.at).split()[1]}  {sentence(event)}")
+                shown[:] = [event.run]
+                changed.set()
+                if once:
+                    return
+
+    following = asyncio.create_task(follow())
+    following.add_done_callback(lambda _: changed.set())
+    try:
+        with Live(
+            Text(f"Waiting for run '{plain(run)}' ..."),
+            console=out,
+            auto_refresh=False,
+            screen=not once,
+            vertical_overflow="crop",
+        ) as live:
+            while True:
+                await changed.wait()
+                changed.clear()
+                if shown:
+                    live.update(screen(shown[0], out.size.height, last), refresh=True)
+                if following.done():
+                    break
+                await asyncio.sleep(_FRAME_S)
+    finally:
+        following.cancel()
+    await following
+
+
+async def _events(target: Target, run: str) -> AsyncGenerator[Event, None]:
+    async with target.client() as client:
+        # A watch waits for an etcd that is out of reach. At the start that is an error.
+        with contextlib.suppress(RunNotFoundError):
+            await client.describe(run, prefix=target.prefix)
+        async for event in client.watch_run(run, prefix=target.prefix):
+            yield event
+
+
+def line_of(event: Event) -> dict[str, Any]:
+    """Make the JSON of an event. The whole run is in snapshots only: it can have thousands of nodes."""
+    run = event.run
+    fields: dict[str, Any] = {"event": type(event).__name__}
+    for name in event.__dataclass_fields__:
+        if name != "run":
+            value = getattr(event, name)
+            fields[name] = document(value) if isinstance(value, model.Node) else value
+    fields["state"] = run.state
+    fields["run_round"] = run.round
+    fields["counts"] = {
+        "joined": len(run.joined),
+        "members": len(run.members),
+        "waiting": len(run.waiting),
+        "spares": len(run.spares),
+        "missing": len(run.missing),
+    }
+    fields["text"] = sentence(event)
+    if isinstance(event, model.Snapshot):
+        fields["run"] = document(run)
+    return fields
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--html", metavar="FILE", type=click.Path(dir_okay=False), help="Draw it, into one HTML file."
+)
+@click.option(
+    "--png",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Draw it, into a picture (needs matplotlib).",
+)
+@with_target
+def timeline(target: Target, run: str, html: str | None, png: str | None) -> int:
+    """Tell what happened in a run: who joined, left or was lost, and when.
+
+    It is made of etcd's own history, as far as that is not compacted; of what was before only the
+    completed rounds are known.
+    """
+    if html and png:
+        message = "Give --html or --png, not both."
+        raise click.UsageError(message)
+    found = wait(_timeline(target, run))
+    if html:
+        _write(html, as_html(found).encode())
+    elif png:
+        from torchetcd.cli._timeline_png import as_png  # noqa: PLC0415 - needs matplotlib
+
+        _write(png, as_png(found))
+    if target.json:
+        write_json({"timeline": document(found)})
+    elif html or png:
+        print(f"Wrote {html or png}.")
+    else:
+        emit(*as_table(found))
+    return OK
+
+
+async def _timeline(target: Target, run: str) -> Timeline:
+    async with target.client() as client:
+        try:
+            return await client.timeline(run, prefix=target.prefix)
+        except RunNotFoundError:
+            raise not_found(target, run) from None
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        Path(path).write_bytes(content)
+    except OSError as exc:
+        message = f"The file {path} cannot be written: {exc.strerror}."
+        raise Failure(message) from None

@@ -1,0 +1,187 @@
+"""Where etcd is and who asks: the options that all commands have, and their environment variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from torchetcd._credentials import find_credentials
+from torchetcd._names import prefix_path, run_segment
+from torchetcd.cli._exits import Failure
+from torchetcd.etcd import EtcdConnectionFailed
+
+if TYPE_CHECKING:
+    from torchetcd.aio import Client
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The etcd that a command talks to, and how it answers."""
+
+    endpoint: str
+    protocol: str | None
+    ca_cert: str | None
+    cert: str | None
+    key: str | None
+    user: str | None
+    prefix: str
+    timeout: float
+    json: bool
+
+    def client(self, endpoint: str | None = None) -> Client:
+        """Make a client, which connects at its first call.
+
+        Args:
+            endpoint: One of the endpoints; all of them without it.
+
+        Raises:
+            click.UsageError: if an option is not valid.
+        """
+        from torchetcd.aio import Client  # noqa: PLC0415 - `--help` does without
+
+        if self.key and not self.cert:
+            message = "--key needs --cert, which is not given."
+            raise click.UsageError(message)
+        try:
+            credentials = find_credentials(self.user, None)
+            return Client(
+                endpoint or self.endpoint,
+                protocol=self.scheme,
+                cert=(self.cert, self.key or self.cert) if self.cert else None,
+                ca_cert=self.ca_cert,
+                username=credentials.user,
+                password=credentials.password,
+                password_file=credentials.password_file,
+                read_timeout=self.timeout,
+            )
+        except ValueError as exc:
+            raise click.UsageError(str(exc)) from None
+
+    @property
+    def scheme(self) -> str:
+        """The protocol of endpoints that do not say it: https where a TLS option is given."""
+        return self.protocol or ("https" if self.ca_cert or self.cert else "http")
+
+
+def target_of(given: dict[str, Any], **other: Any) -> Target:
+    """Make a target of some options; the others have their defaults."""
+    usual = {"endpoint": "localhost:2379", "prefix": "/torchelastic/p2p", "timeout": 10.0}
+    names = [field.name for field in dataclasses.fields(Target)]
+    chosen = {name: given.get(name) or usual.get(name) for name in names}
+    return Target(**{**chosen, "json": False, **other})
+
+
+def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        prefix_path(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    return value
+
+
+def _run(_context: click.Context, _argument: click.Parameter, value: str) -> str:
+    try:
+        run_segment(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    return value
+
+
+_OPTIONS = (
+    click.option(
+        "-e",
+        "--endpoint",
+        envvar="TORCHETCD_ENDPOINT",
+        default="localhost:2379",
+        show_default=True,
+        metavar="HOST:PORT,...",
+        help="etcd's endpoints, separated by commas. [TORCHETCD_ENDPOINT]",
+    ),
+    click.option(
+        "--protocol",
+        envvar="TORCHETCD_PROTOCOL",
+        type=click.Choice(["http", "https"]),
+        help="For endpoints that do not say it: http, but https with --ca-cert or --cert. "
+        "[TORCHETCD_PROTOCOL]",
+    ),
+    click.option(
+        "--ca-cert",
+        envvar="TORCHETCD_CA_CERT",
+        type=_FILE,
+        help="PEM file of the CA; the system's roots without it. [TORCHETCD_CA_CERT]",
+    ),
+    click.option(
+        "--cert",
+        envvar="TORCHETCD_CERT",
+        type=_FILE,
+        help="PEM file of the client certificate. [TORCHETCD_CERT]",
+    ),
+    click.option(
+        "--key",
+        envvar="TORCHETCD_KEY",
+        type=_FILE,
+        help="PEM file of the client certificate's key. [TORCHETCD_KEY]",
+    ),
+    click.option(
+        "--user",
+        envvar="TORCHETCD_USER",
+        help="User in etcd; the password is in TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD. "
+        "[TORCHETCD_USER]",
+    ),
+    click.option(
+        "--prefix",
+        envvar="TORCHETCD_PREFIX",
+        default="/torchelastic/p2p",
+        show_default=True,
+        callback=_prefix,
+        help="The parameter etcd_prefix of the runs. [TORCHETCD_PREFIX]",
+    ),
+    click.option(
+        "--timeout",
+        envvar="TORCHETCD_TIMEOUT",
+        type=click.FloatRange(0.1, 86400),
+        default=10.0,
+        show_default=True,
+        help="Seconds that a call to etcd may take. [TORCHETCD_TIMEOUT]",
+    ),
+    click.option("--json", is_flag=True, help="Print JSON."),
+)
+
+
+def with_target(command: _Command) -> _Command:
+    """Give a command the options, and the `Target` made of them as its first argument."""
+    fields = [field.name for field in dataclasses.fields(Target)]
+
+    @functools.wraps(command)
+    def called(**arguments: Any) -> Any:
+        target = Target(**{name: arguments.pop(name) for name in fields})
+        try:
+            return command(target, **arguments)
+        except EtcdConnectionFailed as exc:
+            source = click.get_current_context().get_parameter_source("endpoint")
+            if source is not ParameterSource.DEFAULT:
+                raise
+            message = f"{str(exc).rstrip('.')}; no other one was given by --endpoint or TORCHETCD_ENDPOINT."
+            raise Failure(message) from None
+
+    made: Any = called
+    for option in reversed(_OPTIONS):
+        made = option(made)
+    result: _Command = made
+    return result
+
+
+def run_argument(command: _Command) -> _Command:
+    """Give a command the argument RUN."""
+    from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
+
+    return click.argument("run", metavar="RUN", callback=_run, shell_complete=complete_run)(command)

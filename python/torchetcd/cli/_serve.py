@@ -1,0 +1,61 @@
+"""The command `serve`: an etcd for trying things out."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import click
+
+from torchetcd.cli._exits import OK, Failure
+from torchetcd.cli._output import write_json_line
+from torchetcd.etcd_server import EtcdServer
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False),
+    help="Where the data is, and stays; a temporary directory without it.",
+)
+@click.option("--json", is_flag=True, help="Print JSON.")
+def serve(data_dir: str | None, *, json: bool) -> int:
+    """Run an etcd on the loopback interface until Ctrl-C, for trying things out.
+
+    Everybody on this machine can use it.
+    """
+    ended = threading.Event()
+    server = EtcdServer(data_dir)
+
+    def end(_signum: int, _frame: FrameType | None) -> None:
+        ended.set()
+
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.start()
+        endpoint = server.get_endpoint()
+        if json:
+            write_json_line({"endpoint": endpoint})
+        else:
+            print(_WELCOME.format(endpoint=endpoint), flush=True)
+        # In pieces, so that a signal's handler runs at once on every platform.
+        while not ended.wait(0.5):
+            server._check_running()
+    except (FileNotFoundError, TimeoutError, RuntimeError) as exc:
+        raise Failure(" ".join(str(exc).split())) from None
+    finally:
+        server.stop()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return OK
+
+
+_WELCOME = """\
+etcd listens on {endpoint}, until Ctrl-C. In another terminal:
+
+  export TORCHETCD_ENDPOINT={endpoint}
+  torchrun --nnodes 1:2 --nproc-per-node 1 --rdzv-id try --rdzv-backend etcd-v3 \\
+      --rdzv-endpoint {endpoint} train.py
+  torchetcd runs
+  torchetcd why try"""

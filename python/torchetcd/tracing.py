@@ -1,0 +1,81 @@
+"""OpenTelemetry spans of barriers, where the program has opentelemetry-api (`torchetcd[otel]`).
+
+`torchetcd.rendezvous` spans a call of `next_rendezvous()`. Its children are the phases: `.join` until this
+node had entered a round, `.spare` while it waited outside of one that was complete, `.wait` for enough
+nodes, `.last_call` for more. Nothing is sent anywhere unless the program has set up a tracer provider.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+#: What the native half tells of a barrier: seconds until entered, spare, last call, end.
+Phases = tuple[float | None, float | None, float | None, float | None]
+
+_NAME = "torchetcd.rendezvous"
+
+
+class BarrierSpan:
+    """The span of one barrier; does nothing without OpenTelemetry."""
+
+    def __init__(self, attributes: dict[str, str | int]) -> None:
+        self._tracer = _tracer()
+        self._span: Span | None = None
+        self._began_ns = time.time_ns()
+        if self._tracer is not None:
+            self._span = self._tracer.start_span(
+                _NAME, attributes=_named(attributes), start_time=self._began_ns
+            )
+
+    def end(
+        self, phases: Phases | None, attributes: dict[str, str | int], error: BaseException | None
+    ) -> None:
+        """End it, and tell of its phases."""
+        if self._tracer is None or self._span is None:
+            return
+        from opentelemetry.trace import StatusCode, set_span_in_context  # noqa: PLC0415
+
+        ended_ns = time.time_ns()
+        context = set_span_in_context(self._span)
+        for name, since_ns, until_ns in self._parts(phases, ended_ns):
+            part = self._tracer.start_span(f"{_NAME}.{name}", context=context, start_time=since_ns)
+            part.end(until_ns)
+        self._span.set_attributes(_named(attributes))
+        if error is not None:
+            # Its text has names of hosts and endpoints, and never a password.
+            self._span.set_attribute("error.type", type(error).__name__)
+            self._span.set_status(StatusCode.ERROR, str(error))
+        self._span.end(ended_ns)
+
+    def _parts(self, phases: Phases | None, ended_ns: int) -> list[tuple[str, int, int]]:
+        if phases is None:
+            return []
+        names = ("wait", "spare", "last_call")
+        begun = [(0.0, "join")]
+        begun += [
+            (since, name) for name, since in zip(names, phases, strict=False) if since is not None
+        ]
+        times = sorted((self._began_ns + int(since * 1e9), name) for since, name in begun)
+        ends = [*(since for since, _ in times[1:]), ended_ns]
+        return [
+            (name, since, max(since, until))
+            for (since, name), until in zip(times, ends, strict=True)
+        ]
+
+
+def _named(attributes: dict[str, str | int]) -> dict[str, str | int]:
+    return {f"torchetcd.{name}": value for name, value in attributes.items()}
+
+
+def _tracer() -> Tracer | None:
+    try:
+        from opentelemetry import trace  # noqa: PLC0415 - comes with an extra
+    except ImportError:
+        return None
+    import torchetcd  # noqa: PLC0415 - this module is a part of it
+
+    return trace.get_tracer("torchetcd", torchetcd.__version__)

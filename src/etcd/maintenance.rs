@@ -1,0 +1,115 @@
+//! What operators ask of a cluster: its members, what each of them says of itself, and alarms.
+
+use etcd_client::{AlarmAction, AlarmType, ResponseHeader};
+use tokio::time::Instant;
+
+use super::client::{Client, Repeat};
+use super::config::Config;
+use super::endpoint::Endpoint;
+use super::error::EtcdError;
+use super::metrics::Rpc;
+
+/// What one member says of itself. It answers without the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberStatus {
+    pub version: String,
+    pub cluster: u64,
+    pub member: u64,
+    pub revision: i64,
+    /// The member that it takes for the leader; 0 for none.
+    pub leader: u64,
+    pub is_learner: bool,
+    pub raft_term: u64,
+    pub raft_index: u64,
+    pub raft_applied_index: u64,
+    /// In bytes, of the file.
+    pub db_size: i64,
+    /// In bytes, without what defragmentation would free.
+    pub db_size_in_use: i64,
+    /// In bytes; 0 where it does not say (before etcd 3.6).
+    pub db_quota: i64,
+    pub errors: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: u64,
+    pub name: String,
+    pub peer_urls: Vec<String>,
+    pub client_urls: Vec<String>,
+    pub is_learner: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    pub member: u64,
+    pub kind: &'static str,
+}
+
+impl Client {
+    /// Of that endpoint; of any without one.
+    pub async fn status(
+        &self,
+        endpoint: Option<Endpoint>,
+        deadline: Instant,
+    ) -> Result<MemberStatus, EtcdError> {
+        let Some(endpoint) = endpoint else { return self.own_status(deadline).await };
+        let alone = Self::new(Config { endpoints: vec![endpoint], ..self.config().clone() });
+        alone.own_status(deadline).await
+    }
+
+    async fn own_status(&self, deadline: Instant) -> Result<MemberStatus, EtcdError> {
+        self.call_as(Rpc::Status, Repeat::Read, deadline, |connection| async move {
+            let told = connection.client().status().await?;
+            let header = told.header();
+            Ok(MemberStatus {
+                version: told.version().into(),
+                cluster: header.map_or(0, ResponseHeader::cluster_id),
+                member: header.map_or(0, ResponseHeader::member_id),
+                revision: header.map_or(0, ResponseHeader::revision),
+                leader: told.leader(),
+                is_learner: told.is_learner(),
+                raft_term: told.raft_term(),
+                raft_index: told.raft_index(),
+                raft_applied_index: told.raft_applied_index(),
+                db_size: told.db_size(),
+                db_size_in_use: told.raft_used_db_size(),
+                db_quota: told.db_size_quota(),
+                errors: told.errors().to_vec(),
+            })
+        })
+        .await
+    }
+
+    pub async fn members(&self, deadline: Instant) -> Result<Vec<Member>, EtcdError> {
+        self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
+            let response = connection.client().member_list().await?;
+            let members = response.members().iter().map(|member| Member {
+                id: member.id(),
+                name: member.name().into(),
+                peer_urls: member.peer_urls().to_vec(),
+                client_urls: member.client_urls().to_vec(),
+                is_learner: member.is_learner(),
+            });
+            Ok(members.collect())
+        })
+        .await
+    }
+
+    pub async fn alarms(&self, deadline: Instant) -> Result<Vec<Alarm>, EtcdError> {
+        self.call_as(Rpc::Alarm, Repeat::Read, deadline, |connection| async move {
+            let response =
+                connection.client().alarm(AlarmAction::Get, AlarmType::None, None).await?;
+            let alarms = response.alarms().iter().map(|alarm| Alarm {
+                member: alarm.member_id(),
+                kind: match alarm.alarm() {
+                    AlarmType::None => "NONE",
+                    AlarmType::Nospace => "NOSPACE",
+                    AlarmType::Corrupt => "CORRUPT",
+                },
+            });
+            Ok(alarms.collect())
+        })
+        .await
+    }
+}

@@ -1,0 +1,127 @@
+//! What stays to be read by people when those it tells of are gone: who the members of a round were, and
+//! how the last rounds came about. The roster also says which rank a node had that comes back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::NodeId;
+use super::labels::label;
+use super::records::{self, Member, Story, for_people};
+use crate::etcd::kv::KeyValue;
+
+/// How many rounds are remembered.
+pub const ROUNDS_KEPT: u64 = 64;
+
+/// A part of a round's members, as many as were written in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roster {
+    pub members: Vec<RosterEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterEntry {
+    pub rank: u32,
+    #[serde(with = "hex")]
+    pub node: NodeId,
+    #[serde(deserialize_with = "for_people")]
+    pub host: String,
+    pub pid: u32,
+    #[serde(deserialize_with = "label")]
+    pub node_id: Option<String>,
+    #[serde(deserialize_with = "for_people")]
+    pub addr: String,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "label")]
+    pub domain: Option<String>,
+}
+
+impl RosterEntry {
+    pub fn of(node: NodeId, member: &Member) -> Self {
+        Self {
+            rank: member.rank,
+            node,
+            host: member.node.host.clone(),
+            pid: member.node.pid,
+            node_id: member.labels.node_id.clone(),
+            addr: member.addr.clone(),
+            domain: member.labels.domain.clone(),
+        }
+    }
+}
+
+/// What the rosters of the last world tell of those who come back.
+#[derive(Default)]
+pub(super) struct Former {
+    /// The rank of each `node_id`.
+    pub seats: BTreeMap<String, u32>,
+    /// The rank at which each domain began.
+    pub places: BTreeMap<String, u32>,
+}
+
+impl Former {
+    /// A roster that cannot be read tells nothing.
+    pub fn of(rosters: &[KeyValue]) -> Self {
+        let mut former = Self::default();
+        let rosters = rosters.iter().filter_map(|kv| records::decode::<Roster>("", &kv.value).ok());
+        for member in rosters.flat_map(|roster| roster.members) {
+            if let Some(node_id) = member.node_id {
+                former.seats.insert(node_id, member.rank);
+            }
+            if let Some(domain) = member.domain {
+                let first = former.places.entry(domain).or_insert(member.rank);
+                *first = member.rank.min(*first);
+            }
+        }
+        former
+    }
+}
+
+/// A round that was completed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    pub round: u64,
+    pub world: u32,
+    #[serde(flatten)]
+    pub story: Story,
+}
+
+/// As nodes are written in keys.
+mod hex {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::NodeId;
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(node: &NodeId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{node:016x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        i64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rendezvous::records::{decode, encode};
+
+    #[test]
+    fn a_roster_reads_as_it_was_written() {
+        let entry = RosterEntry {
+            rank: 3,
+            node: 0x1234,
+            host: "a".into(),
+            pid: 7,
+            node_id: Some("left".into()),
+            addr: "10.0.0.1".into(),
+            domain: None,
+        };
+        let roster = Roster { members: vec![entry] };
+        let text = String::from_utf8(encode(&roster)).unwrap();
+        let expected = r#"{"members":[{"rank":3,"node":"0000000000001234","host":"a","pid":7,"node_id":"left","addr":"10.0.0.1"}]}"#;
+        assert_eq!(text, expected);
+        assert_eq!(decode::<Roster>("k", text.as_bytes()).unwrap(), roster);
+    }
+}

@@ -1,0 +1,194 @@
+//! The deny list: names of nodes that an operator does not want in the run. It lies below the head, so
+//! that everybody reads and watches it without another call.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::{self, NodeId};
+use super::labels::Labels;
+use super::machine::Machine;
+use super::records::{self, NodeInfo, for_people, is_unknown};
+use super::variants::{Variant, wrong};
+use crate::etcd::kv::{Event, KeyValue};
+
+/// No name of a node is longer; what is there beyond it is nobody's.
+const LONGEST_NAME: usize = 1024;
+
+/// Who does not want a node in the run, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    #[serde(default, deserialize_with = "for_people")]
+    pub by: String,
+    #[serde(default, deserialize_with = "for_people")]
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub at: u64,
+}
+
+/// That a node is denied, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{node} may not take part in the run: {what} '{name}' was denied by {by}: {reason}. It is let in \
+     again when the etcd key '{key}' is deleted.",
+    by = said(&.denial.by, "somebody unknown"),
+    reason = said(&.denial.reason, "no reason given")
+)]
+pub struct DeniedNode {
+    node: NodeInfo,
+    what: &'static str,
+    name: String,
+    denial: Denial,
+    key: String,
+}
+
+fn said<'a>(text: &'a str, otherwise: &'static str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}
+
+/// The names that are denied, as of a revision.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Denied {
+    names: BTreeMap<String, Denial>,
+    as_of: i64,
+    /// How often it has changed.
+    pub changes: u64,
+}
+
+impl Denied {
+    fn read(&mut self, prefix: &str, kvs: &[KeyValue], as_of: i64) {
+        if as_of < self.as_of {
+            return;
+        }
+        self.as_of = as_of;
+        let names: BTreeMap<String, Denial> =
+            kvs.iter().filter_map(|kv| denial(prefix, kv)).collect();
+        if names != self.names {
+            self.names = names;
+            self.changes += 1;
+        }
+    }
+
+    fn take(&mut self, prefix: &str, event: &Event) {
+        let kv = event.kv();
+        if kv.mod_revision < self.as_of {
+            return;
+        }
+        self.as_of = kv.mod_revision;
+        let Some(name) = name_of(prefix, kv) else { return };
+        self.changes += 1;
+        self.names.remove(&name);
+        if let Event::Put(kv) = event {
+            self.names.extend(denial(prefix, kv));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether this node may not take part: by its own name, by that of its host, or by its node id.
+    pub fn has(&self, node: NodeId, info: &NodeInfo, labels: &Labels) -> bool {
+        !self.is_empty() && self.of(&[node], info, labels).is_some()
+    }
+
+    fn of(
+        &self,
+        nodes: &[NodeId],
+        info: &NodeInfo,
+        labels: &Labels,
+    ) -> Option<(&'static str, String, &Denial)> {
+        let ids = nodes.iter().map(|node| ("the node", format!("{node:016x}")));
+        let host = ("its host", info.host.clone());
+        let node_id = labels.node_id.clone().map(|node_id| ("its node_id", node_id));
+        let mut names = [host].into_iter().chain(node_id).chain(ids);
+        names.find_map(|(what, name)| {
+            let denial = self.names.get(&name)?;
+            Some((what, name, denial))
+        })
+    }
+}
+
+fn name_of(prefix: &str, kv: &KeyValue) -> Option<String> {
+    let segment = kv.key.strip_prefix(prefix.as_bytes())?;
+    keys::unescape(segment).filter(|name| name.len() <= LONGEST_NAME)
+}
+
+/// What cannot be read denies nobody.
+fn denial(prefix: &str, kv: &KeyValue) -> Option<(String, Denial)> {
+    Some((name_of(prefix, kv)?, records::decode("", &kv.value).ok()?))
+}
+
+impl Machine {
+    pub(super) fn observe_denied(&mut self, kvs: &[KeyValue], as_of: i64) {
+        self.denied.read(&self.settings.keys.denials(), kvs, as_of);
+    }
+
+    /// `false` for an event of another key.
+    pub(super) fn denied_event(&mut self, event: &Event) -> bool {
+        let prefix = self.settings.keys.denials();
+        let is_ours = event.kv().key.starts_with(prefix.as_bytes());
+        if is_ours {
+            self.denied.take(&prefix, event);
+        }
+        is_ours
+    }
+
+    /// Why this node may not take part; by what it was called before as well, or the loss of its lease
+    /// would make it another one that is not denied.
+    pub(super) fn denial(&self) -> Option<DeniedNode> {
+        if self.denied.is_empty() || wrong(Variant::IgnoresDenial) {
+            return None;
+        }
+        let nodes: Vec<NodeId> =
+            self.lease.into_iter().chain(self.formers.iter().copied()).collect();
+        let info = &self.settings.node;
+        let (what, name, denial) = self.denied.of(&nodes, info, &self.settings.labels)?;
+        let key = format!("{}{}", self.settings.keys.denials(), keys::escape(&name));
+        Some(DeniedNode { node: info.clone(), what, name, denial: denial.clone(), key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREFIX: &str = "/p/denied/";
+
+    fn kv(name: &str, value: &str, mod_revision: i64) -> KeyValue {
+        let key = format!("{PREFIX}{name}").into();
+        KeyValue { key, value: value.into(), mod_revision, ..KeyValue::default() }
+    }
+
+    fn has(denied: &Denied, host: &str, node_id: Option<&str>, node: NodeId) -> bool {
+        let info = NodeInfo { host: host.into(), pid: 1 };
+        let labels = Labels { node_id: node_id.map(String::from), ..Labels::default() };
+        denied.has(node, &info, &labels)
+    }
+
+    #[test]
+    fn a_node_is_denied_by_each_of_its_names() {
+        let mut denied = Denied::default();
+        let list = [kv("a%2Fb", "{}", 1), kv("00000000000000ff", r#"{"by":"x"}"#, 2)];
+        denied.read(PREFIX, &list, 5);
+        assert!(has(&denied, "a/b", None, 1));
+        assert!(has(&denied, "c", Some("a/b"), 1));
+        assert!(has(&denied, "c", None, 0xff));
+        assert!(!has(&denied, "a", Some("b"), 0xfe));
+    }
+
+    #[test]
+    fn the_newest_counts_and_what_cannot_be_read_denies_nobody() {
+        let mut denied = Denied::default();
+        denied.take(PREFIX, &Event::Put(kv("a", "{}", 7)));
+        assert!(has(&denied, "a", None, 1));
+        denied.read(PREFIX, &[], 6);
+        assert!(has(&denied, "a", None, 1), "what was read is older");
+        denied.take(PREFIX, &Event::Delete(kv("a", "", 8)));
+        assert!(!has(&denied, "a", None, 1));
+        denied.take(PREFIX, &Event::Put(kv("a", "{}", 7)));
+        assert!(!has(&denied, "a", None, 1), "the event is older");
+        denied.read(PREFIX, &[kv("a", "no", 9), kv("%", "{}", 9)], 9);
+        assert!(denied.is_empty());
+    }
+}

@@ -1,0 +1,163 @@
+//! The `node_id`: a name that outlives the process. Who starts with a name that is taken takes it over,
+//! tells its former holder, by a key that all watch, and gives that one's lease back, which may be a dead
+//! one's; who was replaced so says it and keeps still.
+
+use super::keys::{NodeId, node_of};
+use super::machine::{Action, Machine, Observed, RendezvousError};
+use super::records::{self, NodeInfo};
+use super::variants::{Variant, wrong};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range};
+
+/// How many of its former leases a node knows as its own.
+const FORMERS: usize = 4;
+
+#[derive(Default)]
+pub(super) struct Identity {
+    /// The key of this node's `node_id`, and its lease, which is the node that holds it.
+    holder: Observed<(NodeInfo, NodeId)>,
+    /// This node has held it: another holder has replaced it.
+    held: bool,
+    /// The holder that the transaction under way replaces.
+    replaces: Option<NodeId>,
+    /// Who has told this node that it has replaced it.
+    replaced_by: Observed<NodeInfo>,
+}
+
+impl Machine {
+    fn holder_key(&self) -> Option<String> {
+        let node_id = self.settings.labels.node_id.as_ref()?;
+        Some(self.settings.keys.holder(node_id))
+    }
+
+    /// What is read of it with the head.
+    pub(super) fn get_identity(&self) -> Vec<Op> {
+        let replacements = Op::Get(Range::prefix(self.settings.keys.replacements()));
+        let of_holder = |key| vec![Op::get(key), replacements];
+        self.holder_key().map_or_else(Vec::new, of_holder)
+    }
+
+    pub(super) fn observe_replaced(&mut self, kvs: &[KeyValue], as_of: i64) {
+        let own = kvs.iter().find(|kv| self.is_of_own(kv));
+        let by = own.and_then(|kv| records::decode("", &kv.value).ok());
+        self.identity.replaced_by.set(by, own.map_or(0, |kv| kv.mod_revision), as_of);
+    }
+
+    /// `false` for an event of another key.
+    pub(super) fn replaced_event(&mut self, event: &Event) -> bool {
+        let kv = event.kv();
+        let prefix = self.settings.keys.replacements();
+        if !kv.key.starts_with(prefix.as_bytes()) {
+            return false;
+        }
+        if self.settings.labels.node_id.is_some() && self.is_of_own(kv) {
+            let put = matches!(event, Event::Put(_));
+            let by = if put { records::decode("", &kv.value).ok() } else { None };
+            self.identity.replaced_by.set(by, kv.mod_revision, kv.mod_revision);
+        }
+        true
+    }
+
+    fn is_of_own(&self, kv: &KeyValue) -> bool {
+        let is_own = |node| self.lease == Some(node) || self.formers.contains(&node);
+        node_of(&kv.key).is_some_and(is_own)
+    }
+
+    pub(super) fn observe_holder(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        // What no lease will remove is nobody's.
+        let held = kv.filter(|kv| kv.lease != 0);
+        let value = held.map(|kv| (records::decode("", &kv.value).unwrap_or_default(), kv.lease));
+        let own = value.as_ref().is_some_and(|(_, holder)| self.lease == Some(*holder));
+        self.identity.holder.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
+        if own {
+            // A copy of the request whose answer was lost has taken it.
+            self.identity_taken();
+        }
+    }
+
+    /// The guard of what this node puts under its lease: its `node_id` is as it knows it.
+    pub(super) fn identity_unchanged(&self) -> Option<Compare> {
+        if wrong(Variant::FightsBack) {
+            return None;
+        }
+        let key = self.holder_key()?;
+        Some(Compare::mod_revision(key, self.identity.holder.modified))
+    }
+
+    /// Takes the `node_id`, if it is not this lease's already.
+    pub(super) fn take_identity(&mut self, lease: NodeId) -> Vec<Op> {
+        let Some(key) = self.holder_key() else { return Vec::new() };
+        let holder = self.identity.holder.value.as_ref().map(|(_, holder)| *holder);
+        if holder == Some(lease) {
+            return Vec::new();
+        }
+        let own = records::encode(&self.settings.node);
+        let mut writes = vec![Op::put(key, own.clone(), lease)];
+        self.identity.replaces = holder.filter(|holder| !self.formers.contains(holder));
+        if let Some(replaced) = self.identity.replaces {
+            // A node that cannot be reached now may keep its lease, and has to learn it all the same.
+            let key = self.settings.keys.replacement(replaced);
+            writes.push(Op::put(key, own, lease));
+        }
+        writes
+    }
+
+    /// The transaction with [`Machine::take_identity`] took effect at this revision.
+    pub(super) fn identity_written(&mut self, revision: i64) {
+        let Some(lease) = self.lease.filter(|_| self.settings.labels.node_id.is_some()) else {
+            return;
+        };
+        let holds = self.identity.holder.value.as_ref().is_some_and(|(_, h)| *h == lease);
+        if !holds {
+            let holder = (self.settings.node.clone(), lease);
+            self.identity.holder.set(Some(holder), revision, revision);
+        }
+        self.identity_taken();
+    }
+
+    /// It is this node's now. Only then is the other one's lease given back: at no time is the name free.
+    fn identity_taken(&mut self) {
+        self.identity.held = true;
+        let replaced = self.identity.replaces.take();
+        let run_lease = self.settings.keys.run_lease();
+        if let Some(lease) = replaced.filter(|lease| *lease != run_lease)
+            && self.lease != replaced
+        {
+            self.act(Action::Revoke(lease));
+        }
+    }
+
+    /// This node's lease is gone or given back, and the key with it.
+    pub(super) fn identity_gone(&mut self, lease: NodeId) {
+        self.formers.push_back(lease);
+        if self.formers.len() > FORMERS {
+            self.formers.pop_front();
+        }
+        self.identity.replaces = None;
+        if self.identity.holder.value.as_ref().is_some_and(|(_, holder)| *holder == lease) {
+            self.identity.holder.forget();
+        }
+    }
+
+    /// etcd's history has begun anew.
+    pub(super) fn identity_anew(&mut self) {
+        self.identity = Identity::default();
+    }
+
+    /// Another agent has this node's `node_id` now.
+    pub(super) fn replaced(&self) -> Option<RendezvousError> {
+        if !self.identity.held || wrong(Variant::FightsBack) {
+            return None;
+        }
+        let is_other = |node: &NodeId| self.lease != Some(*node) && !self.formers.contains(node);
+        let holder = self.identity.holder.value.as_ref().filter(|(_, node)| is_other(node));
+        let by = self.identity.replaced_by.value.as_ref().or(holder.map(|(info, _)| info))?;
+        let node_id = self.settings.labels.node_id.clone()?;
+        let node = self.settings.node.clone();
+        Some(RendezvousError::Replaced { node, node_id, by: by.clone() })
+    }
+
+    /// Whether a close has to look if this node was replaced meanwhile.
+    pub(super) fn has_held_identity(&self) -> bool {
+        self.identity.held
+    }
+}
