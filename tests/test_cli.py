@@ -72,6 +72,11 @@ class TestWhy:
         assert not done.err
         told = cli("why", run.run_id, "--json").json
         assert told.items() >= {"complete": False, "needed": 1, "state": "open"}.items()
+        expected = cli("why", run.run_id, "--expect", "worker-[0-3]")
+        assert "Of the 4 that were expected, worker-2 has not come." in expected.out
+        told_more = cli("why", run.run_id, "--expect", "worker-[0-3]", "--json").json
+        assert (told["not_come"], told_more["not_come"]) == ([], ["worker-2"])
+        assert cli("why", run.run_id, "--expect", "worker-[").code == 2
         assert told["why"].startswith(done.out[:60])
 
     def test_infra_ranks(self, cli: Cli, run: Run) -> None:

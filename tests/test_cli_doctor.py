@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,11 @@ class TestOpen:
         for said in ("reads take", "commits take", "There is a leader.", "No alarm is on."):
             assert said in done.out
         assert "Reading and writing below /torchelastic/p2p/ is allowed." in done.out
-        assert done.out.splitlines()[-1].endswith(("problem.", "is wrong."))
+        # A machine with more to do than it can makes etcd slow, which is a finding too.
+        assert re.fullmatch(
+            r"Nothing is wrong\.|\d problems?\.|(\d problems? and )?\d warnings?\.",
+            done.out.splitlines()[-1],
+        )
 
     def test_it_leaves_nothing_behind(self, cli: Cli, client: Client) -> None:
         """Not even a revision: a write is tried, but under a guard that never holds."""

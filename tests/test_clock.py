@@ -17,6 +17,15 @@ ROOT = Path(__file__).parent.parent
 #: Where the wall clock may be asked: for a time that is only shown.
 SHOWN = {
     "src/python/rendezvous.rs": 1,  # when a run was closed
+    "src/rendezvous/driver.rs": 1,  # `at` and `until` in records
+    "python/torchetcd/tracing.py": 2,  # spans
+    # What is known of a run is as of a time, and records that operators write have one.
+    "python/torchetcd/aio/_events.py": 2,
+    "python/torchetcd/aio/_operations.py": 3,
+    "python/torchetcd/aio/_reading.py": 3,
+    "python/torchetcd/aio/_timeline.py": 1,
+    "python/torchetcd/aio/_watching.py": 1,
+    "python/torchetcd/cli/_observe.py": 1,  # whether records are from the future
     "python/torchetcd/_etcd_result.py": 1,  # when a key will expire
 }
 WALL_CLOCK = re.compile(

@@ -6,7 +6,7 @@ import pytest
 
 from run_values import NOW, final, members, node, run, workers
 from torchetcd._missing import still_needed
-from torchetcd._sequences import absent, compact
+from torchetcd._sequences import absent, compact, expand
 from torchetcd._why import explain
 from torchetcd._words import duration
 from torchetcd.aio._model import Closed, Denial, RoundRecord
@@ -104,6 +104,27 @@ class TestFirstRound:
         joined = (node("a\x1b[31m\nb"), node("c"))
         text = explain(run(id="x\x07y", joined=joined, why="\x1b]0;t"))
         assert text.isprintable()
+
+
+class TestExpected:
+    def test_who_has_not_come(self) -> None:
+        text = explain(run(joined=workers(0, 1, 3)), expected=expand("worker-[0-3]"))
+        assert "Of the 4 that were expected, worker-2 has not come." in text
+        assert "guess" not in text
+
+    def test_by_any_of_their_names(self) -> None:
+        joined = (node("a.dc1", 1), node("b", 2, node_id="n-2"), node("c", 3, infra_rank=2))
+        text = explain(run(joined=joined), expected=["a", "n-2", "2", "d.dc1", "e"])
+        assert "Of the 5 that were expected, d.dc1, e have not come." in text
+
+    def test_all_or_none(self) -> None:
+        joined = workers(0, 1)
+        assert "All 2 that were expected are here." in explain(
+            run(joined=joined), expected=["worker-0", "worker-1"]
+        )
+        assert "None of the 2 that were expected is here under these names." in explain(
+            run(joined=joined), expected=["x", "y"]
+        )
 
 
 class TestInfraRanks:
@@ -339,6 +360,34 @@ class TestSequences:
     )
     def test_compact(self, names: list[str], written: str) -> None:
         assert compact(names) == written
+
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [
+            ("a", ["a"]),
+            ("b, a,b", ["b", "a"]),
+            ("node[01-03,7],x", ["node01", "node02", "node03", "node7", "x"]),
+            ("r[1,2]n[8-9]", ["r1n8", "r1n9", "r2n8", "r2n9"]),
+            ("w-[0-1].svc", ["w-0.svc", "w-1.svc"]),
+        ],
+    )
+    def test_expand(self, text: str, names: list[str]) -> None:
+        assert expand(text) == names
+        assert sorted(expand(compact(names).replace(", ", ","))) == sorted(names)
+
+    @pytest.mark.parametrize(
+        "text", ["", " ", ",", "a[", "a]", "a[1", "a[x]", "a[3-1]", "a[]", "a[1-]", "a[[1]]"]
+    )
+    def test_what_are_no_names(self, text: str) -> None:
+        with pytest.raises(ValueError, match="expected names such as .* not "):
+            expand(text)
+
+    @pytest.mark.parametrize(
+        "text", ["n[0-99999999]", "n[0-99999]r[0-99999]", "n[0-60000],m[0-60000]"]
+    )
+    def test_too_many_names(self, text: str) -> None:
+        with pytest.raises(ValueError, match="more than 100000 names"):
+            expand(text)
 
     @pytest.mark.parametrize(
         ("names", "missing", "found"),

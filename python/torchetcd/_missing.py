@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._naming import in_a_sentence, its_lease, ranked, ways_to_name
@@ -53,9 +53,31 @@ def still_needed(run: Run) -> int | None:
     return max(0, run.min_nodes - len(run.joined))
 
 
-def who_is_missing(run: Run, left: Sequence[Departed] = ()) -> list[str]:
+def not_come(run: Run, expected: Iterable[str]) -> list[str]:
+    """Find those of the expected names (hosts, node_ids or infra ranks) that no node here has."""
+    here = [*run.joined, *run.members, *run.waiting, *run.spares]
+    names = {name for node in here for name in (node.host, node.node_id, node.infra_rank)}
+    known = {str(name) for name in names if name is not None}
+    # A scheduler's names of hosts are often short, and theirs of themselves are not, or the reverse.
+    known |= {name.split(".")[0] for name in known}
+    return [name for name in expected if name not in known and name.split(".")[0] not in known]
+
+
+def _expected(run: Run, expected: Sequence[str]) -> list[str]:
+    lacking = not_come(run, expected)
+    if not lacking:
+        return [f"All {len(expected)} that were expected are here."]
+    if len(lacking) == len(expected):
+        return [f"None of the {len(expected)} that were expected is here under these names."]
+    has = "has" if len(lacking) == 1 else "have"
+    return [f"Of the {len(expected)} that were expected, {compact(lacking)} {has} not come."]
+
+
+def who_is_missing(
+    run: Run, left: Sequence[Departed] = (), expected: Sequence[str] = ()
+) -> list[str]:
     """Say who is missing, a sentence for each way in which that is known."""
-    sentences = []
+    sentences = _expected(run, expected) if expected else []
     gone = [node for node in run.missing if not node.alive]
     late = [node for node in run.missing if node.alive]
     before = f"round {run.rounds[-1].round if run.rounds else run.round - 1}"
@@ -86,7 +108,7 @@ def who_is_missing(run: Run, left: Sequence[Departed] = ()) -> list[str]:
             f"{in_a_sentence(nodes)} had joined and {is_} gone again{since}: see {its}."
         )
         unknown -= len(left)
-    if unknown > 0 and run.joined:
+    if unknown > 0 and run.joined and not expected:
         sentences += _by_names(run, unknown, needed=bool(wanted))
     return sentences
 

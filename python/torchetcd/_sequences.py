@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"([0-9]+)")
 # A name with one number at the end of its first label, which is a number even where nothing compares.
 _NUMBERED = re.compile(r"[^0-9.]*[^0-9.][0-9]+(\..*)?")
+
+# What stands between commas, of which those in brackets do not count.
+_ITEM = re.compile(r"((?:[^,\[\]]|\[[^\[\]]*\]|[\[\]])+|^$)")
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+# More than anybody runs; a slip of the finger should not fill the memory.
+_MOST = 100_000
 
 
 class Numbered(NamedTuple):
@@ -65,14 +71,19 @@ def _sequences_of(alike: list[list[str]]) -> list[Numbered]:
     ] or [0]
     position = min(groups, key=lambda p: (len(groups[p]), p not in first_label, -p))
     return [
-        Numbered(
-            "".join(rest[:position]),
-            "".join(rest[position:]),
-            max((len(text) for text in texts if text.startswith("0") and len(text) > 1), default=0),
-            tuple(sorted({int(text) for text in texts})),
-        )
+        made
         for rest, texts in groups[position].items()
+        for made in _of_one_width("".join(rest[:position]), "".join(rest[position:]), texts)
     ]
+
+
+def _of_one_width(before: str, after: str, texts: list[str]) -> Iterator[Numbered]:
+    """Keep `node01` and `node7` apart: from a number alone the name could not be written again."""
+    width = max((len(text) for text in texts if text.startswith("0") and len(text) > 1), default=0)
+    padded = [text for text in texts if text == f"{int(text):0{width}d}"]
+    for alike, digits in ((padded, width), ([text for text in texts if text not in padded], 0)):
+        if alike:
+            yield Numbered(before, after, digits, tuple(sorted({int(text) for text in alike})))
 
 
 def compact(names: Iterable[str]) -> str:
@@ -85,6 +96,50 @@ def compact(names: Iterable[str]) -> str:
         for sequence in numbered
     ]
     return ", ".join(written + others)
+
+
+def expand(text: str) -> list[str]:
+    """Read names as they are written shortly, by us or by Slurm: `node[01-04,07],login`.
+
+    Raises:
+        ValueError: if the text is not of that form.
+    """
+    names: list[str] = []
+    for item in _ITEM.findall(text):
+        parts = _BRACKETS.split(item.strip())
+        if not item.strip() or any(sign in part for part in parts[::2] for sign in "[]"):
+            raise ValueError(_not_names(text))
+        found = [""]
+        for position, part in enumerate(parts):
+            ends = _numbers(text, part) if position % 2 else [part]
+            _check_number(text, len(names) + len(found) * len(ends))
+            found = [f"{name}{end}" for name in found for end in ends]
+        names += found
+    if not names:
+        raise ValueError(_not_names(text))
+    return list(dict.fromkeys(names))
+
+
+def _check_number(text: str, number: int) -> None:
+    if number > _MOST:
+        message = f"there are more than {_MOST} names in {text!r}"
+        raise ValueError(message)
+
+
+def _numbers(text: str, inside: str) -> list[str]:
+    found: list[str] = []
+    for part in inside.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
+            raise ValueError(_not_names(text))
+        _check_number(text, int(last) - int(first) + 1)
+        found += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return found
+
+
+def _not_names(text: str) -> str:
+    return f"expected names such as worker-0,worker-1 or node[01-16,20], not {text!r}"
 
 
 def ranges(numbers: Sequence[int], width: int = 0) -> str:

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from torchetcd.aio._model import Node, Run
 
 
-def explain(run: Run, others: Sequence[str] = (), left: Sequence[Departed] = ()) -> str:
+def explain(
+    run: Run,
+    others: Sequence[str] = (),
+    left: Sequence[Departed] = (),
+    expected: Sequence[str] = (),
+) -> str:
     """Say in plain words what a run waits for, or what else its state is.
 
     Args:
         run: The run, as `torchetcd.aio.Client.describe` gives it.
         others: Ids of other runs below the same prefix, for when there is nothing of this one.
         left: Who came to the round and has gone, as `torchetcd._missing.departed` finds it.
+        expected: Who should be there, by host, `node_id` or infra rank, where the caller knows.
     """
     if run.state == "unreadable":
         sentences = _unreadable(run)
@@ -33,14 +39,14 @@ def explain(run: Run, others: Sequence[str] = (), left: Sequence[Departed] = ())
     elif run.state == "final":
         sentences = _complete(run)
     else:
-        sentences = _forming(run, left)
+        sentences = _forming(run, left, expected)
     return " ".join(sentences)
 
 
 # --- a round that is not complete --------------------------------------------------------------------
 
 
-def _forming(run: Run, left: Sequence[Departed]) -> list[str]:
+def _forming(run: Run, left: Sequence[Departed], expected: Sequence[str]) -> list[str]:
     joined, least, most = len(run.joined), run.min_nodes, run.max_nodes
     last = max((node.since for node in run.joined if node.since is not None), default=None)
     since = f" for {duration(run.observed_at - last)}" if last is not None else ""
@@ -70,7 +76,7 @@ def _forming(run: Run, left: Sequence[Departed]) -> list[str]:
             f"R{who[1:]} is not complete: {joined} of the {span} {nodes} that round "
             f"{run.round} needs {'has' if joined == 1 else 'have'} joined{since}."
         ]
-    sentences += who_is_missing(run, left)
+    sentences += who_is_missing(run, left, expected)
     sentences += _denied(run)
     sentences += _here(run)
     sentences += _last_call(run, enough=enough)

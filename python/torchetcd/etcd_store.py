@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.distributed import Store
 
 import torchetcd._lifecycle  # noqa: F401 - ends the native threads when the interpreter ends
+from torchetcd._bytes import Data, all_as_bytes, as_bytes
 from torchetcd._errors import (
     MemberLostError,
     QueueEmptyError,
@@ -37,26 +38,6 @@ __all__ = [
 
 #: So many stores are kept whose makers are gone.
 _GIVEN_UP = 8
-
-#: A key or a value. Text is taken as UTF-8.
-Data: TypeAlias = "str | bytes | bytearray | memoryview"
-
-
-def _bytes(data: Data) -> bytes:
-    if isinstance(data, str):
-        # As `list_keys` decodes keys that are no UTF-8.
-        return data.encode("utf-8", "surrogateescape")
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    message = f"Keys and values must be str or bytes, not {type(data).__name__}."
-    raise TypeError(message)
-
-
-def _all_bytes(data: Iterable[Data]) -> list[bytes]:
-    if isinstance(data, (str, bytes)):
-        message = "Several keys or values are needed in a list, not one string."
-        raise TypeError(message)
-    return [_bytes(item) for item in data]
 
 
 class _Closed:
@@ -125,7 +106,7 @@ class EtcdStore(Store):
         from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
 
         client = as_client(etcd_client)
-        native = NativeStore(client._native, _bytes(etcd_store_prefix))
+        native = NativeStore(client._native, as_bytes(etcd_store_prefix))
         self._begin(etcd_client, etcd_store_prefix, native, timeout)
 
     def _begin(
@@ -198,11 +179,11 @@ class EtcdStore(Store):
         Raises:
             ValueError: if the value is larger than etcd's requests can be (1.1 MB).
         """
-        self._native.set(_bytes(key), _bytes(value))
+        self._native.set(as_bytes(key), as_bytes(value))
 
     def get(self, key: Data) -> bytes:
         """Wait for a key and return its value."""
-        return self._native.get(_bytes(key), self._timeout_s())
+        return self._native.get(as_bytes(key), self._timeout_s())
 
     def add(self, key: Data, num: int) -> int:
         """Add to a counter, which is 0 while the key does not exist, and return its value then.
@@ -212,7 +193,7 @@ class EtcdStore(Store):
         Raises:
             ValueError: if the value does not begin with an integer.
         """
-        return self._native.add(_bytes(key), num)
+        return self._native.add(as_bytes(key), num)
 
     def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         """Set a key if it has the expected value, or does not exist and that is empty.
@@ -220,15 +201,17 @@ class EtcdStore(Store):
         Returns:
             The key's value after that; the expected one if the key does not exist.
         """
-        return self._native.compare_set(_bytes(key), _bytes(expected_value), _bytes(desired_value))
+        return self._native.compare_set(
+            as_bytes(key), as_bytes(expected_value), as_bytes(desired_value)
+        )
 
     def append(self, key: Data, value: Data) -> None:
         """Append to the value of a key, which is empty while the key does not exist."""
-        self._native.append(_bytes(key), _bytes(value))
+        self._native.append(as_bytes(key), as_bytes(value))
 
     def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
         """Wait for several keys and return their values, all of the same moment."""
-        return self._native.multi_get(_all_bytes(keys), self._timeout_s())
+        return self._native.multi_get(all_as_bytes(keys), self._timeout_s())
 
     def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         """Set several keys: at once if etcd can take them in one request, else in several.
@@ -236,11 +219,11 @@ class EtcdStore(Store):
         Raises:
             ValueError: if there are not as many values as keys, or one is too large.
         """
-        self._native.multi_set(_all_bytes(keys), _all_bytes(values))
+        self._native.multi_set(all_as_bytes(keys), all_as_bytes(values))
 
     def check(self, keys: Iterable[Data]) -> bool:
         """Return whether all keys exist, or are queues with an entry, without waiting."""
-        return self._native.check(_all_bytes(keys))
+        return self._native.check(all_as_bytes(keys))
 
     def wait(self, keys: Iterable[Data], override_timeout: timedelta | None = None) -> None:
         """Wait until all keys exist, or are queues with an entry.
@@ -252,15 +235,15 @@ class EtcdStore(Store):
             override_timeout: Used instead of `timeout`.
         """
         timeout: timedelta = self.timeout if override_timeout is None else override_timeout
-        self._native.wait(_all_bytes(keys), timeout.total_seconds())
+        self._native.wait(all_as_bytes(keys), timeout.total_seconds())
 
     def delete_key(self, key: Data) -> bool:
         """Delete a key and return whether it existed."""
-        return self._native.delete_key(_bytes(key))
+        return self._native.delete_key(as_bytes(key))
 
     def deleteKey(self, key: Data) -> bool:  # noqa: N802 - the name that C++ looks up
         """Delete a key and return whether it existed."""
-        return self._native.delete_key(_bytes(key))
+        return self._native.delete_key(as_bytes(key))
 
     def num_keys(self) -> int:
         """Return how many keys there are, queues not counted."""
@@ -280,7 +263,7 @@ class EtcdStore(Store):
         Raises:
             ValueError: if the value is larger than etcd's requests can be (1.1 MB).
         """
-        self._native.queue_push(_bytes(key), _bytes(value))
+        self._native.queue_push(as_bytes(key), as_bytes(value))
 
     def queue_pop(self, key: Data, block: bool = True) -> bytes:
         """Take the first value out of a queue.
@@ -292,11 +275,11 @@ class EtcdStore(Store):
         Raises:
             QueueEmptyError: if it is empty and `block` is false (torch's error of this name).
         """
-        return self._native.queue_pop(_bytes(key), self._timeout_s() if block else None)
+        return self._native.queue_pop(as_bytes(key), self._timeout_s() if block else None)
 
     def queue_len(self, key: Data) -> int:
         """Return how many values there are in a queue."""
-        return self._native.queue_len(_bytes(key))
+        return self._native.queue_len(as_bytes(key))
 
     def has_extended_api(self) -> bool:
         """Return that `append`, `multi_get` and `multi_set` are provided."""

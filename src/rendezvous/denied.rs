@@ -30,7 +30,7 @@ pub struct Denial {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{node} may not take part in the run: {what} '{name}' was denied by {by}: {reason}. It is let in \
-     again when the etcd key '{key}' is deleted.",
+     again by `torchetcd allow`, or when the etcd key '{key}' is deleted.",
     by = said(&.denial.by, "somebody unknown"),
     reason = said(&.denial.reason, "no reason given")
 )]

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from torchetcd._bytes import Data, all_as_bytes, as_bytes
 from torchetcd.aio._client import Client
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import AsyncStore
 
-#: A key or a value. Text is taken as UTF-8.
-Data: TypeAlias = "str | bytes | bytearray | memoryview"
-
 #: torch's default for stores.
 _TIMEOUT = timedelta(seconds=300)
-
-
-def _bytes(data: Data) -> bytes:
-    if isinstance(data, str):
-        # As `list_keys` decodes keys that are no UTF-8.
-        return data.encode("utf-8", "surrogateescape")
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    message = f"Keys and values must be str or bytes, not {type(data).__name__}."
-    raise TypeError(message)
-
-
-def _all_bytes(data: Iterable[Data]) -> list[bytes]:
-    if isinstance(data, (str, bytes)):
-        message = "Several keys or values are needed in a list, not one string."
-        raise TypeError(message)
-    return [_bytes(item) for item in data]
 
 
 class Store:
@@ -60,7 +41,7 @@ class Store:
         if self._made is None:
             from torchetcd._torchetcd import AsyncStore, Store  # noqa: PLC0415 - with the first call
 
-            native = Store(self.client._etcd._native, _bytes(self.prefix))
+            native = Store(self.client._etcd._native, as_bytes(self.prefix))
             self._made = AsyncStore(native)
         return self._made
 
@@ -70,46 +51,46 @@ class Store:
 
     async def set(self, key: Data, value: Data) -> None:
         """Set a key."""
-        await self._native.set(_bytes(key), _bytes(value))
+        await self._native.set(as_bytes(key), as_bytes(value))
 
     async def get(self, key: Data) -> bytes:
         """Wait for a key and return its value."""
-        return await self._native.get(_bytes(key), self._timeout_s)
+        return await self._native.get(as_bytes(key), self._timeout_s)
 
     async def add(self, key: Data, num: int) -> int:
         """Add to a counter, which is 0 while the key does not exist, and return its value then."""
-        return await self._native.add(_bytes(key), num)
+        return await self._native.add(as_bytes(key), num)
 
     async def compare_set(self, key: Data, expected_value: Data, desired_value: Data) -> bytes:
         """Set a key if it has the expected value, or does not exist and that is empty."""
         return await self._native.compare_set(
-            _bytes(key), _bytes(expected_value), _bytes(desired_value)
+            as_bytes(key), as_bytes(expected_value), as_bytes(desired_value)
         )
 
     async def append(self, key: Data, value: Data) -> None:
         """Append to the value of a key, which is empty while the key does not exist."""
-        await self._native.append(_bytes(key), _bytes(value))
+        await self._native.append(as_bytes(key), as_bytes(value))
 
     async def multi_get(self, keys: Iterable[Data]) -> list[bytes]:
         """Wait for several keys and return their values, all of the same moment."""
-        return await self._native.multi_get(_all_bytes(keys), self._timeout_s)
+        return await self._native.multi_get(all_as_bytes(keys), self._timeout_s)
 
     async def multi_set(self, keys: Iterable[Data], values: Iterable[Data]) -> None:
         """Set several keys: at once if etcd can take them in one request, else in several."""
-        await self._native.multi_set(_all_bytes(keys), _all_bytes(values))
+        await self._native.multi_set(all_as_bytes(keys), all_as_bytes(values))
 
     async def check(self, keys: Iterable[Data]) -> bool:
         """Return whether all keys exist, or are queues with an entry, without waiting."""
-        return await self._native.check(_all_bytes(keys))
+        return await self._native.check(all_as_bytes(keys))
 
     async def wait(self, keys: Iterable[Data], timeout: timedelta | float | None = None) -> None:
         """Wait until all keys exist, or are queues with an entry."""
         limit = self._timeout_s if timeout is None else _seconds(timeout)
-        await self._native.wait(_all_bytes(keys), limit)
+        await self._native.wait(all_as_bytes(keys), limit)
 
     async def delete_key(self, key: Data) -> bool:
         """Delete a key and return whether it existed."""
-        return await self._native.delete_key(_bytes(key))
+        return await self._native.delete_key(as_bytes(key))
 
     async def num_keys(self) -> int:
         """Return how many keys there are, queues not counted."""
@@ -121,15 +102,15 @@ class Store:
 
     async def queue_push(self, key: Data, value: Data) -> None:
         """Put a value at the end of a queue."""
-        await self._native.queue_push(_bytes(key), _bytes(value))
+        await self._native.queue_push(as_bytes(key), as_bytes(value))
 
     async def queue_pop(self, key: Data, block: bool = True) -> bytes:
         """Take the first value out of a queue, and wait for one unless `block` is false."""
-        return await self._native.queue_pop(_bytes(key), self._timeout_s if block else None)
+        return await self._native.queue_pop(as_bytes(key), self._timeout_s if block else None)
 
     async def queue_len(self, key: Data) -> int:
         """Return how many values there are in a queue."""
-        return await self._native.queue_len(_bytes(key))
+        return await self._native.queue_len(as_bytes(key))
 
 
 def _seconds(timeout: timedelta | float) -> float:

@@ -7,7 +7,8 @@ import asyncio
 import click
 from rich.text import Text
 
-from torchetcd._missing import Departed, departed, still_needed
+from torchetcd._missing import Departed, departed, not_come, still_needed
+from torchetcd._sequences import expand
 from torchetcd._why import explain
 from torchetcd.aio import Run, RunNotFoundError
 from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
@@ -53,14 +54,27 @@ def show(target: Target, run: str) -> int:
     return OK
 
 
+def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str]:
+    try:
+        return expand(value) if value is not None else []
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+
+
 @click.command()
 @run_argument
+@click.option(
+    "--expect",
+    metavar="NAMES",
+    callback=_names,
+    help="Who should be there, by host, node_id or infra rank: worker-[0-3], or Slurm's nodelist.",
+)
 @with_target
-def why(target: Target, run: str) -> int:
+def why(target: Target, run: str, expect: list[str]) -> int:
     """Say in one paragraph why a run's barrier is not complete, and who is missing."""
     found, others, left = wait(_with_context(target, run))
     code = _code(found)
-    text = explain(found if found is not None else nothing(target, run), others, left)
+    text = explain(found if found is not None else nothing(target, run), others, left, expect)
     if target.json:
         write_json(
             {
@@ -69,6 +83,7 @@ def why(target: Target, run: str) -> int:
                 "complete": code == OK,
                 "needed": still_needed(found) if found is not None else None,
                 "missing": documents(found.missing) if found is not None else [],
+                "not_come": not_come(found, expect) if found is not None else expect,
                 "why": text,
             }
         )

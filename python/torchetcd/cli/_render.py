@@ -167,6 +167,7 @@ _RANK: _Column = ("RANK", lambda _, node: node.rank)
 _HOST: _Column = ("HOST", lambda _, node: node.host)
 _PID: _Column = ("PID", lambda _, node: node.pid)
 _NODE_ID: _Column = ("NODE ID", lambda _, node: node.node_id)
+_INFRA: _Column = ("INFRA", lambda _, node: node.infra_rank)
 _DOMAIN: _Column = ("DOMAIN", lambda _, node: node.domain)
 _ADDRESS: _Column = ("ADDRESS", lambda _, node: node.address)
 _SINCE: _Column = ("SINCE", lambda run, node: ago(node.since, run.observed_at))
@@ -189,9 +190,9 @@ _LEASE: _Column = (
 _ALIVE: _Column = ("WHERE", lambda _, node: "alive, not back" if node.alive else "gone")
 
 _MEMBER = (_RANK, _HOST, _PID, _NODE_ID, _DOMAIN, _ADDRESS, _SINCE, _LEASE)
-_JOINED = (_HOST, _PID, _NODE_ID, _DOMAIN, _ADDRESS, _SINCE, _GIVES_UP, _LEASE)
+_JOINED = (_HOST, _PID, _NODE_ID, _INFRA, _DOMAIN, _ADDRESS, _SINCE, _GIVES_UP, _LEASE)
 _MISSING = (_RANK, _HOST, _PID, _NODE_ID, _DOMAIN, _ALIVE)
-_OPTIONAL = (_NODE_ID, _DOMAIN, _ADDRESS, _SINCE, _GIVES_UP, _LEASE)
+_OPTIONAL = (_NODE_ID, _INFRA, _DOMAIN, _ADDRESS, _SINCE, _GIVES_UP, _LEASE)
 
 
 def _nodes(run: Run, nodes: Sequence[Node], columns: Sequence[_Column]) -> Table:
@@ -201,7 +202,7 @@ def _nodes(run: Run, nodes: Sequence[Node], columns: Sequence[_Column]) -> Table
         for column in columns
         if column not in _OPTIONAL or any(column[1](run, node) not in (None, "") for node in nodes)
     ]
-    made = table(*(name for name, _ in shown), right=("RANK", "PID", "GIVES UP IN"))
+    made = table(*(name for name, _ in shown), right=("RANK", "PID", "INFRA", "GIVES UP IN"))
     for node in nodes:
         made.add_row(*(cell(value(run, node)) for _, value in shown))
     return made
