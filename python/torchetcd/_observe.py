@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+# For `metrics.barrier_ended`, which would import it when a barrier ends: that may be because the interpreter
+# ends, and an import then makes it forget that Ctrl-C was the reason (its exit code).
+import torch.distributed.elastic.metrics  # noqa: F401
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
