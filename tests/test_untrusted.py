@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -227,7 +228,15 @@ class TestControl:
         assert not one.is_closed()
         assert one.num_nodes_waiting() == other.num_nodes_waiting() == 0
         run.put((run.control, record.encode()))
-        one.set_closed()
+
+        def closes() -> bool:
+            # The watch tells of the record that is whole again, a moment later.
+            with contextlib.suppress(RendezvousStateError):
+                one.set_closed()
+                return True
+            return False
+
+        eventually(closes)
         assert one.is_closed()
 
     def test_texts_of_others_are_cut(self, make: Make, run: Run) -> None:
