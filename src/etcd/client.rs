@@ -141,12 +141,13 @@ impl Client {
             self.history().answered(response.header(), known);
             Ok(convert::txn_reply(&response))
         });
-        match (answer.await, full::ranges(txn)) {
-            (Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }), Some(ranges)) => {
-                full::read_apart(self, &ranges, deadline).await
-            }
-            (answer, _) => answer,
+        let answer = answer.await;
+        if let Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }) = answer
+            && let Some(ranges) = full::ranges(txn)
+        {
+            return full::read_apart(self, &ranges, deadline).await;
         }
+        answer
     }
 
     /// Answers with the revision the range was read at.
@@ -223,22 +224,6 @@ impl Client {
                 Err(error) => Err(error),
                 Ok(_) => Ok(true),
             }
-        })
-        .await
-    }
-
-    pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
-        self.call_as(Rpc::Status, Repeat::Read, deadline, |connection| async move {
-            Ok(connection.client().status().await?.version().to_string())
-        })
-        .await
-    }
-
-    pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
-        self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
-            let response = connection.client().member_list().await?;
-            let urls = response.members().iter().flat_map(|member| member.client_urls().to_vec());
-            Ok(urls.collect())
         })
         .await
     }

@@ -81,6 +81,15 @@ impl Client {
         .await
     }
 
+    pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
+        Ok(self.own_status(deadline).await?.version)
+    }
+
+    pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
+        let members = self.members(deadline).await?;
+        Ok(members.into_iter().flat_map(|member| member.client_urls).collect())
+    }
+
     pub async fn members(&self, deadline: Instant) -> Result<Vec<Member>, EtcdError> {
         self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
             let response = connection.client().member_list().await?;
