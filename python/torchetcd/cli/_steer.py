@@ -42,9 +42,8 @@ def _ask(target: Target, question: str, *, yes: bool) -> None:
         raise Failure(message)
 
 
-def _do(target: Target, run: str, **change: Any) -> Any:
-    """Call one method of the client: `name=arguments`."""
-    ((method, arguments),) = change.items()
+def _do(target: Target, run: str, method: str, **arguments: Any) -> Any:
+    """Call a method of the client."""
 
     async def call() -> Any:
         async with target.client() as client:
@@ -65,7 +64,7 @@ def _do(target: Target, run: str, **change: Any) -> Any:
 def close(target: Target, run: str, reason: str, by: str | None, *, yes: bool) -> int:
     """Close a run: every node in it, and every one that joins, ends with RendezvousClosedError."""
     _ask(target, f"Close run '{plain(run)}' for all its nodes?", yes=yes)
-    changed = _do(target, run, close_run={"reason": reason, "by": by})
+    changed = _do(target, run, "close_run", reason=reason, by=by)
     if target.json:
         write_json({"run": run, "changed": changed})
     elif changed:
@@ -82,7 +81,7 @@ def close(target: Target, run: str, reason: str, by: str | None, *, yes: bool) -
 @with_target
 def reopen(target: Target, run: str, reason: str, by: str | None) -> int:
     """Take the close of a run back: nodes can join its next round."""
-    changed = _do(target, run, reopen_run={"reason": reason, "by": by})
+    changed = _do(target, run, "reopen_run", reason=reason, by=by)
     if target.json:
         write_json({"run": run, "changed": changed})
     elif changed:
@@ -111,7 +110,7 @@ def evict(  # noqa: PLR0913 - options of a command
     without it.
     """
     _ask(target, f"Take {plain(node)} out of run '{plain(run)}'?", yes=yes)
-    gone = _do(target, run, evict={"node": node, "reason": reason, "by": by, "deny": not no_deny})
+    gone = _do(target, run, "evict", node=node, reason=reason, by=by, deny=not no_deny)
     if target.json:
         write_json({"run": run, "denied": not no_deny, "nodes": documents(list(gone))})
         return OK
@@ -131,7 +130,7 @@ def evict(  # noqa: PLR0913 - options of a command
 @with_target
 def allow(target: Target, run: str, node: str) -> int:
     """Let a node that was evicted join again."""
-    changed = _do(target, run, allow={"name": node})
+    changed = _do(target, run, "allow", name=node)
     if target.json:
         write_json({"run": run, "name": node, "changed": changed})
     elif changed:
@@ -149,7 +148,7 @@ def allow(target: Target, run: str, node: str) -> int:
 def purge(target: Target, run: str, *, force: bool, yes: bool) -> int:
     """Delete all that etcd has of a run."""
     _ask(target, f"Delete all that etcd has of run '{plain(run)}'?", yes=yes)
-    deleted = _do(target, run, purge={"force": force})
+    deleted = _do(target, run, "purge", force=force)
     if target.json:
         write_json({"run": run, "deleted": deleted})
     else:
