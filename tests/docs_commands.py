@@ -104,7 +104,7 @@ def pip(arguments: list[str], _folder: Path) -> None:
         known = name == "torchetcd" and all(
             part in extras for part in extra[:-1].split(",") if part
         )
-        _require(known or word in _PACKAGES | {"--yes"}, f"pip {arguments[0]} {word}?")
+        _require(known or word in _PACKAGES | {"--yes", "--upgrade"}, f"pip {arguments[0]} {word}?")
 
 
 def make(arguments: list[str], _folder: Path) -> None:

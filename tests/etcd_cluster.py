@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -36,6 +37,20 @@ def metric(server: EtcdServer, pattern: str) -> float:
 def watchers(server: EtcdServer) -> int:
     """Return how many watches a server serves."""
     return int(metric(server, "etcd_debugging_mvcc_watcher_total"))
+
+
+def watchers_left(server: EtcdServer) -> int:
+    """Return how many watches a server serves when those that earlier tests have ended are gone.
+
+    Nothing announces that, and a handler that lives on keeps its own: the number must not change for
+    a second.
+    """
+    gc.collect()
+    found = [watchers(server)]
+    while found[-10:] != [found[-1]] * 10 and len(found) < 300:
+        threading.Event().wait(0.1)
+        found.append(watchers(server))
+    return found[-1]
 
 
 class Cluster:

@@ -1,4 +1,4 @@
-"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, without an error."""
+"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OK = b"\0\x0bgrpc-status\x010"
 
 
 class StreamEnder:
-    """Stands between clients and etcd, and can end what is open."""
+    """Stands between clients and etcd, and can end or silence what is open."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -38,16 +38,25 @@ class StreamEnder:
     def end_streams(self) -> int:
         """End all that are open, with the status OK. Return how many."""
         with self._lock:
-            count = 0
-            for near, streams in self._open.items():
-                for stream in streams:
-                    size, kind = len(_OK).to_bytes(3, "big"), bytes([_HEADERS])
-                    flags = bytes([_END_STREAM | _END_HEADERS])
-                    near.sendall(size + kind + flags + stream.to_bytes(4, "big") + _OK)
-                    count += 1
-                self._ended[near] |= streams
-                streams.clear()
-            return count
+            taken = self._take()
+            for near, stream in taken:
+                size, kind = len(_OK).to_bytes(3, "big"), bytes([_HEADERS])
+                flags = bytes([_END_STREAM | _END_HEADERS])
+                near.sendall(size + kind + flags + stream.to_bytes(4, "big") + _OK)
+            return len(taken)
+
+    def silence_streams(self) -> int:
+        """Hand on no more answers of all that are open. Return how many."""
+        with self._lock:
+            return len(self._take())
+
+    def _take(self) -> list[tuple[socket.socket, int]]:
+        """Let nothing more through of what is open, and return it."""
+        taken = [(near, stream) for near, streams in self._open.items() for stream in streams]
+        for near, streams in self._open.items():
+            self._ended[near] |= streams
+            streams.clear()
+        return taken
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):

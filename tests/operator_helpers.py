@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 from rendezvous_helpers import Run
+from torchetcd import aio
+from torchetcd._torchetcd import reopening
 
 BY = "ann@ops"
 REASON = "disk replaced"
@@ -27,7 +29,7 @@ def run_lease(run: Run) -> int:
 
 def deny(run: Run, name: str) -> None:
     """Put a name on the deny list."""
-    value = json.dumps({"by": BY, "reason": REASON, "at": int(time.time())}).encode()
+    value = json.dumps({"v": 1, "by": BY, "reason": REASON, "at": int(time.time())}).encode()
     operate(run, ("put", f"{run.path}/rdzv/head/denied/{name}".encode(), value, run_lease(run)))
 
 
@@ -39,12 +41,12 @@ def allow(run: Run, name: str) -> None:
 def reopen(run: Run) -> bool:
     """Open a closed run again."""
     record = run.client.read(f"{run.path}/rdzv/head/control")
-    control = json.loads(record.value)
-    assert control["state"] == "closed"
-    opened = {"v": 1, "round": control["round"] + 1, "state": "open", "previous": None}
-    opened |= {"by": BY, "at": int(time.time()), "why": f"reopened by {BY}: {REASON}"}
-    key, value = f"{run.path}/rdzv/head/control".encode(), json.dumps(opened).encode()
-    return operate(run, ("put", key, value, record.lease), control=record.modifiedIndex)
+    assert json.loads(record.value)["state"] == "closed"
+    why, at = f"reopened by {BY}: {REASON}", int(time.time())
+    compares, operations = reopening(
+        record.value.encode(), record.modifiedIndex, run.path, BY, why, at, False
+    )
+    return bool(run.client._native.txn(compares, operations, [])[0])
 
 
 def members(run: Run, round_: int = 1) -> dict[int, str]:
@@ -53,3 +55,9 @@ def members(run: Run, round_: int = 1) -> dict[int, str]:
     for key in run.keys(f"/rdzv/round/{round_}/member"):
         found[json.loads(run.client.read(key).value)["pid"]] = key.rsplit("/", 1)[1]
     return found
+
+
+async def describe(run: Run) -> aio.Run:
+    """What an operator is shown."""
+    async with aio.Client(run.client.base_uri) as client:
+        return await client.describe(run.run_id)

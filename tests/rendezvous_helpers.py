@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import api as multiprocessing_api
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from conftest import eventually
+from torchetcd import _torchetcd
 from torchetcd.etcd import Client, EtcdKeyNotFound
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 
@@ -42,6 +43,15 @@ class Place(NamedTuple):
 
 class NodeError(Exception):
     """What a command raised in the node's process; the text begins with the name of its class."""
+
+
+def keys_below(client: Client, path: str) -> list[str]:
+    """All keys below a directory, which need not be there."""
+    try:
+        found = client.read(path, recursive=True)
+    except EtcdKeyNotFound:
+        return []
+    return [leaf.key for leaf in found.leaves if not leaf.dir]
 
 
 class Run:
@@ -82,11 +92,7 @@ class Run:
 
     def keys(self, path: str = "") -> list[str]:
         """All keys of the run below `path`."""
-        try:
-            found = self.client.read(f"{self.path}{path}", recursive=True)
-        except EtcdKeyNotFound:
-            return []
-        return [leaf.key for leaf in found.leaves if not leaf.dir]
+        return keys_below(self.client, f"{self.path}{path}")
 
     def control(self) -> dict[str, Any]:
         """The record that says which round is current."""
@@ -206,6 +212,10 @@ class _Commands:
     @functools.cached_property
     def _handler(self) -> EtcdRendezvousHandler:
         return create_rdzv_handler(self._params)
+
+    def speak(self, version: int) -> None:
+        """Be an agent that knows this version of the protocol. For the first command."""
+        _torchetcd.Rendezvous = functools.partial(_torchetcd.Rendezvous, version=version)  # type: ignore[assignment,misc]
 
     def join(self) -> Place:
         info = self._handler.next_rendezvous()

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from aio_helpers import SOON_S, connected, eventually
-from etcd_cluster import watchers
+from etcd_cluster import watchers, watchers_left
 from etcd_proxy import EtcdProxy
 from store_helpers import compact
 from torchetcd import aio
@@ -137,7 +137,7 @@ class TestCancellation:
         async def use() -> None:
             async with connected(client) as made:
                 await made.raw.version()
-                before = watchers(etcd_server)
+                before = await asyncio.to_thread(watchers_left, etcd_server)
                 tasks = [asyncio.create_task(_watch_for_ever(made, prefix)) for _ in range(5)]
                 await eventually(lambda: watchers(etcd_server) == before + 5)
                 for task in tasks:
@@ -154,7 +154,7 @@ class TestCancellation:
         async def use() -> None:
             async with connected(client) as made:
                 store = aio.Store(made, prefix)
-                before = watchers(etcd_server)
+                before = await asyncio.to_thread(watchers_left, etcd_server)
                 wait = asyncio.create_task(store.get("never"))
                 await eventually(lambda: watchers(etcd_server) > before)
                 wait.cancel()

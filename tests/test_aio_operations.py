@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aio_helpers import Written, connected
+from conftest import eventually
 from etcd_proxy import EtcdProxy
 from rendezvous_helpers import NodeError, join_all
 from rendezvous_helpers import Run as Processes
@@ -47,7 +48,7 @@ class TestClose:
             nodes = [written.join(1, host) for host in "ab"]
             written.complete(1, nodes)
             written.put("head/loss", {"round": 1, "member": "b"})
-            written.put("v_2/kv/left", b"from an earlier round 2")
+            written.put("v_2/9.9/kv/left", b"from an earlier round 2")
             async with connected(written.client) as client:
                 assert not await client.reopen_run(written.run_id, "it is not closed")
                 assert await client.close_run(written.run_id, "a disk\nfull", by="ann")
@@ -55,6 +56,7 @@ class TestClose:
                 assert told.pop("at") > 1e9
                 assert told == {
                     "v": 1, "round": 1, "state": "closed", "by": "ann", "reason": "a disk\ufffdfull",
+                    "run_ttl": 7200, "last": {"round": 1, "attempt": "1.1", "world": 2},
                 }  # fmt: skip
                 assert not await client.close_run(written.run_id, "again", by="bob")
                 assert control(written)["by"] == "ann"
@@ -62,10 +64,11 @@ class TestClose:
                 told = control(written)
                 assert told.pop("at") > 1e9
                 assert told == {
-                    "v": 1, "round": 2, "state": "open", "by": "ann",
-                    "previous": {"round": 1, "attempt": "1.1"}, "why": "reopened by ann: replaced",
+                    "v": 1, "round": 2, "state": "open", "by": "ann", "run_ttl": 7200, "reopened": 1,
+                    "previous": {"round": 1, "attempt": "1.1", "world": 2},
+                    "why": "reopened by ann: replaced",
                 }  # fmt: skip
-                assert not {"rdzv/head/loss", "rdzv/v_2/kv/left"} & set(paths(written))
+                assert not {"rdzv/head/loss", "rdzv/v_2/9.9/kv/left"} & set(paths(written))
                 # The members that are to come back are known.
                 assert len((await client.describe(written.run_id)).missing) == 2
 
@@ -81,7 +84,35 @@ class TestClose:
             async with connected(written.client) as client:
                 assert await client.close_run(written.run_id, "x")
                 assert await client.reopen_run(written.run_id, "y")
-            assert control(written)["previous"] == {"round": 1, "attempt": "1.1"}
+            assert control(written)["previous"] == {"round": 1, "attempt": "1.1", "world": 1}
+
+        asyncio.run(use())
+
+    def test_a_close_keeps_what_the_next_world_needs(self, written: Written) -> None:
+        """Closed while a round formed: the last world, the run's TTL, and how often it was opened again."""
+
+        async def use() -> None:
+            written.complete(1, [written.join(1, host) for host in "ab"])
+            written.reopen(2, 1, run_ttl=60, reopened=4)
+            async with connected(written.client) as client:
+                assert await client.close_run(written.run_id, "x")
+                told = control(written)
+                assert (told["run_ttl"], told["reopened"]) == (60, 4)
+                assert told["last"] == {"round": 1, "attempt": "1.1", "world": 2}
+                assert await client.reopen_run(written.run_id, "y")
+                told = control(written)
+                assert (told["round"], told["run_ttl"], told["reopened"]) == (3, 60, 5)
+                assert told["previous"] == {"round": 1, "attempt": "1.1", "world": 2}
+
+        asyncio.run(use())
+
+    def test_a_run_without_a_complete_round(self, opened: Written) -> None:
+        async def use() -> None:
+            async with connected(opened.client) as client:
+                assert await client.close_run(opened.run_id, "x")
+                assert control(opened)["last"] is None
+                assert await client.reopen_run(opened.run_id, "y")
+            assert control(opened)["previous"] is None
 
         asyncio.run(use())
 
@@ -289,8 +320,8 @@ class TestRealNodes:
                 described = await made.describe(run_id)
                 assert (described.state, described.round) == ("final", 2)
                 assert described.why == "reopened by ann: done"
-                # The completion has tidied up what was there of the round before.
-                assert run.keys("/rdzv/round/1") == []
+                # The coordinator tidies up what was there of the round before.
+                await asyncio.to_thread(eventually, lambda: run.keys("/rdzv/round/1") == [])
 
         with Processes(f"127.0.0.1:{client.port}", client, run_id) as run:
             asyncio.run(use(run))

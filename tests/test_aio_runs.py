@@ -142,13 +142,73 @@ class TestStates:
     def test_a_run_that_was_closed(self, written: Written) -> None:
         nodes = [written.join(1, host) for host in "ab"]
         written.complete(1, nodes)
-        written.put("head/control", written.control(1, "closed", reason="done", at=9))
+        last = {"round": 1, "attempt": "1.1", "world": 2}
+        written.put("head/control", written.control(1, "closed", reason="done", at=9, last=last))
         run = describe(written)
         assert run.state == "closed"
-        assert run.closed == aio.Closed("a (pid 1)", "done", 9)
+        assert run.closed == aio.Closed("a (pid 1)", "done", 9, round=1, world=2)
         assert hosts(run.members) == ["a", "b"]
         assert run.world == 2
         assert run.why == "the first round"
+
+    def test_how_a_job_ended(self, written: Written) -> None:
+        text = "train.py failed on host gpu-3, rank 5, exit code 7: ValueError: no"
+        ended = {"result": "failed", "text": text}
+        written.put("head/control", written.control(1, "closed", reason="x", ended=ended))
+        closed = describe(written).closed
+        assert closed is not None
+        assert (closed.result, closed.text) == ("failed", text)
+        assert (closed.round, closed.world) == (None, None)
+
+    @pytest.mark.parametrize("ended", [None, [], "failed", {"result": 1, "text": {}}, {"v": 1}])
+    def test_an_ending_that_cannot_be_read(self, written: Written, ended: object) -> None:
+        more = {"ended": ended, "last": ended, "run_ttl": ended, "reopened": ended}
+        written.put("head/control", written.control(1, "closed", reason="x", **more))
+        run = describe(written)
+        assert run.closed == aio.Closed("a (pid 1)", "x", 100)
+        assert (run.run_ttl, run.reopened) == (None, 0)
+
+    def test_a_run_that_was_closed_while_a_round_formed(self, written: Written) -> None:
+        """The larger attempt was given up: only the record says which one was the last world."""
+        nodes = [written.join(1, host) for host in "abc"]
+        written.write(written.membership(1, nodes, "9.9"))
+        written.complete(1, nodes[:2])
+        written.reopen(2, 1)
+        written.put(
+            f"round/2/join/{nodes[0]}", {"v": 1, "at": 10, "until": 20} | written.nodes[nodes[0]]
+        )
+        last = {"round": 1, "attempt": "1.1", "world": None}
+        written.put("head/control", written.control(2, "closed", reason="x", last=last))
+        run = describe(written)
+        assert hosts(run.joined) == ["a"]
+        assert hosts(run.members) == ["b"]
+        assert run.world is None
+        assert run.closed == aio.Closed("a (pid 1)", "x", 200, round=1, world=2)
+
+    def test_what_is_in_force(self, written: Written) -> None:
+        nodes = [written.join(1, host) for host in "ab"]
+        more = {"rank_order": "topology", "segment": 2, "run_ttl": 60, "reopened": 3}
+        written.complete(1, nodes, **more)
+        run = describe(written)
+        assert (run.rank_order, run.segment, run.run_ttl, run.reopened) == ("topology", 2, 60, 3)
+
+    def test_a_loss_is_of_one_attempt(self, written: Written) -> None:
+        written.complete(1, [written.join(1, host) for host in "ab"])
+        written.put("head/loss", {"v": 1, "round": 1, "attempt": "0.9", "member": "b"})
+        assert describe(written).loss is None
+        written.put("head/loss", {"v": 1, "round": 1, "attempt": "1.1", "member": "b"})
+        assert describe(written).loss == "b"
+
+    def test_who_counts_those_that_wait(self, written: Written) -> None:
+        written.complete(1, [written.join(1, "a")])
+        node = written.wait(1, "b")
+        record = {"v": 1, "host": "b", "pid": 2, "round": 1, "attempt": "1.1", "count": 1, "at": 5}
+        written.put("head/waiting", record, int(node, 16))
+        run = describe(written)
+        assert run.problem is None
+        assert hosts(run.waiting) == ["b"]
+        written.put("head/waiting", record | {"count": -1}, int(node, 16))
+        assert "is no count of those who wait" in (describe(written).problem or "")
 
     def test_denials(self, written: Written) -> None:
         written.put("head/control", written.control(1, "open"))
@@ -193,7 +253,8 @@ class TestStates:
 
 GARBAGE: list[object] = [
     b"", b"\xff\x00", b"null", b"[]", b"7", b'"x"', b"{", b"{}", b"[" * 5000, b'{"v":1e999}',
-    {"v": 1}, {"v": 1, "round": -1, "state": "open"}, {"v": 1, "round": 1 << 70, "state": "final"},
+    {"v": 1}, {"v": -1, "round": 1, "state": "open"},
+    {"v": 1, "round": -1, "state": "open"}, {"v": 1, "round": 1 << 70, "state": "final"},
     {"v": True, "round": 1, "state": "open"}, {"v": 1, "round": 1, "state": ["open"]},
     {"v": 1, "round": 1, "state": "final", "world": 0, "attempt": 3},
     {"host": 1, "pid": "x"}, {"members": 1}, {"members": [{"node": []}]}, {"lease": {}},
@@ -213,7 +274,28 @@ class TestGarbage:
         written.put("head/control", {"v": 2, "round": 1, "state": "open"})
         run = describe(written)
         assert run.state == "unreadable"
-        assert "version 2" in (run.problem or "")
+        assert "this run speaks version 2, this torchetcd 1: update" in (run.problem or "")
+
+    def test_a_record_of_a_newer_version(self, written: Written) -> None:
+        """Each is refused by name; what it would say counts for nothing."""
+        written.complete(1, [written.join(1, "a")])
+        node = written.wait(1, "b")
+        of_this_version: dict[str, dict[str, object]] = {
+            "head/loss": {"round": 1, "member": "a"},
+            "head/denied/h": {"by": "ann", "reason": "x"},
+            "head/waiting": {"count": 1},
+            "round/1/last_call": {"lease": 5},
+            "round/1/roster/1.1/1": {"members": []},
+            "history/0000000000000009": {"round": 9, "world": 1},
+            f"round/1/waiting/{node}": {"host": "b", "pid": 1},
+        }
+        for path, record in of_this_version.items():
+            written.put(path, record | {"v": 2}, int(node, 16))
+            problem = describe(written).problem or ""
+            assert path in problem
+            assert "this run speaks version 2, this torchetcd 1: update" in problem
+            written.put(path, record, int(node, 16))
+            assert describe(written).problem is None
 
     def test_keys_that_nobody_of_ours_wrote(self, written: Written) -> None:
         written.put(

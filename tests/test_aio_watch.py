@@ -213,7 +213,8 @@ class TestEvents:
                 watching(client, written.run_id) as seen,
             ):
                 await seen.next(aio.Snapshot)
-                written.put("head/control", written.control(1, "closed", reason="done"))
+                last = {"round": 1, "attempt": "1.1", "world": 1}
+                written.put("head/control", written.control(1, "closed", reason="done", last=last))
                 await seen.next(aio.RunClosed)
                 written.end(a)
                 assert (await seen.next(aio.Left)).node.rank == 0
@@ -330,6 +331,7 @@ class TestReconnects:
 
         asyncio.run(use())
 
+    @pytest.mark.etcd
     def test_an_etcd_that_was_restored_from_a_backup(self, tmp_path: Path, run_id: str) -> None:
         async def use(etcd: Restartable) -> None:
             with Client(etcd.endpoint) as client:

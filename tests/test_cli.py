@@ -17,7 +17,7 @@ from cli_helpers import PATIENCE_S, Cli, Terminal, piped
 from conftest import eventually
 from rendezvous_helpers import Run
 from torchetcd.cli import main
-from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd import EtcdConnectionFailed
 from torchetcd.etcd_server import EtcdServer
 
 
@@ -25,13 +25,6 @@ from torchetcd.etcd_server import EtcdServer
 def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Provide the command line for the shared etcd."""
     return Cli(etcd_server.get_endpoint(), capsys)
-
-
-@pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    """Provide a run with nodes of its own."""
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +78,16 @@ class TestWhy:
         run.await_joined(3)
         assert "Missing is the node with infra rank 1." in cli("why", run.run_id).out
 
-    def test_one_that_came_and_went(self, cli: Cli, run: Run) -> None:
-        start(run, 0, of=3)
+    @pytest.mark.parametrize("coordinates", [False, True])
+    def test_one_that_came_and_went(self, cli: Cli, run: Run, coordinates: bool) -> None:
         gone = run.node(3, 3, node_id="worker-7", keep_alive_ttl=2)
-        gone.start("join")
+        if coordinates:
+            gone.start("join")
+            run.await_joined(1)
+        start(run, 0, of=3)
+        if not coordinates:
+            run.await_joined(1)
+            gone.start("join")
         run.await_joined(2)
         gone.kill()
         run.await_joined(1)
@@ -354,6 +353,9 @@ def test_no_torch_is_imported() -> None:
 
 
 class TestHelp:
+    def test_of_the_bare_command(self, cli: Cli) -> None:
+        assert cli.bare() == cli.bare("--help")
+
     def test_of_all_commands(self, cli: Cli) -> None:
         done = cli.bare("--help")
         assert done.code == 0
@@ -481,6 +483,7 @@ class TestProcess:
             assert process.stderr is not None
             assert process.stderr.read() == ""
 
+    @pytest.mark.etcd
     def test_serve(self) -> None:
         with piped("unused", "serve", "--json") as process:
             assert process.stdout is not None

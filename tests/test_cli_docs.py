@@ -116,6 +116,8 @@ class TestHang:
         made["TORCHETCD_PREFIX"] = "/torchelastic/p2p"
         return made
 
+    @pytest.mark.slow(20)
+    @pytest.mark.timeout(400)
     def test_as_it_stands(self, shell: dict[str, str], client: Client, tmp_path: Path) -> None:
         """With a run id that no other test has."""
         run = f"hang-{tmp_path.name}"
@@ -149,7 +151,7 @@ class TestHang:
             start_new_session=True,
         )
         try:
-            eventually(lambda: joined() == 3, 60)
+            eventually(lambda: joined() == 3, 120)
             assert _shape(ask("why")) == _shape(block("answer"))
             mend = subprocess.run(
                 ["bash", "-c", block("mend")],
@@ -159,7 +161,7 @@ class TestHang:
                 check=False,
             )
             assert mend.returncode == 0, mend.stderr
-            assert agents.wait(60) == 0
+            assert agents.wait(120) == 0
         finally:
             if agents.poll() is None:
                 os.killpg(agents.pid, 9)
@@ -169,6 +171,7 @@ class TestHang:
             assert re.search(rf"\b{event}\b", told)
         assert "was closed by" in ask("why")
 
+    @pytest.mark.etcd
     def test_serve(self) -> None:
         assert "\ntorchetcd serve\n" in HANG
         with piped("unused", "serve") as process:

@@ -145,6 +145,7 @@ class TestUsers:
         assert "The cluster has 1 member" in found["cluster", "note"][0]
 
 
+@pytest.mark.etcd
 class TestTls:
     def test_certificates(self, ca: Authority, capsys: pytest.CaptureFixture[str]) -> None:
         pair, mine, old = ca.issue("server"), ca.issue("me"), ca.issue("old", expired=True)

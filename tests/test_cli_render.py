@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from run_values import NOW, final, members, node, run, workers
+from torchetcd._closed import SHUTDOWN
 from torchetcd.aio import (
     Allowed,
     Closed,
@@ -62,6 +63,10 @@ class TestState:
                 "forming, 1 of 1, last call",
             ),
             (run(state="closed"), "closed"),
+            (run(state="closed", closed=Closed("a", "b", NOW)), "closed"),
+            (run(state="closed", closed=Closed("a", "b", NOW, "succeeded", "x")), "succeeded"),
+            (run(state="closed", closed=Closed("a", "b", NOW, "failed", "x")), "failed"),
+            (run(state="closed", closed=Closed("a", "b", NOW, "signal", "x")), "ended by a signal"),
             (run(state="none"), "none"),
         ],
     )
@@ -131,7 +136,21 @@ class TestShow:
         text = "\n".join(
             shown(details(run(state="closed", closed=Closed("ann", "disk", NOW - 60))))
         )
-        assert "Closed  by ann at 2027-01-15 07:59:00 UTC (1 min ago): disk" in text
+        assert re.search(r"Closed +by ann at 2027-01-15 07:59:00 UTC \(1 min ago\): disk", text)
+
+    def test_how_a_job_ended(self) -> None:
+        closed = Closed("h (pid 1)", SHUTDOWN, NOW - 60, "failed", "a failed", 2, 16)
+        text = "\n".join(shown(details(run(state="closed", round=3, closed=closed))))
+        assert re.search(r"Closed +by h \(pid 1\) at .* \(1 min ago\): a failed", text)
+        assert re.search(r"Last complete +2, 16 nodes", text)
+        assert "shutdown" not in text
+
+    def test_what_ranks_follow_from(self) -> None:
+        text = "\n".join(shown(details(final(rank_order="topology", segment=2))))
+        assert re.search(r"Ranks +topology, in segments of 2 nodes", text)
+        assert re.search(
+            r"Ranks +stable\n", "\n".join(shown(details(final(rank_order="stable", segment=1))))
+        )
 
     def test_a_problem(self) -> None:
         text = "\n".join(shown(details(run(state="unreadable", problem="what is that"))))
@@ -232,7 +251,13 @@ class TestSentences:
                 "round 2 is opened, in a run that was closed",
             ),
             (Final, {"round": 2, "world": 1}, final(), "round 2 is complete: 1 node"),
-            (RunClosed, {"by": "a", "reason": "b\n"}, final(), "closed by a: b "),
+            (RunClosed, {"by": "a", "reason": "b\nc"}, final(), "closed by a: b c"),
+            (
+                RunClosed,
+                {"by": "a", "reason": SHUTDOWN, "result": "succeeded", "text": "the job succeeded"},
+                final(),
+                "closed by a: the job succeeded",
+            ),
             (
                 Denied,
                 {"name": "n", "by": "a", "reason": "b"},

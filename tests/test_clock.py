@@ -23,6 +23,7 @@ SHOWN = {
     "python/torchetcd/aio/_events.py": 2,
     "python/torchetcd/aio/_operations.py": 3,
     "python/torchetcd/aio/_reading.py": 3,
+    "python/torchetcd/_waiting.py": 1,
     "python/torchetcd/aio/_timeline.py": 1,
     "python/torchetcd/aio/_watching.py": 1,
     "python/torchetcd/cli/_observe.py": 1,  # whether records are from the future
@@ -46,6 +47,7 @@ def test_nothing_is_timed_by_it() -> None:
     assert found == SHOWN
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("hours", [-24, 24])
 def test_a_node_whose_clock_jumps(hours: int, zygote: Zygote, client: Client) -> None:
     """Python's clock: in the barrier, as a member for longer than its lease, and in waits."""

@@ -15,13 +15,15 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 
 from conftest import eventually
 from etcd_auth import CHEAP, Users, jwt_option
-from etcd_cluster import metric, watchers
-from rendezvous_helpers import Run, join_all
+from etcd_cluster import metric, watchers, watchers_left
+from rendezvous_helpers import Run, join_all, keys_below
 from store_helpers import Proxy, in_background, opened
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
+
+pytestmark = pytest.mark.etcd
 
 USER, PASSWORD = "trainer", "open-sesame"
 # The user's role ends here.
@@ -88,6 +90,12 @@ def prefix() -> str:
 def _lasts(lifetimes: float) -> None:
     # Nothing announces the end of a token, and to try one prolongs it. etcd looks once a second.
     threading.Event().wait(lifetimes * TOKEN_TTL_S + 1)
+
+
+def _await_joined(secured: Secured, prefix: str) -> None:
+    """Wait until a node is in the barrier, which watches before it joins."""
+    with secured.client() as reader:
+        eventually(lambda: any("/join/" in key for key in keys_below(reader, prefix)))
 
 
 class TestUser:
@@ -195,7 +203,7 @@ class TestRefused:
                     store.get("late")
                 raised.append(caught.value)
 
-            before = watchers(secured.server)
+            before = watchers_left(secured.server)
             waiting = in_background(wait)
             eventually(lambda: watchers(secured.server) > before)
             secured.users.change_password("leaver", "another")
@@ -242,7 +250,7 @@ class TestTokens:
     def test_a_watch_beside_another(self, client: Client, secured: Secured, prefix: str) -> None:
         """They share a stream, on which the token is that of its opening."""
         with opened(client, prefix) as store:
-            before = watchers(secured.server)
+            before = watchers_left(secured.server)
             waited: list[bytes] = []
             threads = []
             for number in range(3):
@@ -324,9 +332,8 @@ class TestChanges:
         config = {"user": user, "keep_alive_ttl": 2, "last_call_timeout": 1}
         first, second = (_of_two(secured, prefix, **config) for _ in range(2))
         worlds: list[int] = []
-        before = watchers(secured.server)
         waiting = in_background(lambda: worlds.append(first.next_rendezvous().world_size))
-        eventually(lambda: watchers(secured.server) > before)
+        _await_joined(secured, prefix)
         for _ in range(3):
             if change == "password":
                 secured.users.change_password(user, "another")
@@ -343,6 +350,7 @@ class TestChanges:
         assert first.shutdown()
         eventually(second.is_closed)
 
+    @pytest.mark.slow(10)
     def test_rights_are_taken_in_the_barrier(
         self, secured: Secured, prefix: str, user: str
     ) -> None:
@@ -355,9 +363,8 @@ class TestChanges:
                 first.next_rendezvous()
             raised.append(str(caught.value))
 
-        before = watchers(secured.server)
         waiting = in_background(wait)
-        eventually(lambda: watchers(secured.server) > before)
+        _await_joined(secured, prefix)
         secured.users.forbid(user, f"{prefix}/")
         # Now the first has to write.
         other = in_background(second.next_rendezvous)
@@ -422,7 +429,7 @@ class TestPasswordFile:
         ):
             store.set("x", "y")
             waited: list[bytes] = []
-            before = watchers(secured.server)
+            before = watchers_left(secured.server)
             waiting = in_background(lambda: waited.append(store.get("late")))
             eventually(lambda: watchers(secured.server) > before)
             refused = _refused_log_ins(secured)

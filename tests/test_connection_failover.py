@@ -15,7 +15,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from conftest import eventually
-from etcd_cluster import Cluster, watchers
+from etcd_cluster import Cluster, watchers, watchers_left
 from etcd_proxy import EtcdProxy
 from rendezvous_helpers import Run
 from store_helpers import in_background, opened, seconds
@@ -23,6 +23,8 @@ from torchetcd.etcd import Client, EtcdAmbiguous, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreConnectionError
+
+pytestmark = pytest.mark.etcd
 
 HOWS = [
     pytest.param(signal.SIGKILL, id="killed"),
@@ -154,6 +156,7 @@ class TestOneMemberIsGone:
             assert store.get("key") == b"value"
             assert hurt.serving(client) != serving
 
+    @pytest.mark.slow(15)
     def test_watches_and_waits_go_on(self, hurt: Cluster, how: signal.Signals, prefix: str) -> None:
         with hurt.client() as client, opened(client, prefix, timeout=60) as store:
             serving = hurt.serving(client)
@@ -183,7 +186,7 @@ class TestOneMemberIsGone:
 
             with Client(ends, read_timeout=20) as other, opened(other, prefix) as other_store:
                 first = other.write(f"{prefix}/n", "begin").modifiedIndex
-                before = watchers(hurt.members[serving])
+                before = watchers_left(hurt.members[serving])
                 threads = [in_background(watch)]
                 threads.append(
                     in_background(lambda: waited.append((store.get("late"), time.monotonic())))
@@ -243,7 +246,7 @@ class TestTheClusterIsGone:
         with cluster.client(read_timeout=2) as client:
             said = pytest.raises(EtcdConnectionFailed, match=r"within 2\.\d s")
             with said as caught:
-                _within(4, lambda: client.write(prefix, "y"))
+                _within(10, lambda: client.write(prefix, "y"))
         assert any(member.get_endpoint() in str(caught.value) for member in cluster.members)
 
     def test_no_leader(self, cluster: Cluster, prefix: str) -> None:
@@ -251,7 +254,7 @@ class TestTheClusterIsGone:
         with cluster.client(read_timeout=60) as client, opened(client, prefix) as store:
             serving = cluster.serving(client)
             left = cluster.members[serving]
-            before = watchers(left)
+            before = watchers_left(left)
             waited: list[bytes] = []
             store.set_timeout(seconds(60))
             waiting = in_background(lambda: waited.append(store.get("late")))
@@ -287,8 +290,8 @@ class TestTheClusterIsGone:
                 client.read("/x")
             for thread in threads:
                 thread.join()
-            # Nine calls of three seconds, with pauses that grow to a second.
-            assert 3 <= nobody.count < 50
+            # Pauses grow to a second. Without them there are thousands.
+            assert 3 <= nobody.count < 300
 
 
 class TestHalfOpen:
@@ -316,7 +319,7 @@ class TestHalfOpen:
             assert store.add("counter", 1) == 1
             proxy.freeze()
             assert _within(10, lambda: store.add("counter", 1)) == 2
-            assert _within(1, lambda: store.add("counter", 1)) == 3
+            assert _within(4, lambda: store.add("counter", 1)) == 3
 
     @pytest.mark.parametrize("calls", [True, False], ids=["beside calls", "alone"])
     def test_a_wait(
@@ -330,7 +333,7 @@ class TestHalfOpen:
     ) -> None:
         with opened(proxied, prefix, timeout=60) as store, opened(client, prefix) as other:
             waited: list[bytes] = []
-            before = watchers(etcd_server)
+            before = watchers_left(etcd_server)
             waiting = in_background(lambda: waited.append(store.get("late")))
             eventually(lambda: watchers(etcd_server) > before)
             proxy.freeze()
@@ -338,7 +341,7 @@ class TestHalfOpen:
             if calls:
                 # An answer that does not come tells the watch, too.
                 assert not _within(10, lambda: f"{prefix}/x" in proxied)
-                _within(1, waiting.join)
+                _within(5, waiting.join)
             else:
                 _within(20, waiting.join)
             assert waited == [b"value"]

@@ -22,6 +22,8 @@ from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 from torchetcd.etcd_store import StoreConnectionError
 
+pytestmark = pytest.mark.etcd
+
 # Long beside the time in which a certificate must be refused.
 READ_TIMEOUT_S = 30
 

@@ -14,8 +14,9 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
 from etcd_auth import CHEAP, Users
+from torchetcd._params import default_options, parse_options
 from torchetcd.etcd import Client, EtcdConnectionFailed
-from torchetcd.etcd_rendezvous import create_rdzv_handler
+from torchetcd.etcd_rendezvous import EtcdRendezvous, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
 from torchetcd.etcd_server import EtcdServer
 
@@ -292,3 +293,16 @@ def _shows_nothing(error: BaseException, password: str) -> None:
     lines = [line for line in shown.splitlines() if "test_credentials" not in line]
     quoted = [line.strip() for line in Path(__file__).read_text().splitlines()]
     assert not [line for line in lines if password in line and line.strip() not in quoted]
+
+
+def test_a_client_has_its_own(
+    server: EtcdServer, users: Users, prefix: str, environment: pytest.MonkeyPatch
+) -> None:
+    """A rendezvous with a client of the caller's takes nothing from the environment."""
+    environment.setenv("TORCHETCD_PASSWORD", "of somebody else")
+    environment.setenv("SLURM_PROCID", "7")
+    with server.get_client(username=USER, password=PASSWORD) as client:
+        assert not EtcdRendezvous(client, f"/torch{prefix}", "own", 1, 1, 10, 1).is_closed()
+    options = default_options()
+    assert (options.user, options.password, options.infra_rank) == (None, None, None)
+    assert options.join_timeout == parse_options({"user": USER, "infra_rank": 7}).join_timeout

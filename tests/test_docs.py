@@ -179,6 +179,8 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
     made.end()
 
 
+@pytest.mark.slow(20)
+@pytest.mark.etcd
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in _with("terminal"))))
 def test_followed_by_hand(page: str, terminals: Terminals) -> None:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,26 @@ class TestConnection:
             client.write(f"{prefix}/{number}", "x" * (1 << 20))
         assert sum(len(leaf.value) for leaf in client.read(prefix).leaves) == 6 << 20
         client.delete(prefix, recursive=True)
+
+
+class TestCopies:
+    """What goes to another process (spawn, a DataLoader's worker) connects there."""
+
+    @pytest.mark.parametrize(
+        "copied", [lambda made: pickle.loads(pickle.dumps(made)), copy.deepcopy]
+    )
+    @pytest.mark.parametrize("used", [False, True])
+    def test_of_a_client(
+        self, client: Client, prefix: str, copied: Callable[[Client], Client], used: bool
+    ) -> None:
+        with Client(client.host, client.port) as one:
+            if used:
+                one.write(f"{prefix}/k", "v", ttl=60)
+            with copied(one) as twin:
+                twin.write(f"{prefix}/k", "w", ttl=60)
+                assert one.read(f"{prefix}/k").value == "w"
+            # It has a connection of its own.
+            assert one.read(f"{prefix}/k").value == "w"
 
 
 class TestWhatIsGone:

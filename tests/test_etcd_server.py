@@ -20,6 +20,8 @@ from torchetcd import etcd_server
 from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd
 
+pytestmark = pytest.mark.etcd
+
 _VARIABLE = "TORCHELASTIC_ETCD_BINARY_PATH"
 
 

@@ -35,7 +35,9 @@ EXAMPLES = ROOT / "examples"
 KUBERNETES = EXAMPLES / "kubernetes"
 MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
 # Agents of torch start slowly on a busy machine.
-PATIENCE_S = 110
+PATIENCE_S = 300
+
+pytestmark = pytest.mark.timeout(400)
 
 # A worker that needs no torch.
 WORKER = """
@@ -69,6 +71,8 @@ def worker(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.slow(40)
+@pytest.mark.etcd
 def test_scale(tmp_path: Path) -> None:
     """Up and down, and each time from the checkpoint."""
     shown = _run([sys.executable, str(EXAMPLES / "scale.py")], tmp_path)
@@ -179,6 +183,7 @@ class TestKubernetes:
         for document in documents:
             check_manifest(document)
 
+    @pytest.mark.etcd
     def test_etcd_knows_the_flags(self) -> None:
         """Each etcd that tests run with has them."""
         known = subprocess.run(
@@ -188,6 +193,7 @@ class TestKubernetes:
             flag = arg.partition("=")[0]
             assert f"{flag} " in known.stdout + known.stderr, flag
 
+    @pytest.mark.etcd
     def test_three_members(self, tmp_path: Path) -> None:
         """The manifest's own arguments make a cluster, which wants certificates; its probes pass."""
         _run(["sh", str(KUBERNETES / "certificates.sh"), "tls"], tmp_path)

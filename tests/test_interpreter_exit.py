@@ -246,7 +246,7 @@ sys.exit(random.choice([None, 3]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.timeout(400)
 def test_ends_at_random_moments(zygote: Zygote, client: Client) -> None:
     seed = random.randrange(1 << 30)

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import socket
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from conftest import eventually
 from etcd_proxy import EtcdProxy
-from torchetcd import metrics
+from torchetcd import _counts, metrics
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
@@ -158,7 +159,7 @@ class TestBarriers:
 
     def test_only_so_many_runs_are_kept(self) -> None:
         for number in range(100):
-            metrics.run_closed(f"many-{number}")
+            _counts.run_closed(f"many-{number}")
         closes = metrics.snapshot()["torchetcd_closes_total"]
         assert len(closes) == 64
         assert ("many-99",) in closes
@@ -305,13 +306,34 @@ class TestPrometheus:
         assert port < found <= port + 50
         assert metrics.served_at() == ("127.0.0.1", found)
 
-    @pytest.mark.parametrize("ports", ["x", "9464-", "-1", "9-8", "65536", "9464-99999", "1.5"])
+    @pytest.mark.parametrize(
+        "ports", ["x", "9464-", "-1", "9-8", "65536", "9464-99999", "1.5", "tcp://10.43.1.39:9464"]
+    )
     def test_ports_that_are_none(
-        self, monkeypatch: pytest.MonkeyPatch, make: Make, ports: str
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make: Make,
+        caplog: pytest.LogCaptureFixture,
+        ports: str,
     ) -> None:
-        monkeypatch.setenv("TORCHETCD_METRICS_PORT", ports)
         with pytest.raises(ValueError, match=f"TORCHETCD_METRICS_PORT must be.*, not '{ports}'"):
-            make()
+            metrics.serve(ports)
+        monkeypatch.setenv("TORCHETCD_METRICS_PORT", ports)
+        make()
+        assert metrics.served_at() is None
+        told = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert (
+            f"TORCHETCD_METRICS_PORT must be a port, 0 for any, or first-last, not '{ports}'"
+            in (told[0].getMessage())
+        )
+
+    def test_without_prometheus_client(
+        self, monkeypatch: pytest.MonkeyPatch, make: Make, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "prometheus_client", None)
+        monkeypatch.setenv("TORCHETCD_METRICS_PORT", "0")
+        make()
+        assert "the training goes on: Metrics can only be served with prometheus" in caplog.text
 
 
 def exposition() -> str:
@@ -345,7 +367,7 @@ class TestTorch:
     def test_transitions(
         self, make: Make, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(metrics, "_published", {})
+        monkeypatch.setattr(_counts, "_published", {})
         handler = make()
         handler.next_rendezvous()
         first = dict(told)

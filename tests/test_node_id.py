@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 
 import pytest
 
 from conftest import eventually
-from operator_helpers import members
+from operator_helpers import describe, members
 from rendezvous_helpers import Node, NodeError, Run, check_agreement, join_all
-from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
 
 # Nothing in these tests may wait for a lease to run out.
 LONG = {"keep_alive_ttl": 90, "last_call_timeout": 300}
 IDS = ("a", "b", "c")
-
-
-@pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
 
 
 def _node(run: Run, count: int, node_id: str) -> Node:
@@ -54,10 +46,12 @@ class TestRestart:
         check_agreement(places)
         assert [place.rank for place in places] == ranks
         assert sorted(_holders(run)) == list(IDS)
-        # What tells the one that was replaced goes with the one that replaced it.
-        assert len(run.keys("/rdzv/head/replaced")) == 1
-        run.client._native.lease_revoke(int(members(run, 2)[again.pid], 16))
-        assert not run.keys("/rdzv/head/replaced")
+        # The name's own key tells the one that was replaced: operators find no key that they do not know.
+        described = asyncio.run(describe(run))
+        assert described.problem is None
+        assert {node.node_id: node.rank for node in described.members} == dict(
+            zip(IDS, ranks, strict=True)
+        )
 
     def test_two_that_were_killed_have_their_own_ranks(self, run: Run) -> None:
         nodes = [_node(run, 3, node_id) for node_id in IDS]

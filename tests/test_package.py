@@ -185,6 +185,16 @@ class TestRegistration:
         shown, _ = self._registry("import torchetcd; torchetcd.register()", python_etcd)
         assert shown["etcd"] == TORCHS_OWN
 
+    @pytest.mark.parametrize("stand_in", ["types.ModuleType('etcd')", "None"])
+    def test_a_stand_in_is_no_python_etcd(self, tmp_path: Path, stand_in: str) -> None:
+        """As programs make for what imports python-etcd and does not need it."""
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import sys, types\nsys.modules['etcd'] = {stand_in}\n"
+        )
+        shown, line = self._registry(python_etcd=str(tmp_path))
+        assert shown["etcd"] == OURS
+        assert "python-etcd is not installed" in line
+
     def test_a_folder_named_etcd_is_no_python_etcd(self, tmp_path: Path) -> None:
         """Such as the data of a server in the working directory."""
         (tmp_path / "etcd" / "member").mkdir(parents=True)

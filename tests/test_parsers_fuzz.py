@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import string
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,9 @@ from torchetcd._etcd_txn import Conditions, end_of, split_path
 from torchetcd._params import PARAMETERS, parse_options
 from torchetcd._torchetcd import Client as NativeClient
 
-SEED = int(os.environ.get("TORCHETCD_FUZZ_SEED") or time.time_ns() % 1_000_000_000)
+# The processes of a parallel run have to collect the same names: they share an id, which is new each time.
+_RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
+SEED = int(os.environ.get("TORCHETCD_FUZZ_SEED") or _RUN.randrange(1_000_000_000))
 CASES = int(os.environ.get("TORCHETCD_FUZZ_CASES") or 3000)
 
 _PARTS = [

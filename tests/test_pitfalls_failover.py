@@ -13,13 +13,15 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
 from conftest import eventually
-from etcd_cluster import watchers
+from etcd_cluster import watchers, watchers_left
 from etcd_proxy import EtcdProxy
 from store_helpers import in_background, opened
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_free_port
 from torchetcd.etcd_store import StoreConnectionError
+
+pytestmark = pytest.mark.etcd
 
 
 class _Learner(EtcdServer):
@@ -95,6 +97,7 @@ class TestLearner:
 
 
 class TestPings:
+    @pytest.mark.slow(21)
     def test_etcd_suffers_them(self, client: Client, etcd_server: EtcdServer, prefix: str) -> None:
         """etcd ends connections that ping more than once in 5 s (etcd issue 8905)."""
         with (
@@ -103,7 +106,7 @@ class TestPings:
             opened(far, prefix, timeout=60) as store,
             opened(client, prefix) as other,
         ):
-            before = watchers(etcd_server)
+            before = watchers_left(etcd_server)
             waited: list[bytes] = []
             waiting = in_background(lambda: waited.append(store.get("late")))
             eventually(lambda: watchers(etcd_server) > before)
@@ -124,6 +127,7 @@ class TestErrors:
         with socket.create_server(("127.0.0.1", 0)) as made:
             yield made
 
+    @pytest.mark.slow(25)
     def test_every_endpoint_is_named_with_its_failure(
         self, silent: socket.socket, prefix: str
     ) -> None:

@@ -15,6 +15,8 @@ from rendezvous_helpers import Run, check_agreement, join_all
 from store_helpers import in_background, opened
 from torchetcd.etcd import Client, EtcdEventIndexCleared
 
+pytestmark = pytest.mark.etcd
+
 # Longer than any test: what is noticed is not noticed by a lease that ran out.
 LONG_TTL = 60
 
@@ -156,7 +158,7 @@ class TestRendezvous:
         for _ in range(20):
             client.write("/other", "x")
         nodes[0].start("store_get", "never")
-        eventually(lambda: watchers(etcd.server) > 6)
+        eventually(lambda: watchers(etcd.server) > 4)
         way(etcd, client)
         # Whoever waits for a key of the old world is told, too.
         with pytest.raises(Exception, match=r"MemberLostError.*lost its lease"):

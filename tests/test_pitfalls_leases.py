@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,7 @@ from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 
-
-@pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    """Provide a run whose nodes are gone in the end."""
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
+pytestmark = pytest.mark.etcd
 
 
 def _handler(port: int, run: Run, ttl: int) -> EtcdRendezvousHandler:
@@ -43,6 +37,16 @@ def _identity(run: Run) -> list[tuple[str, int]]:
     return sorted((leaf.key, leaf.createdIndex) for leaf in leaves)
 
 
+def _await_stream(run: Run) -> int:
+    """Wait until the member's lease was renewed, so that the stream for it is open; return the lease."""
+    (member,) = run.keys("/rdzv/round/1/member")
+    lease: int = run.client.read(member).lease
+    _, granted = run.client._native.lease_time_to_live(lease)
+    eventually(lambda: run.client._native.lease_time_to_live(lease)[0] < granted - 1, 10)
+    eventually(lambda: run.client._native.lease_time_to_live(lease)[0] >= granted - 1, 10)
+    return lease
+
+
 def _lasts(run: Run, before: list[tuple[str, int]], seconds: float) -> None:
     ended = threading.Event()
     for _ in range(int(seconds / 0.25)):
@@ -55,6 +59,7 @@ class TestRenewal:
 
     ttl = 4
 
+    @pytest.mark.slow(20)
     def test_after_errors(self, client: Client, run: Run) -> None:
         with Proxy(client.port) as proxy:
             handler = _handler(proxy.port, run, self.ttl)
@@ -70,6 +75,7 @@ class TestRenewal:
                 assert handler.num_nodes_waiting() == 0
             assert handler.shutdown()
 
+    @pytest.mark.slow(11)
     def test_after_a_stream_that_ends_without_an_error(self, client: Client, run: Run) -> None:
         with StreamEnder(client.port) as ender:
             handler = _handler(ender.port, run, self.ttl)
@@ -81,6 +87,21 @@ class TestRenewal:
                     assert ender.end_streams() == 2
                 _lasts(run, before, 2 * self.ttl)
                 assert handler.num_nodes_waiting() == 0
+            assert handler.shutdown()
+
+    @pytest.mark.slow(11)
+    def test_after_a_stream_that_is_stuck(self, client: Client, run: Run) -> None:
+        """While its member answers what else it is asked.
+
+        A follower does that for 7 s when the leader, to which it hands renewals on, has fallen silent.
+        """
+        with StreamEnder(client.port) as ender:
+            handler = _handler(ender.port, run, self.ttl)
+            with handler.next_rendezvous().store:
+                before = _identity(run)
+                _await_stream(run)
+                assert ender.silence_streams() >= 2
+                _lasts(run, before, 2 * self.ttl)
             assert handler.shutdown()
 
     def test_reopening_is_no_storm(self, client: Client, run: Run) -> None:
@@ -115,11 +136,8 @@ class TestLost:
     def test_nobody_else_is_there_to_tell(self, client: Client, run: Run) -> None:
         handler = _handler(client.port, run, 6)
         with handler.next_rendezvous().store:
-            (member,) = run.keys("/rdzv/round/1/member")
-            lease = client.read(member).lease
-            # A renewal was answered, so that the stream is open: the next answer says it.
-            eventually(lambda: client._native.lease_time_to_live(lease)[0] <= 4, 10)
-            eventually(lambda: client._native.lease_time_to_live(lease)[0] >= 5, 10)
+            # The next answer on the stream says it.
+            lease = _await_stream(run)
             client._native.lease_revoke(lease)
             eventually(lambda: handler.num_nodes_waiting() == 1, 10)
         with handler.next_rendezvous().store:

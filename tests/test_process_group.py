@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -18,30 +17,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from conftest import eventually
 from etcd_auth import Users
-from torchetcd import _worker_store
-from torchetcd._autoload import WORKER_STORE
 from torchetcd.etcd import Client
-from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.process_group import parse_url, register
 
 URL = "etcd-v3://localhost:2379/job?world_size=2"
 PATIENCE_S = 60
-HANDLERS = importlib.import_module("torch.distributed.rendezvous")._rendezvous_handlers
 
 
 @pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "TORCHETCD_USER", "TORCHETCD_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
-    # As an agent would, which says it to its workers and not to tests that come later.
-    monkeypatch.setitem(HANDLERS, "env", HANDLERS["env"])
-    yield
-    os.environ.pop(WORKER_STORE, None)
 
 
 class Process:
@@ -313,6 +304,7 @@ class TestGroup:
             leaf.key for leaf in found.leaves if not leaf.ttl
         ]
 
+    @pytest.mark.etcd
     def test_with_a_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with EtcdServer() as server:
             users = Users(server)
@@ -370,205 +362,3 @@ dist.destroy_process_group()
     def test_twice(self) -> None:
         register()
         register()
-
-
-class TestWorkerStore:
-    @pytest.fixture
-    def handler_parameters(self, etcd_server: EtcdServer, run_id: str) -> RendezvousParameters:
-        return RendezvousParameters(
-            "etcd-v3",
-            etcd_server.get_endpoint(),
-            run_id,
-            1,
-            1,
-            local_addr="127.0.0.1",
-            last_call_timeout=0,
-            worker_store="etcd",
-        )
-
-    @pytest.fixture
-    def as_worker(self, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
-        """Be what torch's agent starts; `MASTER_PORT` is one where nobody is."""
-        told = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-        told |= {"TORCHELASTIC_RUN_ID": run_id, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-        for name, value in told.items():
-            monkeypatch.setenv(name, value)
-
-    @pytest.mark.usefixtures("as_worker")
-    def test_each_round_has_its_own(
-        self, handler_parameters: RendezvousParameters, client: Client
-    ) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        first = env_store()
-        first.set("key", "value")
-        handler.next_rendezvous()
-        second = env_store()
-        assert not second.check(["key"])
-        second.set("key", "again")
-        # The first is gone with its round.
-        assert not first.check(["key"])
-        path = f"/torchelastic/p2p/run_{handler.get_run_id()}/rdzv"
-        found = client.read(path, recursive=True)
-        values = [leaf for leaf in found.leaves if "/workers/" in leaf.key]
-        assert values
-        assert all("/v_2/" in leaf.key and leaf.ttl for leaf in values)
-        handler.shutdown()
-
-    @pytest.mark.usefixtures("as_worker")
-    def test_each_group_of_a_worker_has_its_own(
-        self, handler_parameters: RendezvousParameters
-    ) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        for _ in range(2):
-            # Would hang or fail on what the first one has left.
-            dist.init_process_group("gloo")
-            assert not has("left over")
-            put("left over")
-            dist.barrier()
-            dist.destroy_process_group()
-        rpc = next(dist.rendezvous("env://"))[0]
-        assert rpc.prefix == next(dist.rendezvous("env://"))[0].prefix
-        handler.shutdown()
-
-    def test_only_for_workers_of_the_run(
-        self,
-        handler_parameters: RendezvousParameters,
-        monkeypatch: pytest.MonkeyPatch,
-        as_worker: None,
-    ) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        assert _worker_store.of_this_worker() is not None
-        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        assert _worker_store.of_this_worker() is None
-        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
-        assert _worker_store.of_this_worker() is None
-        handler.shutdown()
-
-    def test_an_agent_without_it_takes_it_back(
-        self, handler_parameters: RendezvousParameters, etcd_server: EtcdServer, run_id: str
-    ) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        assert os.environ[WORKER_STORE]
-        # It is in a launcher that a worker of the one above has started.
-        del handler
-        endpoint = etcd_server.get_endpoint()
-        conf = {"local_addr": "127.0.0.1", "last_call_timeout": 0}
-        for name, known in (("another", True), (run_id, False)):
-            inner = create_rdzv_handler(
-                RendezvousParameters("etcd-v3", endpoint, name, 1, 1, **conf)
-            )
-            inner.next_rendezvous()
-            assert (WORKER_STORE in os.environ) == known
-            inner.shutdown()
-
-    def test_it_ends_with_the_run(self, handler_parameters: RendezvousParameters) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        assert os.environ[WORKER_STORE]
-        handler.shutdown()
-        assert WORKER_STORE not in os.environ
-
-    def test_no_secret_is_handed_on(
-        self, etcd_server: EtcdServer, run_id: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        parameters = RendezvousParameters(
-            "etcd-v3",
-            etcd_server.get_endpoint(),
-            run_id,
-            1,
-            1,
-            local_addr="127.0.0.1",
-            last_call_timeout=0,
-            worker_store="etcd",
-            user="ann",
-            password="hunter2",
-        )
-        with pytest.raises(ValueError, match="needs the password in TORCHETCD_PASSWORD_FILE"):
-            create_rdzv_handler(parameters)
-        # This etcd has no users, and takes them all.
-        monkeypatch.setenv("TORCHETCD_PASSWORD", "hunter2")
-        handler = create_rdzv_handler(parameters)
-        handler.next_rendezvous()
-        assert '"ann"' in os.environ[WORKER_STORE]
-        assert "hunter2" not in os.environ[WORKER_STORE]
-        handler.shutdown()
-
-    @pytest.mark.usefixtures("as_worker")
-    @pytest.mark.parametrize(
-        ("text", "told"),
-        [
-            ("yes", "is no description of a store, but 'yes': unset it"),
-            ("[]", "is no description"),
-            ('{"v": 1}', "is no description"),
-            ('{"v": 2}', "is of version 2"),
-        ],
-    )
-    def test_a_description_that_is_none(
-        self, monkeypatch: pytest.MonkeyPatch, text: str, told: str
-    ) -> None:
-        register()
-        _use()
-        monkeypatch.setenv(WORKER_STORE, text)
-        with pytest.raises(ValueError, match=f"{WORKER_STORE} {told}"):
-            next(dist.rendezvous("env://"))
-
-    def test_an_unknown_kind(self, etcd_server: EtcdServer, run_id: str) -> None:
-        parameters = RendezvousParameters(
-            "etcd-v3", etcd_server.get_endpoint(), run_id, 1, 1, worker_store="redis"
-        )
-        with pytest.raises(ValueError, match="'worker_store' must be tcp or etcd, not 'redis'"):
-            create_rdzv_handler(parameters)
-
-    def test_torch_that_loads_nothing_by_itself(
-        self,
-        handler_parameters: RendezvousParameters,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        create_rdzv_handler(handler_parameters).shutdown()
-        assert "worker_store" not in caplog.text
-        monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-        create_rdzv_handler(handler_parameters).shutdown()
-        assert "only workers that import torchetcd.process_group" in caplog.text
-
-    @pytest.mark.usefixtures("as_worker")
-    def test_a_script_that_imports_it(
-        self, handler_parameters: RendezvousParameters, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        handler = create_rdzv_handler(handler_parameters)
-        handler.next_rendezvous()
-        source = """
-import torch.distributed as dist
-handlers = dist.rendezvous.__globals__["_rendezvous_handlers"]
-assert "etcd-v3" not in handlers
-import torchetcd.process_group
-assert "etcd-v3" in handlers
-store = next(dist.rendezvous("env://"))[0]
-assert type(store).__name__ == "EtcdStore", store
-store.set("key", "value")
-"""
-        env = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-        subprocess.run([sys.executable, "-c", source], check=True, timeout=PATIENCE_S, env=env)
-        handler.shutdown()
-
-    @pytest.mark.usefixtures("as_worker")
-    def test_env_is_torchs_own_otherwise(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        _use()
-        monkeypatch.setenv("MASTER_PORT", "0")
-        store = next(dist.rendezvous("env://"))[0]
-        assert isinstance(store, dist.TCPStore)
-
-
-def _use() -> None:
-    from torchetcd._autoload import use_worker_store
-
-    use_worker_store()
-
-
-def env_store() -> Any:
-    return next(dist.rendezvous("env://", timeout=dist.default_pg_timeout))[0]

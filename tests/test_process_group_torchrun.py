@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import eventually
-from test_torchrun import PATIENCE_S, Agent, Job, job
+from test_torchrun import job
+from torchrun_helpers import PATIENCE_S, Agent, Job
 
 __all__ = ["job"]
 
@@ -52,7 +53,8 @@ dist.destroy_process_group()
 SHOWN = re.compile(r"rank (\d) of (\d) from step (\d+): (\w+), served: (\w+)")
 
 
-@pytest.mark.timeout(300)  # three starts of torch in a row, on a busy machine
+@pytest.mark.slow(40)
+@pytest.mark.timeout(400)  # three starts of torch in a row, on a busy machine
 def test_rank_0_is_lost_and_replaced(job: Job, tmp_path: Path) -> None:
     script, checkpoint = job.script(TRAINS), tmp_path / "checkpoint"
     args = (tmp_path, 60)
@@ -84,6 +86,7 @@ def ended(agents: list[Agent]) -> bool:
     return any(agent.process.poll() is not None for agent in agents)
 
 
+@pytest.mark.slow(10)
 def test_a_tcpstore_by_default(job: Job, tmp_path: Path) -> None:
     """What the other test would see if the parameter had no effect."""
     agent = job.agent("1", job.script(TRAINS), tmp_path, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from rendezvous_helpers import Node, Run, check_agreement, join_all
 from torchetcd._params import parse_options
-from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 
@@ -24,12 +22,6 @@ VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RAN
 def _no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
 
 
 def _nodes(run: Run, least: int, most: int, *configs: dict[str, Any]) -> list[Node]:
@@ -130,6 +122,7 @@ class TestParameters:
             (["/lib/torch/distributed/run.py", "--nnodes", "4", "--node-rank=1", "train.py"], 1),
             (["/bin/torchrun", "train.py"], None),
             (["/bin/torchrun", "train.py", "--node-rank"], None),
+            (["/bin/torchrun", "train.py", "--node-rank", "2"], None),
             (["/bin/other", "--node-rank", "2"], None),
         ],
     )
@@ -140,6 +133,14 @@ class TestParameters:
         assert parse_options({}).infra_rank == rank
         if rank is not None:
             assert parse_options({"rank_order": "infra"}).infra_rank == rank
+
+    @pytest.mark.parametrize("name", VARIABLES)
+    def test_what_was_typed_comes_first(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """Slurm's variable of a batch step survives ssh and mpirun."""
+        monkeypatch.setenv(name, "0")
+        monkeypatch.setattr("sys.argv", ["/bin/torchrun", "--node-rank", "3", "train.py"])
+        assert parse_options({}).infra_rank == 3
+        assert parse_options({"rank_order": "infra"}).infra_rank == 3
 
     def test_the_variable_that_is_no_number_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_PROCID", "seven")

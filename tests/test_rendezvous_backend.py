@@ -129,6 +129,7 @@ class TestState:
         EtcdRendezvousBackend(client, prefix[1:]).set_state(b"x")
         assert client.get(prefix).value == b64encode(b"x").decode()
 
+    @pytest.mark.etcd
     def test_no_etcd(self, prefix: str) -> None:
         with EtcdServer() as server:
             client = server.get_client(read_timeout=0.5)

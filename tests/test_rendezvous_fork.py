@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable
 
 import pytest
 
 from rendezvous_helpers import TTL, Node, Run
-from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
+from whole_process import Program, Zygote
 
 # Leases of processes that end by themselves: nothing may have to wait for these.
 LONG_TTL = 60
@@ -37,46 +33,17 @@ say("joined", info.world_size)
 """
 
 
-class Script:
-    """A Python process that runs a program."""
-
-    def __init__(self, run: Run, source: str, ttl: int = LONG_TTL) -> None:
-        command = [sys.executable, "-c", NODE + source, run.endpoint, run.run_id, str(ttl)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def line(self) -> str:
-        """Return the next line that it writes; an empty one when it has ended."""
-        return _pipe(self._process.stdout).readline().rstrip()
-
-    def go_on(self) -> float:
-        """Send a line, and return when."""
-        _pipe(self._process.stdin).write("\n")
-        _pipe(self._process.stdin).flush()
-        return time.monotonic()
-
-    def end(self) -> tuple[int, str, str]:
-        """Wait for its end; its exit code, and the rest that it wrote."""
-        written, errors = self._process.communicate(timeout=30)
-        return self._process.returncode, written, errors
-
-    def __enter__(self) -> Script:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+Start = Callable[..., Program]
 
 
 @pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
+def start(run: Run, zygote: Zygote) -> Start:
+    """Provide what starts a process that runs a program."""
+
+    def start(source: str, ttl: int = LONG_TTL) -> Program:
+        return Program(zygote, NODE + source, run.endpoint, run.run_id, ttl)
+
+    return start
 
 
 @pytest.fixture
@@ -115,28 +82,29 @@ say("joined", info.world_size)
 )
 
 
-def test_a_forked_child(run: Run, peer: Node) -> None:
+@pytest.mark.slow(15)
+def test_a_forked_child(start: Start, peer: Node) -> None:
     """It cannot use its parent's handler, can use its parent's store, and changes no lease."""
-    with Script(run, FORKING, ttl=TTL) as script:
-        assert script.line() == "joined 2"
-        peer.finish()
-        assert [script.line() for _ in range(6)] == ["RuntimeError True"] * 6
-        assert script.line() == "b'value' 1 False"
-        # The parent only waits for its child; its lease lives on, and longer than a TTL.
-        peer.start("most_waiting", TTL + 2)
-        assert peer.finish() == 0
-        script.go_on()
-        assert script.line() == "child 0"
-        assert peer.call("most_waiting", TTL + 2) == 0
-        script.go_on()
-        assert script.line() == "0 False 2"
-        peer.start("join")
-        assert script.line() == "joined 2"
-        peer.finish()
-        assert script.end() == (0, "", "")
+    script = start(FORKING, ttl=TTL)
+    assert script.line() == "joined 2"
+    peer.finish()
+    assert [script.line() for _ in range(6)] == ["RuntimeError True"] * 6
+    assert script.line() == "b'value' 1 False"
+    # The parent only waits for its child; its lease lives on, and longer than a TTL.
+    peer.start("most_waiting", TTL + 2)
+    assert peer.finish() == 0
+    script.go_on()
+    assert script.line() == "child 0"
+    assert peer.call("most_waiting", TTL + 2) == 0
+    script.go_on()
+    assert script.line() == "0 False 2"
+    peer.start("join")
+    assert script.line() == "joined 2"
+    peer.finish()
+    assert script.end() == (0, "")
 
 
-def test_a_handler_of_its_own_in_a_forked_child(run: Run, peer: Node) -> None:
+def test_a_handler_of_its_own_in_a_forked_child(start: Start, peer: Node) -> None:
     source = """
 child = os.fork()
 if child == 0:
@@ -147,61 +115,57 @@ if child == 0:
     sys.exit(0)
 say("child", os.WEXITSTATUS(os.waitpid(child, 0)[1]))
 """
-    with Script(run, source) as script:
-        assert script.line() == "joined 2"
-        assert peer.finish().world == 2
-        assert script.line() == "child 0"
-        assert script.end() == (0, "", "")
+    script = start(source)
+    assert script.line() == "joined 2"
+    assert peer.finish().world == 2
+    assert script.line() == "child 0"
+    assert script.end() == (0, "")
 
 
 @pytest.mark.parametrize(
     ("end", "code"),
     [("", 0), ("1 / 0", 1), ("del handler, info", 0)],
 )
-def test_an_end_without_shutdown(run: Run, peer: Node, end: str, code: int) -> None:
+def test_an_end_without_shutdown(start: Start, peer: Node, end: str, code: int) -> None:
     """The peer learns of it at once, not when the lease has run out, and the run stays open."""
-    with Script(run, f"{JOIN}\nsys.stdin.readline()\n{end}") as script:
-        assert script.line() == "joined 2"
-        peer.finish()
-        peer.start("await_waiting", LONG_TTL / 2)
-        told = script.go_on()
-        assert peer.finish(LONG_TTL) == 1
-        # Most of it is the end of an interpreter with torch in it.
-        assert peer.finished_at - told < LONG_TTL / 6
-        assert not peer.call("is_closed")
-        assert script.end()[0] == code
+    script = start(f"{JOIN}\nsys.stdin.readline()\n{end}")
+    assert script.line() == "joined 2"
+    peer.finish()
+    peer.start("await_waiting", LONG_TTL / 2)
+    told = time.monotonic()
+    script.go_on()
+    assert peer.finish(LONG_TTL) == 1
+    # Most of it is the end of an interpreter with torch in it.
+    assert peer.finished_at - told < LONG_TTL / 6
+    assert not peer.call("is_closed")
+    assert script.end()[0] == code
 
 
-def test_an_end_with_shutdown(run: Run, peer: Node) -> None:
-    with Script(run, f"{JOIN}\nsys.stdin.readline()\nsay(handler.shutdown())") as script:
-        assert script.line() == "joined 2"
-        peer.finish()
-        script.go_on()
-        assert script.line() == "True"
-        assert script.end() == (0, "", "")
-        assert peer.call("is_closed")
-        assert peer.call("waiting") == 0
+def test_an_end_with_shutdown(start: Start, peer: Node) -> None:
+    script = start(f"{JOIN}\nsys.stdin.readline()\nsay(handler.shutdown())")
+    assert script.line() == "joined 2"
+    peer.finish()
+    script.go_on()
+    assert script.line() == "True"
+    assert script.end() == (0, "")
+    assert peer.call("is_closed")
+    assert peer.call("waiting") == 0
 
 
-def test_an_end_while_a_thread_is_in_the_barrier(run: Run) -> None:
+def test_an_end_while_a_thread_is_in_the_barrier(run: Run, start: Start) -> None:
     source = """
 threading.Thread(target=handler.next_rendezvous, daemon=True).start()
 sys.stdin.readline()
 say("end")
 """
-    with Script(run, source) as script:
-        run.await_joined(1)
-        script.go_on()
-        assert script.line() == "end"
-        began = time.monotonic()
-        code, _, errors = script.end()
-        assert time.monotonic() - began < LONG_TTL / 6
-        assert code == 0
-        assert "panicked" not in errors
-        assert "Fatal" not in errors
-        assert not run.keys("/rdzv/round/1/join")
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
+    script = start(source)
+    run.await_joined(1)
+    script.go_on()
+    assert script.line() == "end"
+    began = time.monotonic()
+    code, errors = script.end()
+    assert time.monotonic() - began < LONG_TTL / 6
+    assert code == 0
+    assert "panicked" not in errors
+    assert "Fatal" not in errors
+    assert not run.keys("/rdzv/round/1/join")

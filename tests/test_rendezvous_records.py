@@ -5,22 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from rendezvous_helpers import TTL, Run, join_all
-from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
 
 HOST = os.uname().nodename
-
-
-@pytest.fixture
-def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
-    with Run(etcd_server.get_endpoint(), client) as made:
-        yield made
 
 
 def _records(run: Run, path: str) -> list[dict[str, Any]]:

@@ -27,12 +27,14 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 
 from etcd_auth import CHEAP, ROOT_PASSWORD, Users
 from rendezvous_helpers import PREFIX, TTL, Run, join_all
-from test_torchrun import Job
 from torchetcd.etcd import Client, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
 from torchetcd.etcd_server import EtcdServer, find_binary
 from torchetcd.etcd_store import EtcdStore, StoreError
+from torchrun_helpers import Job
+
+pytestmark = pytest.mark.etcd
 
 # Found nowhere by chance.
 PASSWORD = "marker-5f1d7c"
@@ -93,6 +95,8 @@ def _parameters(endpoint: str, run_id: str, user: str, **config: Any) -> Rendezv
 
 
 class TestEnough:
+    @pytest.mark.slow(20)
+    @pytest.mark.timeout(400)
     def test_torchrun(
         self, limited: Limited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

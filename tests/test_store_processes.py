@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from itertools import chain
 
@@ -13,6 +10,7 @@ import pytest
 from store_helpers import Proxy, in_processes, opened, seconds
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
+from whole_process import Program, Zygote
 
 PROCESSES = 4
 TIMES = 40
@@ -169,7 +167,7 @@ def test_additions_whose_answers_are_lost(client: Client, prefix: str) -> None:
 
 @pytest.mark.parametrize("made_where", ["parent", "used in parent"])
 def test_a_forked_child_uses_the_parent_s_store(
-    client: Client, prefix: str, made_where: str
+    zygote: Zygote, client: Client, prefix: str, made_where: str
 ) -> None:
     script = """
         import os, sys
@@ -199,26 +197,19 @@ def test_a_forked_child_uses_the_parent_s_store(
         for pid in children:
             assert os.waitpid(pid, 0)[1] == 0
         # The parent's own lease and receipts live on.
-        print(store.add("n", 0))
+        print(store.add("n", 0), flush=True)
         # One name for each process: siblings that shared receipts would lose writes.
         receipts = store.client.read(f"{sys.argv[2]}/.op").children
         names = {receipt.key.split("/")[-1].split(".")[0] for receipt in receipts}
         assert len(names) == 4, names
     """
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script)]
-    ran = subprocess.run(
-        [*command, str(client.port), prefix, made_where],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) == 80 + (made_where == "used in parent")
+    program = Program(zygote, script, client.port, prefix, made_where)
+    assert int(program.line()) == 80 + (made_where == "used in parent")
+    assert program.end() == (0, "")
 
 
 @pytest.mark.parametrize("end", ["store.close()", "pass", "del store; import gc; gc.collect()"])
-def test_the_interpreter_ends(client: Client, prefix: str, end: str) -> None:
+def test_the_interpreter_ends(zygote: Zygote, client: Client, prefix: str, end: str) -> None:
     script = f"""
         import contextlib, sys, threading, time
         import torch.distributed as dist
@@ -239,14 +230,7 @@ def test_the_interpreter_ends(client: Client, prefix: str, end: str) -> None:
             time.sleep(0.001)
         {end}
     """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(client.port), prefix],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert Program(zygote, script, client.port, prefix).end(60) == (0, "")
 
 
 def _die(rank: int, port: int, prefix: str, act: Callable[[], None] | None = None) -> None:

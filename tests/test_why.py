@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from run_values import NOW, final, members, node, run, workers
-from torchetcd._missing import still_needed
+from torchetcd._closed import SHUTDOWN
+from torchetcd._missing import Departed, still_needed
 from torchetcd._sequences import absent, compact, expand
 from torchetcd._why import explain
 from torchetcd._words import duration
@@ -88,6 +89,11 @@ class TestFirstRound:
             "needs is not known, because no node coordinates it at the moment."
         )
         assert "issing" not in text
+
+    def test_the_coordinator_came_and_went(self) -> None:
+        left = [Departed(node("worker-1"), NOW - 3)]
+        text = explain(run(joined=workers(0), min_nodes=None, max_nodes=None), left=left)
+        assert "worker-1 had joined and is gone again less than 4 s ago: see its log." in text
 
     def test_a_range_of_nodes(self) -> None:
         text = explain(run(joined=workers(0), min_nodes=2))
@@ -283,16 +289,35 @@ class TestClosed:
         closed = Closed("ann@ops", "the disk is full.", NOW - 60)
         assert explain(run(state="closed", closed=closed)) == (
             "Run 'my-job' was closed by ann@ops at 2027-01-15 07:59:00 UTC, 1 min ago: the disk is "
-            "full. Every node that joins now gets RendezvousClosedError. To go on, start the job "
-            "with another run id, or take the close back with `torchetcd reopen my-job --reason "
-            "...`; by itself it is forgotten when the last node has been gone for run_ttl (2 hours "
-            "unless given)."
+            "full. No round of it was ever complete. Every node that joins now gets "
+            "RendezvousClosedError. To go on, start the job with another run id (--rdzv-id), or with "
+            "if_closed=reopen in --rdzv-conf, or take the close back with `torchetcd reopen my-job "
+            "--reason ...`; by itself it is forgotten when the last node has been gone for run_ttl (2 "
+            "hours unless given)."
         )
+
+    @pytest.mark.parametrize(
+        ("result", "text"),
+        [
+            ("succeeded", "the job succeeded"),
+            ("failed", "train.py failed on host gpu-3, rank 5, exit code 7: ValueError: no"),
+            ("signal", "the agent got SIGTERM"),
+        ],
+    )
+    def test_how_the_job_ended(self, result, text: str) -> None:
+        closed = Closed("gpu-3 (pid 7)", SHUTDOWN, NOW - 60, result, text, 3, 16)
+        said = explain(run(state="closed", round=4, closed=closed, run_ttl=3600))
+        assert said.startswith(
+            f"Run 'my-job' was closed by gpu-3 (pid 7) at 2027-01-15 07:59:00 UTC, 1 min ago: {text}. Its "
+            "last complete round was round 3, with 16 nodes. "
+        )
+        assert said.endswith("it is forgotten when the last node has been gone for 1 h.")
+        assert "shutdown()" not in said
 
     def test_who_is_still_there(self) -> None:
         found = run(state="closed", closed=Closed("a", "", None), members=members(2))
         text = explain(found)
-        assert text.startswith("Run 'my-job' was closed by a, for no reason given. ")
+        assert text.startswith("Run 'my-job' was closed by a: no reason was given. ")
         assert "worker-0 and worker-1 are still there; they leave when the agent asks next." in text
 
     def test_an_id_that_a_shell_would_take_apart(self) -> None:
@@ -327,8 +352,8 @@ def test_unreadable() -> None:
     found = run(state="unreadable", problem="The key /x/control is of version 9.")
     assert explain(found) == (
         "The state of run 'my-job' cannot be read: The key /x/control is of version 9. Every call of "
-        "next_rendezvous() ends with RendezvousStateError until it can. A newer version of torchetcd, or "
-        "somebody else, wrote it; if nobody needs the run, `torchetcd purge my-job` deletes it."
+        "next_rendezvous() ends with RendezvousStateError until it can. If a newer version of torchetcd "
+        "wrote it, update the one here; if nobody needs the run, `torchetcd purge my-job` deletes it."
     )
 
 

@@ -19,8 +19,12 @@ from types import TracebackType
 
 # Forks at each request; the child leaves the loop and runs what it was given as the program.
 _ZYGOTE = """
-import faulthandler, json, os, signal, socket, sys, threading, time
-import torch.distributed, torchetcd.etcd_rendezvous, torchetcd.etcd_store
+import faulthandler, gc, json, os, signal, socket, sys, threading, time
+import {imports}
+
+# Else the end of each process looks through all of torch: 1 s. What a program makes is collected as ever.
+gc.collect()
+gc.freeze()
 
 _requests = socket.socket(fileno=int(sys.argv[1]))
 while True:
@@ -45,22 +49,32 @@ while True:
         os.close(_fd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1)
-    _source, sys.argv = _rest
+    _source, sys.argv, _environ = _rest
+    if _environ is not None:
+        os.environ.clear()
+        os.environ.update(_environ)
     break
 exec(compile(_source, "<program>", "exec"))
 """
 
 
+_IMPORTS = "torch.distributed, torchetcd.etcd_rendezvous, torchetcd.etcd_store"
+
+
 class Zygote:
-    """Starts processes; in a `with` block it runs."""
+    """Starts processes, in which `imports` is imported; in a `with` block it runs."""
+
+    def __init__(self, imports: str = _IMPORTS, **env: str) -> None:
+        self._source = _ZYGOTE.replace("{imports}", imports)
+        self._env = os.environ | env
 
     def __enter__(self) -> Zygote:
         #: Those whose end was not waited for, because their test failed.
-        self.running: set[Program] = set()
+        self.running: set[Program | Forked] = set()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-W", "ignore", "-c", _ZYGOTE, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            command = [sys.executable, "-W", "ignore", "-c", self._source, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=self._env)
         return self
 
     def __exit__(
@@ -69,10 +83,14 @@ class Zygote:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        for program in list(self.running):
-            program.kill()
+        self.end_all()
         self._socket.close()
         self._process.wait(30)
+
+    def end_all(self) -> None:
+        """End what runs still."""
+        for program in list(self.running):
+            program.kill()
 
     def ask(self, request: object, fds: tuple[int, ...] = (), limit: float = 60) -> int | None:
         """Send a request and return its answer; `None` when there is none in time."""
@@ -93,7 +111,7 @@ class Program:
         theirs_in, ours_in = os.pipe()
         ours_out, theirs_out = os.pipe()
         ours_err, theirs_err = os.pipe()
-        request = ("start", [textwrap.dedent(source), ["program", *map(str, args)]])
+        request = ("start", [textwrap.dedent(source), ["program", *map(str, args)], None])
         fds = (theirs_in, theirs_out, theirs_err)
         pid = zygote.ask(request, fds)
         assert pid is not None
@@ -101,14 +119,18 @@ class Program:
         zygote.running.add(self)
         for fd in fds:
             os.close(fd)
-        self._in, self._out, self._err = ours_in, os.fdopen(ours_out, "r"), os.fdopen(ours_err, "r")
+        self._in, self._out, self._err = ours_in, ours_out, os.fdopen(ours_err, "r")
+        self._unread = b""
 
     def line(self, limit: float = 60) -> str:
         """Return the next line that it writes; fails when it ends before or takes longer."""
-        assert select.select([self._out], [], [], limit)[0], f"silent for {limit} s"
-        found = self._out.readline().rstrip()
-        assert found, self._err.read()
-        return found
+        while b"\n" not in self._unread:
+            assert select.select([self._out], [], [], limit)[0], f"silent for {limit} s"
+            read = os.read(self._out, 1 << 16)
+            assert read, self._err.read()
+            self._unread += read
+        found, _, self._unread = self._unread.partition(b"\n")
+        return found.decode()
 
     def go_on(self) -> None:
         """Send a line to its standard input."""
@@ -141,9 +163,52 @@ class Program:
     def _close(self) -> str:
         self._zygote.running.discard(self)
         os.close(self._in)
-        with self._out, self._err:
+        os.close(self._out)
+        with self._err:
             # Its own children may hold the pipe open, so no reading to the end.
             os.set_blocking(self._err.fileno(), False)
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._err.fileno(), 1 << 16).decode()
             return ""
+
+
+class Forked:
+    """A process that runs a program and writes into a file: what of `subprocess.Popen` its tests use."""
+
+    def __init__(
+        self, zygote: Zygote, source: str, args: list[str], env: dict[str, str], output: int
+    ) -> None:
+        self._zygote = zygote
+        self.returncode: int | None = None
+        with open(os.devnull) as nothing:
+            fds = (nothing.fileno(), output, output)
+            pid = zygote.ask(("start", [source, ["program", *args], env]), fds)
+        assert pid is not None
+        self.pid = pid
+        self._ended = os.pidfd_open(pid)
+        zygote.running.add(self)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("program", timeout or 0)
+            self.returncode = self._zygote.ask(("wait", self.pid))
+            assert self.returncode is not None
+            os.close(self._ended)
+            self._zygote.running.discard(self)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, signum: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)

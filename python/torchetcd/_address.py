@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
@@ -38,10 +39,11 @@ def local_address(endpoints: Sequence[str]) -> str:
 
 def _source_towards(endpoint: str) -> str | None:
     parts = urlsplit(endpoint)
+    name = parts.hostname
+    # Python encodes a text by IDNA, and loads tables for it that take a millisecond.
+    host = name.encode() if name and name.isascii() else name
     with contextlib.suppress(OSError):
-        for family, _, _, _, target in socket.getaddrinfo(
-            parts.hostname, parts.port, type=socket.SOCK_DGRAM
-        ):
+        for family, _, _, _, target in socket.getaddrinfo(host, parts.port, type=socket.SOCK_DGRAM):
             source = _source_of_route(family, target)
             if source:
                 return source
@@ -74,3 +76,8 @@ def _has_ipv6() -> bool:
         sock.bind(("::", 0))
         return sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
     return False
+
+
+def host_name(fallback: str) -> str:
+    """Return the name of this host, for people who read messages: no peer connects to it."""
+    return os.uname().nodename or fallback

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from torchetcd._worker_process import WORKER_STORE, claim
+
 SCHEME = "etcd-v3"
-WORKER_STORE = "TORCHETCD_WORKER_STORE"
 
 
 def register_schemes() -> None:
@@ -31,6 +32,8 @@ def register_schemes() -> None:
     if handlers is None or SCHEME not in handlers:
         rendezvous.register_rendezvous_handler(SCHEME, _by_url)
     if os.environ.get(WORKER_STORE):
+        # Now, because what this process starts from here on must know that it is not meant.
+        claim()
         use_worker_store()
 
 
@@ -59,7 +62,7 @@ def use_worker_store() -> None:
     ) -> Iterator[tuple[Any, int, int]]:
         from torchetcd import _worker_store  # noqa: PLC0415 - heavy
 
-        found = _worker_store.of_this_worker() if os.environ.get(WORKER_STORE) else None
+        found = _worker_store.of_this_worker(url) if os.environ.get(WORKER_STORE) else None
         if found is not None:
             yield from _worker_store.rendezvous(found, url, timeout)
         else:

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch.distributed import DistNetworkError, DistStoreError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 
 
 class RendezvousDeniedError(RendezvousError):
     """This node may not take part in the run: its name is on the run's deny list."""
+
+
+class RendezvousOverError(RendezvousClosedError, SystemExit):
+    """The job for which this node stood by as a spare has succeeded.
+
+    Unless it is caught the process ends with exit code 0: nothing has failed. torch has a
+    `RendezvousGracefulExitError` for this, but its launcher then fails (`launcher/api.py` asks the result,
+    which is `None`, whether it is a failure).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = 0
 
 
 class StoreError(DistStoreError):

@@ -69,6 +69,10 @@ class KeyOperations:
         # The TTL asked for by lease: etcd rounds small ones up, so it cannot tell.
         self._key_leases: OrderedDict[int, float] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the leases: a copy grants its own."""
+        return self.__dict__ | {"_key_leases": OrderedDict()}
+
     @property
     def _native(self) -> NativeClient:
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, TypeAlias
 
 from torchetcd._etcd_errors import EtcdValueError
@@ -12,13 +11,15 @@ from torchetcd._etcd_result import KeyValue, decode, encode
 Part: TypeAlias = tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
 class Conditions:
     """What must hold for a write or delete."""
 
-    value: bytes | None = None
-    index: int | None = None
-    exist: bool | None = None
+    def __init__(
+        self, value: bytes | None = None, index: int | None = None, exist: bool | None = None
+    ) -> None:
+        self.value = value
+        self.index = index
+        self.exist = exist
 
     @classmethod
     def of(cls, value: object, index: object, exist: bool | None = None) -> Conditions:

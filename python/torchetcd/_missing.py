@@ -99,7 +99,8 @@ def who_is_missing(
     wanted = still_needed(run)
     unknown = (run.max_nodes or 0) - len(run.joined) if wanted == 0 else wanted or 0
     unknown -= len(run.missing)
-    if unknown > 0 and left:
+    # Without a coordinator nobody says how many are needed, and the one that has gone may have been it.
+    if left and (unknown > 0 or wanted is None):
         nodes = [gone.node for gone in left]
         times = [gone.after for gone in left if gone.after is not None]
         since = f" less than {duration(run.observed_at - min(times) + 1)} ago" if times else ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-# For `metrics.barrier_ended`, which would import it when a barrier ends: that may be because the interpreter
+# For `_counts.barrier_ended`, which would import it when a barrier ends: that may be because the interpreter
 # ends, and an import then makes it forget that Ctrl-C was the reason (its exit code).
 import torch.distributed.elastic.metrics  # noqa: F401
 from torch.distributed.elastic.rendezvous.api import (
@@ -18,7 +19,7 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
-from torchetcd import metrics
+from torchetcd import _counts
 from torchetcd.tracing import BarrierSpan, Phases
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_ADDRESS = "TORCHETCD_METRICS_ADDRESS"
+
 _OUTCOMES = (
     (RendezvousClosedError, "closed"),
     (RendezvousTimeoutError, "timeout"),
@@ -35,6 +38,22 @@ _OUTCOMES = (
     (RendezvousStateError, "unreadable"),
     (Exception, "failed"),
 )
+
+
+def serve_metrics_if_asked() -> None:
+    """Serve metrics if the environment says so, once in a process.
+
+    What stands against it is logged: sites set the variable for images without prometheus-client too, and
+    Kubernetes sets it to an address where a Service is named torchetcd-metrics.
+    """
+    if ports := os.environ.get(_counts.METRICS_PORT):
+        from torchetcd import metrics  # noqa: PLC0415 - most agents do without
+
+        try:
+            if metrics.served_at() is None:
+                metrics.serve(ports, os.environ.get(_ADDRESS) or metrics.LOOPBACK)
+        except Exception as exc:  # noqa: BLE001 - no measuring may end a training
+            _logger.warning("Metrics are not served, and the training goes on: %s", exc)
 
 
 class ObservedBarrier:
@@ -77,7 +96,7 @@ class ObservedBarrier:
             phases = self._phases()
             outcome = "completed" if exc is None else _outcome(exc)
             last_call = None if exc or phases is None else _last_call(phases)
-            metrics.barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
+            _counts.barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
             if self._span is not None:
                 self._span.end(phases, self._attributes(outcome), exc)
 

@@ -6,14 +6,16 @@ One table: the names (torch's two etcd handlers differ), the default and the che
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import difflib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchetcd._credentials import find_credentials
+from torchetcd import _torchrun
+from torchetcd._credentials import Credentials, find_credentials
 from torchetcd._ranks import RANK_ORDERS, check_ranks, label, rank_of_infra
 
 if TYPE_CHECKING:
@@ -25,16 +27,21 @@ _logger = logging.getLogger(__name__)
 
 # etcd grants no shorter lease with its default election timeout.
 _SHORTEST_TTL_S = 2
+# How long torch's launcher waits for workers that it has told to stop, and then for those that it has killed.
+_STOPPING_S, _AFTER_SIGKILL_S = 30, 30
 
 
-@dataclasses.dataclass(frozen=True)
 class Parameter:
     """One option: its names, its default and what it means."""
 
-    names: tuple[str, ...]
-    default: Any
-    parse: Callable[[str, Any], Any]
-    meaning: str
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        default: Any,
+        parse: Callable[[str, Any], Any],
+        meaning: str,
+    ) -> None:
+        self.names, self.default, self.parse, self.meaning = names, default, parse, meaning
 
 
 def _seconds(least: int) -> Callable[[str, Any], int]:
@@ -98,6 +105,23 @@ def _one_of(*allowed: str) -> Callable[[str, Any], str]:
     return parse
 
 
+def _stopping_time() -> int:
+    """Return how long the agents of this job may take to stop their workers.
+
+    The launcher waits so long after the first signal, and as long as torch says after SIGKILL
+    (torch `launcher/api.py` and `multiprocessing/api.py`).
+    """
+    for given in (
+        _torchrun.argument("shutdown_timeout"),
+        os.environ.get("PET_SHUTDOWN_TIMEOUT"),
+        os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT"),
+    ):
+        # What is no number ends the launcher itself.
+        with contextlib.suppress(TypeError, ValueError):
+            return max(0, int(given)) + _AFTER_SIGKILL_S  # type: ignore[arg-type]
+    return _STOPPING_S + _AFTER_SIGKILL_S
+
+
 def _any(_name: str, value: Any) -> Any:
     return value
 
@@ -115,6 +139,21 @@ PARAMETERS = (
         30,
         _seconds(0),
         "Seconds to wait for more nodes once the minimum has joined.",
+    ),
+    Parameter(
+        ("survivor_grace",),
+        None,
+        _seconds(0),
+        "Seconds, from the beginning of a round, for which it is kept open for members of the last world "
+        "that still stop their workers. Unless given, torchrun's `--shutdown-timeout` or "
+        "`TORCH_ELASTIC_SHUTDOWN_TIMEOUT` (30), and 30 more for SIGKILL.",
+    ),
+    Parameter(
+        ("if_closed",),
+        "fail",
+        _one_of("fail", "reopen"),
+        "What an agent does that comes to a closed run: `fail` with `RendezvousClosedError`, or `reopen` the "
+        "run as its next round, once all agents of its last world have gone.",
     ),
     Parameter(
         ("close_timeout",),
@@ -157,8 +196,8 @@ PARAMETERS = (
         None,
         rank_of_infra,
         "This node's rank by the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
-        "who is missing. Unless given, that of `SLURM_PROCID`, `GROUP_RANK`, `JOB_COMPLETION_INDEX`, "
-        "`PET_NODE_RANK` or torchrun's `--node-rank`.",
+        "who is missing. Unless given, that of torchrun's `--node-rank`, or else of `SLURM_PROCID`, "
+        "`GROUP_RANK`, `JOB_COMPLETION_INDEX` or `PET_NODE_RANK`.",
     ),
     Parameter(
         ("domain",),
@@ -241,12 +280,13 @@ _DEFAULT_TTL_S = 10
 _DEFAULT_INTERVAL_S, _DEFAULT_ATTEMPTS = 5, 3
 
 
-@dataclasses.dataclass(frozen=True)
 class Options:
     """The checked parameters; times in seconds."""
 
     join_timeout: int
     last_call_timeout: int
+    survivor_grace: int
+    if_closed: str
     close_timeout: int
     keep_alive_ttl: int
     on_member_loss: str
@@ -262,10 +302,27 @@ class Options:
     ssl_cert: str | None
     ssl_cert_key: str | None
     user: str | None
-    password: str | None = dataclasses.field(repr=False)
+    password: str | None
     password_file: str | None
     read_timeout: int
     worker_store: str
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        # No NamedTuple: the class of one this long takes a millisecond to make, in every agent.
+        vars(self).update(values)
+
+    def __eq__(self, other: object) -> bool:
+        """Be equal to options with the same values."""
+        return isinstance(other, Options) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        """Hash the values: groups are told apart by them."""
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        """Without the password: it may end up in a log."""
+        shown = {name: value for name, value in vars(self).items() if name != "password"}
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def parse_options(config: dict[str, Any]) -> Options:
@@ -278,19 +335,31 @@ def parse_options(config: dict[str, Any]) -> Options:
         ValueError: in one sentence that names the parameter, its value and what is allowed.
     """
     _warn_of_unknown(config)
+    values = _checked(config)
+    check_ranks(values)
+    found = find_credentials(values["user"], values["password"])
+    return Options(values | found._asdict())
+
+
+def default_options() -> Options:
+    """Return the parameters of who gives none. Nothing of the environment is in them."""
+    return Options(_checked({}) | Credentials(None, None, None)._asdict())
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
     values = {parameter.names[0]: _value(parameter, config) for parameter in PARAMETERS}
     interval, attempts = values.pop("keep_alive_interval"), values.pop("keep_alive_max_attempt")
     if values["keep_alive_ttl"] is None:
         given = interval is not None or attempts is not None
         product = (interval or _DEFAULT_INTERVAL_S) * (attempts or _DEFAULT_ATTEMPTS)
         values["keep_alive_ttl"] = max(product, _SHORTEST_TTL_S) if given else _DEFAULT_TTL_S
+    if values["survivor_grace"] is None:
+        values["survivor_grace"] = _stopping_time()
     del values["heartbeat_timeout"], values["cas_backoff_max_seconds"]
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
         message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
         raise ValueError(message)
-    check_ranks(values)
-    found = find_credentials(values["user"], values["password"])
-    return Options(**(values | found._asdict()))
+    return values
 
 
 def _value(parameter: Parameter, config: dict[str, Any]) -> Any:

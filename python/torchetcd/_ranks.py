@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import unicodedata
-from pathlib import Path
 from typing import Any
+
+from torchetcd import _torchrun
 
 RANK_ORDERS = ("join", "stable", "infra", "topology")
 #: Where a scheduler tells an agent its rank, in the order in which they are asked: Slurm's task (one agent
@@ -54,17 +53,17 @@ def find_infra_rank() -> int:
 
 
 def _given_rank() -> tuple[str, str] | None:
-    """Return where a rank was given, and it; torchrun keeps its own argument to itself."""
+    """Return where a rank was given, and it.
+
+    What a user has typed comes first: Slurm's variable of a batch step survives ssh and mpirun.
+    """
+    given = _torchrun.argument("node_rank")
+    if given is not None:
+        return "torchrun's argument --node-rank", given
     for variable in RANK_VARIABLES:
         value = os.environ.get(variable)
         if value:
             return f"The environment variable {variable}", value
-    program, *arguments = sys.argv or [""]
-    if Path(program).name == "torchrun" or program.endswith(os.path.join("distributed", "run.py")):
-        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
-            name, equals, value = argument.partition("=")
-            if name in {"--node-rank", "--node_rank"}:
-                return f"The argument {name}", value if equals else after
     return None
 
 
@@ -75,7 +74,7 @@ def label(name: str, value: Any) -> str:
         ValueError: if it is none that can be kept and shown.
     """
     text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    printable = not any(unicodedata.category(c) in {"Cc", "Cs"} for c in text)
+    printable = not any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in text)
     if not text or not printable or len(text.encode(errors="replace")) > _LONGEST_LABEL:
         message = (
             f"The rendezvous parameter '{name}' must be text of 1 to {_LONGEST_LABEL} bytes without control "

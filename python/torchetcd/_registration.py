@@ -76,6 +76,10 @@ def _take_over(*, explicit: bool) -> None:
 
 
 def _python_etcd_is_installed() -> bool:
-    spec = importlib.util.find_spec("etcd")
+    try:
+        spec = importlib.util.find_spec("etcd")
+    except ValueError:
+        # A stand-in that a program has put into `sys.modules` has no spec: torch's own cannot work with it.
+        return False
     # A folder named "etcd" in the working directory (a server's data, say) has a spec, but no file.
     return spec is not None and spec.origin is not None

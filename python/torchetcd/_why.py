@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torchetcd._closed import how_it_ended
 from torchetcd._missing import Departed, who_is_missing
 from torchetcd._naming import in_a_sentence, its_lease, name_of, ranked, ways_to_name
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, listed, plain, some
 
 if TYPE_CHECKING:
-    from torchetcd.aio._model import Node, Run
+    from torchetcd.aio._model import Closed, Node, Run
 
 
 def explain(
@@ -208,9 +209,9 @@ def _closed(run: Run) -> list[str]:
     if closed is None:
         sentences = [f"{who} is closed."]
     else:
-        reason = plain(closed.reason).rstrip(". ")
-        why = f": {reason}" if reason else ", for no reason given"
-        sentences = [f"{who} was closed by {plain(closed.by)}{_at(closed.at, run)}{why}."]
+        how = how_it_ended(closed.text, closed.reason)
+        sentences = [f"{who} was closed by {plain(closed.by)}{_at(closed.at, run)}: {how}."]
+        sentences += _last_round(closed)
     sentences.append("Every node that joins now gets RendezvousClosedError.")
     there = [*run.members, *run.joined, *run.waiting, *run.spares]
     if there:
@@ -220,11 +221,22 @@ def _closed(run: Run) -> list[str]:
             f"{'it leaves' if one else 'they leave'} when the agent asks next."
         )
     sentences.append(
-        "To go on, start the job with another run id, or take the close back with `torchetcd reopen "
-        f"{_argument(run.id)} --reason ...`; by itself it is forgotten when the last node has been "
-        "gone for run_ttl (2 hours unless given)."
+        "To go on, start the job with another run id (--rdzv-id), or with if_closed=reopen in --rdzv-conf, "
+        f"or take the close back with `torchetcd reopen {_argument(run.id)} --reason ...`; by itself it is "
+        f"forgotten when the last node has been gone for {_run_ttl(run)}."
     )
     return sentences + _denied(run)
+
+
+def _last_round(closed: Closed) -> list[str]:
+    if closed.round is None:
+        return ["No round of it was ever complete."]
+    world = f", with {count(closed.world, 'node')}" if closed.world is not None else ""
+    return [f"Its last complete round was round {closed.round}{world}."]
+
+
+def _run_ttl(run: Run) -> str:
+    return duration(run.run_ttl) if run.run_ttl else "run_ttl (2 hours unless given)"
 
 
 def _nothing(run: Run, others: Sequence[str]) -> list[str]:
@@ -258,7 +270,7 @@ def _unreadable(run: Run) -> list[str]:
     return [
         f"The state of run '{plain(run.id)}' cannot be read{what}.",
         "Every call of next_rendezvous() ends with RendezvousStateError until it can.",
-        "A newer version of torchetcd, or somebody else, wrote it; if nobody needs the run, "
+        "If a newer version of torchetcd wrote it, update the one here; if nobody needs the run, "
         f"`torchetcd purge {_argument(run.id)}` deletes it.",
     ]
 

@@ -182,6 +182,12 @@ class Client(KeyOperations):
         if allow_reconnect and not use_proxies:
             self._members(min(self._seconds(), _FIRST_CONTACT_S))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out this client's connection: a copy connects at its first call."""
+        kept = super().__getstate__()
+        kept.pop("_native_client", None)
+        return kept
+
     @property
     def _native(self) -> NativeClient:
         """The client of the native module, for stores and handlers that share the connection."""

@@ -7,18 +7,20 @@ competes with the others for a shared value.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import threading
-import time
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed import Store
 from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
     RendezvousError,
     RendezvousHandler,
     RendezvousInfo,
@@ -27,14 +29,18 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
-from torchetcd import _worker_store, metrics
-from torchetcd._address import local_address, reserved_port
-from torchetcd._errors import RendezvousDeniedError
+from torchetcd import _counts
+from torchetcd._address import host_name, local_address, reserved_port
+from torchetcd._closed import SHUTDOWN
+from torchetcd._ending import Ending, ending_now, under_way
+from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
-from torchetcd._observe import ObservedBarrier
-from torchetcd._params import Options, make_client, parse_options
+from torchetcd._observe import ObservedBarrier, serve_metrics_if_asked
+from torchetcd._params import Options, default_options, make_client, parse_options
 from torchetcd._ranks import check_segments
+from torchetcd._waiting import closed_error, stood_by_to_the_end, wait_for_place
+from torchetcd._worker_process import forget
 from torchetcd.etcd import as_client
 from torchetcd.etcd_store import EtcdStore
 
@@ -47,14 +53,11 @@ __all__ = [
     "EtcdRendezvousRetryImmediately",
     "EtcdRendezvousRetryableFailure",
     "RendezvousDeniedError",
+    "RendezvousOverError",
     "create_rdzv_handler",
 ]
 
 _logger = logging.getLogger(__name__)
-
-# The first line about a wait, then twice as long until the next one, and so on.
-_FIRST_NOTE_S = 5.0
-_LAST_NOTE_S = 300.0
 
 
 class EtcdRendezvousRetryableFailure(Exception):  # noqa: N818 - torch's name
@@ -107,7 +110,7 @@ class EtcdRendezvous:
             )
             raise ValueError(message)
         self.client = as_client(client)
-        options = options or parse_options({})
+        options = options or default_options()
         check_segments(options.segment, num_min_workers, num_max_workers)
         self._run_id = str(run_id)
         if self._run_id in {"", "none", "None"}:
@@ -129,11 +132,13 @@ class EtcdRendezvous:
             max_nodes=num_max_workers,
             join_timeout_s=timeout,
             last_call_timeout_s=last_call_timeout,
+            survivor_grace_s=options.survivor_grace,
+            reopen_if_closed=options.if_closed == "reopen",
             close_timeout_s=options.close_timeout,
             keep_alive_ttl_s=options.keep_alive_ttl,
             run_ttl_s=options.run_ttl,
             restart_on_member_loss=options.on_member_loss == "restart",
-            host=_host_name(self._host),
+            host=host_name(self._host),
             rank_order=options.rank_order,
             segment=options.segment,
             infra_rank=options.infra_rank,
@@ -188,7 +193,11 @@ class EtcdRendezvous:
             self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
-                version, rank, world_size, addr, master_port = self._wait()
+                version, rank, world_size, addr, master_port = wait_for_place(
+                    self._node, self._run_id, self._num_min_workers, self._num_max_workers
+                )
+            except RendezvousClosedError as exc:
+                raise closed_error(self._node, self._run_id, exc) from None
             except RendezvousError:
                 raise
             except BaseException:
@@ -200,40 +209,6 @@ class EtcdRendezvous:
             _logger.warning("Run '%s', round %d: %s.", self._run_id, version, remark)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
 
-    def _wait(self) -> tuple[int, int, int, str, int]:
-        started = time.monotonic()
-        _logger.info(
-            "Run '%s': joining the next round of at least %d and at most %d nodes.",
-            self._run_id,
-            self._num_min_workers,
-            self._num_max_workers,
-        )
-        pause = _FIRST_NOTE_S
-        while (joined := self._node.wait_joined(pause)) is None:
-            self._note(time.monotonic() - started)
-            pause = min(pause * 2, _LAST_NOTE_S)
-        return joined
-
-    def _note(self, waited_s: float) -> None:
-        round_, joined, last_call, spare = self._node.progress()
-        if spare:
-            _logger.info(
-                "Run '%s': round %d is complete; waiting for a place in the next one for %.0f s.",
-                self._run_id,
-                round_,
-                waited_s,
-            )
-            return
-        _logger.info(
-            "Run '%s': round %d, %d of at least %d nodes have joined%s; waiting for %.0f s.",
-            self._run_id,
-            round_,
-            joined,
-            self._num_min_workers,
-            ", last call for more" if last_call else "",
-            waited_s,
-        )
-
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member; asks nobody."""
         waiting = self._node.num_nodes_waiting()
@@ -241,7 +216,7 @@ class EtcdRendezvous:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
             broken = self._node.broken()
-            metrics.world_changes(self._run_id, broken)
+            _counts.world_changes(self._run_id, broken)
             reason = broken or f"{waiting} more nodes want to join"
             self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
@@ -257,12 +232,18 @@ class EtcdRendezvous:
         Args:
             reason: Why, for who asks later.
         """
-        self._node.close(f"{_host_name(self._host)} (pid {os.getpid()})", reason)
-        metrics.run_closed(self._run_id)
+        self._node.close(self._name(), reason)
+        _counts.run_closed(self._run_id)
 
-    def excluded(self) -> str | None:
-        """Return why this node is none of the run, and must not close it; asks nobody."""
-        return self._node.excluded()
+    def _close_as_member(self, ending: Ending) -> str | None:
+        """Close the run if this node is a live member of its last world; else return why it was not."""
+        kept_open = self._node.close(self._name(), SHUTDOWN, *ending, only_member=True)
+        if kept_open is None:
+            _counts.run_closed(self._run_id)
+        return kept_open
+
+    def _name(self) -> str:
+        return f"{host_name(self._host)} (pid {os.getpid()})"
 
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
@@ -272,15 +253,20 @@ class EtcdRendezvous:
         """Return the etcd key of `path` within this run."""
         return f"{self._run_path}/{path.lstrip('/')}"
 
+    def _round_path(self, rdzv_version: int, name: str) -> str:
+        """Return the etcd key of a part of what the members of a round share.
+
+        A round that begins anew, after its record was deleted, has the same number but another attempt.
+        """
+        return self.get_path(f"/rdzv/v_{rdzv_version}/{self._node.attempt(rdzv_version)}/{name}")
+
     def setup_kv_store(self, rdzv_version: int) -> Store:
         """Return the store of a round, shared by its members.
 
         A wait in it ends early when a member of the round is lost.
         """
         native = self._node.store(rdzv_version)
-        store = EtcdStore._of_round(
-            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/kv"), native
-        )
+        store = EtcdStore._of_round(self.client, self._round_path(rdzv_version, "kv"), native)
         # A store stays alive until it is closed, because C++ may use it. Nobody uses one of two rounds
         # ago: its keys are deleted when the next round completes.
         for version, old in self._stores:
@@ -319,14 +305,14 @@ class EtcdRendezvous:
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as exc:
-            path = self.get_path(f"/rdzv/v_{rdzv_version}/extra_data")
+            path = self._round_path(rdzv_version, "extra_data")
             message = f"The extra data '{key}' below the etcd key '{path}' is not JSON: {exc}."
             raise RendezvousStateError(message) from exc
 
     def _extra_data(self, rdzv_version: int) -> EtcdStore:
         native = self._node.store(rdzv_version, "extra_data")
         return EtcdStore._of_round(
-            self.client, self.get_path(f"/rdzv/v_{rdzv_version}/extra_data"), native
+            self.client, self._round_path(rdzv_version, "extra_data"), native
         )
 
 
@@ -338,8 +324,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
         local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
             is chosen without it.
         backend: The name that `get_backend` returns.
-        worker_store: With these options workers are handed a store in etcd; without them they use a
-            TCPStore of their own.
+        hand_over: Hands a store in etcd to the workers of a round. Without it they use a TCPStore of their
+            own.
     """
 
     def __init__(
@@ -348,12 +334,14 @@ class EtcdRendezvousHandler(RendezvousHandler):
         local_addr: str | None = None,
         *,
         backend: str = "etcd",
-        worker_store: Options | None = None,
+        hand_over: Callable[[EtcdRendezvous, int, RendezvousStoreInfo], None] | None = None,
     ) -> None:
-        self._worker_store = worker_store
+        self._hand_over = hand_over
         self._rdzv_impl = rdzv_impl
         self._local_addr = local_addr
         self._backend = backend
+        # This agent may be started while an error of an earlier one is handled.
+        self._before = under_way()
 
     def get_backend(self) -> str:
         """Return the name of the backend."""
@@ -364,16 +352,32 @@ class EtcdRendezvousHandler(RendezvousHandler):
         return self._rdzv_impl._run_id
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises."""
+        """Take part in the next round. See `EtcdRendezvous.rendezvous_barrier` for what it raises.
+
+        Raises:
+            RendezvousOverError: a `RendezvousClosedError` and a `SystemExit` with code 0, in a spare whose
+                job has succeeded.
+        """
         method = "next_rendezvous"
+        self._before = under_way()
         self._record(method, "The node attempts to join the next round of the rendezvous.")
         try:
             version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
             store = self._rdzv_impl.setup_kv_store(version)
-            if self._worker_store is None:
-                _worker_store.forget(self.get_run_id())
+            if self._hand_over is None:
+                forget(self.get_run_id())
             else:
-                _worker_store.hand_over(self._rdzv_impl, self._worker_store, version)
+                self._hand_over(self._rdzv_impl, version, master)
+        except RendezvousClosedError as exc:
+            if not stood_by_to_the_end(self._rdzv_impl._node):
+                self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
+                raise
+            message = (
+                f"The job '{self.get_run_id()}' has succeeded, and this node was a spare of it."
+            )
+            self._record(method, message, NodeState.SUCCEEDED)
+            _logger.info("%s", message)
+            raise RendezvousOverError(f"{message} {exc}") from None
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
@@ -402,33 +406,47 @@ class EtcdRendezvousHandler(RendezvousHandler):
         return waiting
 
     def shutdown(self) -> bool:
-        """Close the run and leave it. A node that was denied, or replaced, leaves without closing it.
+        """Close the run if this node is a member of its last world, and leave it in any case.
+
+        A node that is no part of the present world (a spare, one that came too late, one that was lost,
+        denied or replaced) leaves the run as it is: its members go on. How the job ended stands in the
+        record of the close, by the exception that is under way.
 
         Returns:
             Whether the run is closed. torch's launcher calls this when the agent ends in order or by
             an error, but not when a signal ends it (torch `launcher/api.py`).
         """
+        how = ending_now(host_name(self._rdzv_impl._host), self._before)
+        self._before = None
         try:
-            if reason := self._rdzv_impl.excluded():
-                _logger.warning("Run '%s' is not closed: %s", self.get_run_id(), reason)
+            if kept_open := self._close("shutdown", how):
+                _logger.warning(
+                    "Run '%s' is left open: %s.", self.get_run_id(), kept_open.rstrip(".")
+                )
                 return False
-            self._close("shutdown")
         except RendezvousError as exc:
             _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
             return False
         finally:
             self._rdzv_impl.leave()
-            _worker_store.forget(self.get_run_id())
+            forget(self.get_run_id())
         return True
 
-    def _close(self, method: str) -> None:
+    def _close(self, method: str, how: Ending | None = None) -> str | None:
+        """Close the run, as a member if it says how the job ended; return why it was left open."""
+        kept_open = None
         try:
-            self._rdzv_impl.set_closed(f"{method}() was called")
+            if how is None:
+                self._rdzv_impl.set_closed(f"{method}() was called")
+            else:
+                kept_open = self._rdzv_impl._close_as_member(how)
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
-        message = f"The node has closed the rendezvous '{self.get_run_id()}'."
+        what = "left" if kept_open else "closed"
+        message = f"The node has {what} the rendezvous '{self.get_run_id()}'."
         self._record(method, message, NodeState.SUCCEEDED)
+        return kept_open
 
     def _record(
         self,
@@ -457,10 +475,13 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         RendezvousConnectionError: if etcd cannot be reached.
     """
     options = parse_options(params.config)
-    metrics.serve_if_asked()
-    workers_use_etcd = options.worker_store == "etcd"
-    if workers_use_etcd:
+    serve_metrics_if_asked()
+    hand_over = None
+    if options.worker_store == "etcd":
+        from torchetcd import _worker_store  # noqa: PLC0415 - most agents do without
+
         _worker_store.check(options)
+        hand_over = functools.partial(_worker_store.hand_over, options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options),
         options.etcd_prefix,
@@ -475,15 +496,10 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         rdzv_impl,
         params.local_addr,
         backend=params.backend,
-        worker_store=options if workers_use_etcd else None,
+        hand_over=hand_over,
     )
 
 
 def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:
     for _, store in stores:
         store._give_up()
-
-
-def _host_name(fallback: str) -> str:
-    # Only for people who read messages: no peer connects to it.
-    return os.uname().nodename or fallback

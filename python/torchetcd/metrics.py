@@ -7,15 +7,13 @@ put at transitions only (group "torchetcd"); and Prometheus, by `Collector` or o
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
 import os
 import threading
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torchetcd import _counts
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -26,13 +24,10 @@ __all__ = ["METRICS", "Collector", "Description", "serve", "served_at", "snapsho
 
 _logger = logging.getLogger(__name__)
 
-_PORT, _ADDRESS = "TORCHETCD_METRICS_PORT", "TORCHETCD_METRICS_ADDRESS"
-_LOOPBACK = "127.0.0.1"
-_GROUP = "torchetcd"
+LOOPBACK = "127.0.0.1"
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """One metric: its name without `torchetcd_` and the suffix of its kind, and what it says."""
 
     name: str
@@ -106,180 +101,6 @@ METRICS = (
 )
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
-#: What the native half counts, by the name of the metric, with the name of its label.
-_NATIVE = {
-    "rpc_retries": ("retries", "cause"),
-    "connections": ("connections", "result"),
-    "logins": ("logins", "result"),
-    "watches": ("watches", "event"),
-    "lease_renewals": ("lease_renewals", "result"),
-}
-_BOUNDS_S = (
-    0.01,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-    600.0,
-    1800.0,
-)
-#: Why a round is over, and words of the native half that say so.
-OTHERS = "next_round"
-CAUSES = {
-    "member_lost": "was lost",
-    "lease_lost": "lost its lease",
-    "nodes_waiting": "waiting",
-    OTHERS: "opened round",
-}
-#: A process that makes one handler after the other must not grow.
-_RUNS = 64
-
-
-class Durations:
-    """A histogram."""
-
-    def __init__(self) -> None:
-        self.classes = [0] * (len(_BOUNDS_S) + 1)
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one."""
-        self.classes[bisect_left(_BOUNDS_S, seconds)] += 1
-        self.seconds += seconds
-
-
-class _OfRun:
-    def __init__(self) -> None:
-        self.barriers: dict[str, Durations] = {}
-        self.last_calls = Durations()
-        self.place: tuple[int, int, int] | None = None
-        self.changes = dict.fromkeys(CAUSES, 0)
-        self.closes = 0
-
-
-class _Barriers:
-    """What this process has seen of its runs; changed at transitions only."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: OrderedDict[str, _OfRun] = OrderedDict()
-
-    @contextlib.contextmanager
-    def run(self, run_id: str) -> Iterator[_OfRun]:
-        with self._lock:
-            run = self._runs.setdefault(run_id, _OfRun())
-            self._runs.move_to_end(run_id)
-            while len(self._runs) > _RUNS:
-                self._runs.popitem(last=False)
-            yield run
-
-    @contextlib.contextmanager
-    def all(self) -> Iterator[Iterable[tuple[str, _OfRun]]]:
-        with self._lock:
-            yield self._runs.items()
-
-
-_barriers = _Barriers()
-
-
-def _begin_in_child() -> None:
-    global _barriers, _published, _server
-    # The lock may have been held by a thread that is not here.
-    _barriers, _published, _server = _Barriers(), {}, None
-
-
-os.register_at_fork(after_in_child=_begin_in_child)
-
-
-def barrier_ended(
-    run_id: str,
-    outcome: str,
-    seconds: float,
-    last_call_s: float | None,
-    place: tuple[int, int, int] | None,
-) -> None:
-    """Count a barrier, well ended or not; `place` is round, rank and world size."""
-    with _barriers.run(run_id) as run:
-        run.barriers.setdefault(outcome, Durations()).add(seconds)
-        if last_call_s is not None:
-            run.last_calls.add(last_call_s)
-        run.place = place or run.place
-    told = {f"barrier.{outcome}": 1, "barrier.duration.ms": round(seconds * 1000)}
-    if last_call_s is not None:
-        told["last_call.duration.ms"] = round(last_call_s * 1000)
-    if place:
-        told |= {"round": place[0], "world_size": place[2]}
-    _put(told)
-
-
-def world_changes(run_id: str, broken: str | None) -> None:
-    """Count a round of this node that is over, or to be formed anew.
-
-    Args:
-        run_id: The run.
-        broken: What the native half says of it; `None` where more nodes wait, and that is all.
-    """
-    cause = next(
-        (cause for cause, words in CAUSES.items() if words in (broken or "waiting")), OTHERS
-    )
-    with _barriers.run(run_id) as run:
-        run.changes[cause] += 1
-    _put({f"world_change.{cause}": 1})
-
-
-def run_closed(run_id: str) -> None:
-    """Count a close."""
-    with _barriers.run(run_id) as run:
-        run.closes += 1
-    _put({"run.closed": 1})
-
-
-#: What torch was told of the native counters.
-_published: dict[str, int] = {}
-
-
-def _put(told: dict[str, int]) -> None:
-    """Give torch's handler of metrics what has happened, and by how much each counter has grown."""
-    from torch.distributed.elastic import metrics as torchs  # noqa: PLC0415 - imports torch
-
-    if isinstance(torchs.getStream(_GROUP).handler, torchs.NullMetricHandler):
-        return
-    told = dict(told)
-    for name, number in _flat(_native()).items():
-        grown = number - _published.get(name, 0)
-        if grown:
-            told[name] = grown
-            _published[name] = number
-    try:
-        for name, value in told.items():
-            torchs.put_metric(name, value, _GROUP)
-    except Exception:
-        _logger.warning("A handler of torch's metrics failed.", exc_info=True)
-
-
-def _flat(native: dict[str, Any]) -> dict[str, int]:
-    flat = {
-        f"rpcs.{rpc}.{result}": number
-        for rpc, calls in native["rpcs"].items()
-        for result, number in calls["results"].items()
-    }
-    for name, (group, _) in _NATIVE.items():
-        flat |= {f"{name}.{label}": number for label, number in native[group].items()}
-    return flat
-
-
-def _native() -> dict[str, Any]:
-    from torchetcd._torchetcd import metrics  # noqa: PLC0415 - loads the native half
-
-    return metrics()
 
 
 def snapshot() -> dict[str, dict[tuple[str, ...], Any]]:
@@ -309,7 +130,7 @@ def _histogram(bounds: Iterable[float], classes: list[int], seconds: float) -> d
 def _values() -> dict[str, dict[tuple[str, ...], Any]]:
     import torchetcd  # noqa: PLC0415 - this module is a part of it
 
-    native = _native()
+    native = _counts.native()
     values: dict[str, dict[tuple[str, ...], Any]] = {metric.name: {} for metric in METRICS}
     values["build_info"][torchetcd.__version__,] = 1
     for rpc, calls in native["rpcs"].items():
@@ -317,9 +138,9 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
             values["rpcs"][rpc, result] = number
         of_rpc = (native["bounds_s"], calls["classes"], calls["seconds"])
         values["rpc_duration_seconds"][rpc,] = of_rpc
-    for name, (group, _) in _NATIVE.items():
+    for name, (group, _) in _counts.NATIVE.items():
         values[name] = {(label,): number for label, number in native[group].items()}
-    with _barriers.all() as runs:
+    with _counts.barriers.all() as runs:
         for run_id, run in runs:
             for outcome, durations in run.barriers.items():
                 values["barrier_duration_seconds"][run_id, outcome] = _frozen(durations)
@@ -335,8 +156,8 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
     return values
 
 
-def _frozen(durations: Durations) -> tuple[tuple[float, ...], list[int], float]:
-    return _BOUNDS_S, list(durations.classes), durations.seconds
+def _frozen(durations: _counts.Durations) -> tuple[tuple[float, ...], list[int], float]:
+    return _counts.BOUNDS_S, list(durations.classes), durations.seconds
 
 
 class Collector:
@@ -381,6 +202,15 @@ class _Server(NamedTuple):
 _server: _Server | None = None
 
 
+def _begin_in_child() -> None:
+    global _server  # noqa: PLW0603 - a process's own
+    # Its thread is not here.
+    _server = None
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
 def served_at() -> tuple[str, int] | None:
     """Return address and port where this process serves its metrics; `None` where it does not."""
     return None if _server is None else (_server.address, _server.http.server_port)
@@ -396,7 +226,7 @@ def stop_serving() -> None:
         server.thread.join()
 
 
-def serve(ports: str = "0", address: str = _LOOPBACK) -> int | None:
+def serve(ports: str = "0", address: str = LOOPBACK) -> int | None:
     """Serve the metrics of this process over HTTP, as Prometheus reads them; in one place at a time.
 
     Args:
@@ -445,18 +275,6 @@ def serve(ports: str = "0", address: str = _LOOPBACK) -> int | None:
     return None
 
 
-def serve_if_asked() -> None:
-    """Serve metrics if the environment says so, once in a process.
-
-    Raises:
-        ValueError: if TORCHETCD_METRICS_PORT is none.
-        RuntimeError: if prometheus-client is not installed.
-    """
-    ports = os.environ.get(_PORT)
-    if ports and _server is None:
-        serve(ports, os.environ.get(_ADDRESS) or _LOOPBACK)
-
-
 def _ports(text: str) -> range:
     first, dash, last = str(text).strip().partition("-")
     try:
@@ -464,6 +282,6 @@ def _ports(text: str) -> range:
     except ValueError:
         ports = range(0)
     if not ports or not 0 <= ports[0] <= ports[-1] <= 65535:
-        message = f"{_PORT} must be a port, 0 for any, or first-last, not {text!r}."
+        message = f"{_counts.METRICS_PORT} must be a port, 0 for any, or first-last, not {text!r}."
         raise ValueError(message)
     return ports

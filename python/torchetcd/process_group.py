@@ -190,7 +190,7 @@ def _store(node: EtcdRendezvous, version: int, name: str, timeout: timedelta | N
     from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
     from torchetcd.etcd_store import EtcdStore  # noqa: PLC0415 - imports torch
 
-    prefix = node.get_path(f"/rdzv/v_{version}/{name}/")
+    prefix = f"{node._round_path(version, name)}/"
     native = NativeStore(node.client._native, prefix.encode(), node._node.run_lease)
     return EtcdStore._of_round(node.client, prefix, native, timeout)
 

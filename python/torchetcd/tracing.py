@@ -7,8 +7,11 @@ nodes, `.last_call` for more. Nothing is sent anywhere unless the program has se
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
+
+from torchetcd import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -72,10 +75,7 @@ def _named(attributes: dict[str, str | int]) -> dict[str, str | int]:
 
 
 def _tracer() -> Tracer | None:
-    try:
-        from opentelemetry import trace  # noqa: PLC0415 - comes with an extra
-    except ImportError:
-        return None
-    import torchetcd  # noqa: PLC0415 - this module is a part of it
-
-    return trace.get_tracer("torchetcd", torchetcd.__version__)
+    # Who has set up a tracer provider has loaded it. To load it for nobody would cost each agent more than
+    # all else that it does until it joins.
+    trace = sys.modules.get("opentelemetry.trace")
+    return trace.get_tracer("torchetcd", __version__) if trace is not None else None

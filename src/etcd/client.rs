@@ -168,18 +168,28 @@ impl Client {
     }
 
     /// Grants a lease under an id of the caller's choice, so that a repeated request is recognised.
-    /// A lease that is there already under this id is taken as granted.
-    pub async fn grant(&self, id: i64, ttl: Duration, deadline: Instant) -> Result<(), EtcdError> {
+    /// A lease that is there already under this id is taken as granted. Answers with the TTL that it has.
+    pub async fn grant(
+        &self,
+        id: i64,
+        ttl: Duration,
+        deadline: Instant,
+    ) -> Result<Duration, EtcdError> {
         let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
         let granted = self
             .call_as(Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| async move {
                 let options = etcd_client::LeaseGrantOptions::new().with_id(id);
-                connection.lease().grant(ttl_s, Some(options)).await.map(drop)
+                Ok(connection.lease().grant(ttl_s, Some(options)).await?.ttl())
             })
             .await;
+        let seconds = |ttl: i64| Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
         match granted {
-            Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => Ok(()),
-            other => other,
+            Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
+                let known = self.time_to_live(id, deadline).await?;
+                // It may have run out between the two: then the first use of it says so.
+                Ok(known.map_or(ttl, |(_, granted)| granted))
+            }
+            other => other.map(seconds),
         }
     }
 

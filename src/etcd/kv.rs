@@ -55,6 +55,13 @@ impl Compare {
         Self::new(key, Ordering::Equal, Target::CreateRevision(revision))
     }
 
+    /// No key with this prefix exists: what is compared must hold for each of them.
+    pub fn none_below(prefix: impl Into<Vec<u8>>) -> Self {
+        let key = prefix.into();
+        let range_end = Some(prefix_end(&key));
+        Self { range_end, ..Self::absent(key) }
+    }
+
     /// The key does not exist: etcd reports revision 0 for a key it does not have.
     pub fn absent(key: impl Into<Vec<u8>>) -> Self {
         Self::create_revision(key, 0)

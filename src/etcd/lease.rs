@@ -25,7 +25,7 @@ pub enum LeaseState {
     Lost,
 }
 
-/// Renews a lease at a third of its TTL until it is lost or this is dropped.
+/// Renews a lease at a third of the TTL that etcd says it has, until it is lost or this is dropped.
 pub struct KeepAlive {
     state: watch::Receiver<LeaseState>,
     task: tokio::task::JoinHandle<()>,
@@ -62,7 +62,7 @@ impl Drop for KeepAlive {
 }
 
 async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Duration) {
-    let period = ttl / 3;
+    let mut period = ttl / 3;
     let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
     let mut busy = 0;
@@ -74,14 +74,19 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
         let outcome = if ttl > STREAM_UP_TO {
             renew_by_call(client, id).await
         } else {
-            renew_by_stream(client, id, answer_limit(ttl), &mut stream).await
+            // At first half of what is left of the lease, so that there is time for another stream.
+            let all = period * (1 << backoff.attempts().min(3));
+            let patience = Patience { limit: answer_limit(ttl), all };
+            renew_by_stream(client, id, patience, &mut stream).await
         };
         // A second renewal was due before the first one came.
         let late = due.elapsed() > period;
         metrics().renewal(outcome.counted(late));
         match outcome {
-            Renewal::Renewed => {
-                due = asked + period;
+            Renewal::Renewed(granted) => {
+                period = granted.unwrap_or(period * 3) / 3;
+                // Thousands that began at once are not to go on renewing at once.
+                due = asked + period.mul_f64(rand::random_range(0.9..=1.0));
                 backoff.reset();
                 busy = 0;
             }
@@ -103,7 +108,8 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
 }
 
 enum Renewal {
-    Renewed,
+    /// For this time, where etcd has said it: it may be another one's lease, of another TTL.
+    Renewed(Option<Duration>),
     Gone,
     /// etcd has too much to do. It ends the stream then.
     Busy(Arc<Connection>),
@@ -113,8 +119,8 @@ enum Renewal {
 impl Renewal {
     fn counted(&self, late: bool) -> Counted {
         match self {
-            Self::Renewed if late => Counted::Late,
-            Self::Renewed => Counted::InTime,
+            Self::Renewed(_) if late => Counted::Late,
+            Self::Renewed(_) => Counted::InTime,
             Self::Gone => Counted::Lost,
             Self::Busy(_) => Counted::Busy,
             Self::Failed => Counted::Failed,
@@ -124,7 +130,7 @@ impl Renewal {
 
 async fn renew_by_call(client: &Client, id: i64) -> Renewal {
     match client.renew_once(id, Instant::now() + Duration::from_secs(30)).await {
-        Ok(true) => Renewal::Renewed,
+        Ok(true) => Renewal::Renewed(None),
         Ok(false) => Renewal::Gone,
         Err(_) => Renewal::Failed,
     }
@@ -147,16 +153,18 @@ fn answer_limit(ttl: Duration) -> Duration {
 async fn renew_by_stream(
     client: &Client,
     id: i64,
-    limit: Duration,
+    patience: Patience,
     stream: &mut Option<Stream>,
 ) -> Renewal {
-    let Some(opened) = stream else { return open_stream(client, id, limit, stream).await };
+    let Some(opened) = stream else { return open_stream(client, id, patience, stream).await };
     let answer = async {
         opened.keeper.keep_alive().await?;
         opened.answers.message().await
     };
-    match while_it_answers(client, &opened.connection, limit, answer).await {
-        Some(Ok(Some(answer))) if answer.ttl() > 0 => Renewal::Renewed,
+    match while_it_answers(client, &opened.connection, patience, answer).await {
+        Some(Ok(Some(answer))) if answer.ttl() > 0 => {
+            Renewal::Renewed(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
+        }
         Some(Ok(Some(_))) => Renewal::Gone,
         Some(Ok(None)) => {
             client.discard(&opened.connection);
@@ -167,34 +175,49 @@ async fn renew_by_stream(
     }
 }
 
-/// Waits for an answer for as long as the member proves to be there whenever it is late: opening
-/// another stream would only add to what a slow member has to do. Not for ever, though: the stream may
-/// be lost where the member is not.
+/// How long an answer is waited for: each time it is late, until the member has to prove that it is there,
+/// and in all.
+#[derive(Clone, Copy)]
+struct Patience {
+    limit: Duration,
+    all: Duration,
+}
+
+/// Waits for an answer while the member proves to be there whenever it is late: opening another stream
+/// would only add to what a slow member has to do. Not longer than the patience, though: the stream may
+/// be stuck where the member is not. A follower forwards a renewal to the leader, and where that one has
+/// fallen silent it holds the stream for 7 s (etcd's `ReqTimeout`), whoever leads by then.
 async fn while_it_answers<T>(
     client: &Client,
     connection: &Arc<Connection>,
-    limit: Duration,
+    patience: Patience,
     answer: impl Future<Output = T>,
 ) -> Option<T> {
+    let end = Instant::now() + patience.all;
+    let mut limit = patience.limit;
     let mut answer = pin!(answer);
-    for doubled in 0..4 {
-        if let Ok(answer) = tokio::time::timeout(limit * (1 << doubled), &mut answer).await {
+    loop {
+        let late = end.min(Instant::now() + limit);
+        if let Ok(answer) = tokio::time::timeout_at(late, &mut answer).await {
             connection.note_answer();
             return Some(answer);
         }
         tokio::select! {
             answer = &mut answer => return Some(answer),
-            silent = client.leave_if_silent(connection, limit) => if silent { return None },
+            silent = client.leave_if_silent(connection, patience.limit) => if silent { return None },
         }
+        if Instant::now() >= end {
+            return None;
+        }
+        limit *= 2;
     }
-    None
 }
 
 /// Opening a stream renews the lease: etcd-client sends the first request with it.
 async fn open_stream(
     client: &Client,
     id: i64,
-    limit: Duration,
+    patience: Patience,
     stream: &mut Option<Stream>,
 ) -> Renewal {
     let connection = loop {
@@ -207,10 +230,10 @@ async fn open_stream(
     };
     let epoch = connection.token_epoch();
     let opening = async { connection.lease().keep_alive(id).await };
-    match while_it_answers(client, &connection, limit, opening).await {
+    match while_it_answers(client, &connection, patience, opening).await {
         Some(Ok((keeper, answers))) => {
             *stream = Some(Stream { keeper, answers, connection, epoch });
-            Renewal::Renewed
+            Renewal::Renewed(None)
         }
         Some(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
             Renewal::Gone

@@ -20,14 +20,16 @@ use super::metrics::{Watching as Counted, metrics};
 const OPEN: Duration = Duration::from_secs(5);
 
 /// What to watch. `range_end` of `None` watches one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchSpec {
     pub key: Vec<u8>,
     pub range_end: Option<Vec<u8>>,
     /// The first revision of interest; 0 means from now on.
     pub start_revision: i64,
-    /// Only deletions, each with the value that was deleted.
+    /// Only deletions.
     pub deletes_only: bool,
+    /// What was deleted comes with the deletion; etcd reads it for each of them.
+    pub with_previous: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -401,7 +403,10 @@ fn options(id: i64, watching: &Watching) -> (Vec<u8>, WatchOptions) {
         options = options.with_range(end.clone());
     }
     if watching.spec.deletes_only {
-        options = options.with_filters([WatchFilterType::NoPut]).with_prev_key();
+        options = options.with_filters([WatchFilterType::NoPut]);
+    }
+    if watching.spec.with_previous {
+        options = options.with_prev_key();
     }
     (watching.spec.key.clone(), options)
 }

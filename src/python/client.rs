@@ -119,7 +119,7 @@ impl PyClient {
         let limit = convert::duration("timeout_s", timeout_s)?;
         let client = self.client();
         let message = wait_until(py, Some(limit), async move {
-            let spec = WatchSpec { key, range_end, start_revision, deletes_only: false };
+            let spec = WatchSpec { key, range_end, start_revision, ..WatchSpec::default() };
             let mut watch = client.watch(spec);
             loop {
                 match watch.next().await {

@@ -82,6 +82,47 @@ fn op(item: &Bound<'_, PyAny>) -> PyResult<Op> {
     })
 }
 
+/// As [`txn`] takes them.
+pub fn compares<'py>(py: Python<'py>, compares: &[Compare]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for Compare { key, range_end, ordering, target } in compares {
+        let (of, operand) = match target {
+            Target::Value(value) => ("value", PyBytes::new(py, value).into_any()),
+            Target::Version(number) => ("version", number.into_pyobject(py)?.into_any()),
+            Target::CreateRevision(number) => ("create", number.into_pyobject(py)?.into_any()),
+            Target::ModRevision(number) => ("mod", number.into_pyobject(py)?.into_any()),
+            Target::Lease(number) => ("lease", number.into_pyobject(py)?.into_any()),
+        };
+        let sign = match ordering {
+            Ordering::Equal => "=",
+            Ordering::NotEqual => "!=",
+            Ordering::Less => "<",
+            Ordering::Greater => ">",
+        };
+        let end = range_end.as_ref().map(|end| PyBytes::new(py, end));
+        list.append((of, PyBytes::new(py, key), sign, operand, end))?;
+    }
+    Ok(list)
+}
+
+/// As [`txn`] takes them; reads and nested transactions are left out.
+pub fn writes<'py>(py: Python<'py>, writes: &[Op]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for write in writes {
+        match write {
+            Op::Put { key, value, lease } => {
+                list.append(("put", PyBytes::new(py, key), PyBytes::new(py, value), *lease))?;
+            }
+            Op::Delete { key, range_end } => {
+                let end = range_end.as_ref().map(|end| PyBytes::new(py, end));
+                list.append(("delete", PyBytes::new(py, key), end))?;
+            }
+            Op::Get(_) | Op::Txn(_) => {}
+        }
+    }
+    Ok(list)
+}
+
 pub fn replies<'py>(py: Python<'py>, replies: &[OpReply]) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
     for reply in replies {

@@ -51,7 +51,7 @@ pub fn rendezvous_error(py: Python<'_>, error: &RendezvousError) -> PyErr {
     match error {
         RendezvousError::Closed(_) => raise(py, RENDEZVOUS, "RendezvousClosedError", text),
         RendezvousError::Timeout(_) => raise(py, RENDEZVOUS, "RendezvousTimeoutError", text),
-        RendezvousError::Corrupt(_) | RendezvousError::Replaced { .. } => {
+        RendezvousError::Unreadable(_) | RendezvousError::Replaced { .. } => {
             raise(py, RENDEZVOUS, "RendezvousStateError", text)
         }
         RendezvousError::Denied(_) => raise(py, STORE, "RendezvousDeniedError", text),
@@ -62,6 +62,10 @@ pub fn rendezvous_error(py: Python<'_>, error: &RendezvousError) -> PyErr {
             raised
         }
     }
+}
+
+pub fn state_error(py: Python<'_>, text: String) -> PyErr {
+    raise(py, RENDEZVOUS, "RendezvousStateError", text)
 }
 
 /// As torch's stores raise it; a failure of etcd is chained as the cause.

@@ -21,7 +21,7 @@ mod _torchetcd {
     #[pymodule_export]
     use super::metrics::metrics;
     #[pymodule_export]
-    use super::rendezvous::PyRendezvous;
+    use super::rendezvous::{PyRendezvous, protocol_version, reopening};
     #[pymodule_export]
     use super::runtime::{begin_end, shutdown};
     #[pymodule_export]

@@ -1,29 +1,38 @@
 //! `Rendezvous`: one node of a run, for the handler in Python.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use tokio::sync::oneshot;
 
 use super::client::PyClient;
-use super::convert::duration;
-use super::errors::rendezvous_error;
+use super::convert::{self, duration};
+use super::errors::{rendezvous_error, state_error};
 use super::runtime;
 use super::store::PyStore;
 use super::wait::{wait, wait_until};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
-    Handle, Keys, LONGEST_ADDRESS, LONGEST_LABEL, Labels, Master, NodeInfo, OnMemberLoss, Outcome,
-    RankOrder, RendezvousError, Settings,
+    Close, Ended, Handle, Keys, LONGEST_ADDRESS, LONGEST_LABEL, Labels, Master, NodeInfo,
+    OnMemberLoss, Opening, Outcome, RankOrder, Reader, RendezvousError, RoundId, Settings, VERSION,
+    reopen,
 };
 
 /// Round, rank, world size, master address and port.
 type Joined = (u64, u32, u32, String, u16);
 type Phases = (Option<f64>, Option<f64>, Option<f64>, Option<f64>);
 type Joining = oneshot::Receiver<Result<Outcome, RendezvousError>>;
+/// By whom, why and when (Unix time); how the job ended and in which words; number and size of the last
+/// world; the TTL of what is kept of the run, in seconds.
+type Closed = (String, String, u64, Option<String>, Option<String>, Option<u64>, Option<u32>, u64);
+
+/// Of how many rounds this node knows the attempt, for their stores.
+const ROUNDS: usize = 4;
 
 /// One node of one run. It belongs to the process that made it: a forked child must not renew or
 /// revoke its parent's lease.
@@ -34,6 +43,8 @@ pub struct PyRendezvous {
     handle: PerProcess<Handle>,
     pid: u32,
     joining: Mutex<Option<Joining>>,
+    /// The rounds that this node was in, the last one first.
+    rounds: Mutex<VecDeque<RoundId>>,
 }
 
 impl PyRendezvous {
@@ -47,18 +58,59 @@ impl PyRendezvous {
             ))
         })
     }
+
+    /// One that this node was in, or that is current.
+    fn round_id(&self, py: Python<'_>, round: u64) -> PyResult<RoundId> {
+        let own = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = own.iter().find(|id| id.round == round) {
+            return Ok(id.clone());
+        }
+        drop(own);
+        let current = self.handle()?.status().progress.current;
+        current.filter(|id| id.round == round).ok_or_else(|| {
+            state_error(
+                py,
+                format!("This node was in no round {round}, and it is not the current one."),
+            )
+        })
+    }
+}
+
+/// The version of the protocol that this package speaks.
+#[pyfunction]
+pub fn protocol_version() -> u32 {
+    VERSION
+}
+
+/// The one way to reopen a closed run, for operators: what a transaction must check and write, as
+/// `AsyncClient.txn` takes it. `control` is the record of the close, of that revision.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "arguments of a Python function")]
+pub fn reopening<'py>(
+    py: Python<'py>,
+    control: &[u8],
+    mod_revision: i64,
+    run_path: &str,
+    by: String,
+    why: String,
+    at: u64,
+    if_members_gone: bool,
+) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
+    let keys = Keys::new(run_path);
+    let reader = Reader { newest: VERSION };
+    let closed = reader
+        .control(&keys.control(), control)
+        .map_err(|error| rendezvous_error(py, &error.into()))?;
+    let opening = Opening { by, at, why };
+    let again = reopen::from_outside(&keys, &closed, mod_revision, opening, if_members_gone);
+    Ok((convert::compares(py, &again.guards)?, convert::writes(py, &again.writes)?))
 }
 
 fn order_of(name: &str, segment: usize) -> PyResult<RankOrder> {
-    match (name, segment) {
-        ("join", 1) => Ok(RankOrder::Join),
-        ("stable", 1) => Ok(RankOrder::Stable),
-        ("infra", 1) => Ok(RankOrder::Infra),
-        ("topology", 1..) => Ok(RankOrder::Topology { segment }),
-        _ => Err(PyValueError::new_err(format!(
-            "There is no rank_order '{name}' in segments of {segment}."
-        ))),
-    }
+    RankOrder::of(name, segment).ok_or_else(|| {
+        let text = format!("There is no rank_order '{name}' in segments of {segment}.");
+        PyValueError::new_err(text)
+    })
 }
 
 fn check_label(name: &str, label: Option<&str>) -> PyResult<()> {
@@ -73,8 +125,9 @@ impl PyRendezvous {
     #[new]
     #[pyo3(signature = (
         client, run_prefix, *, min_nodes, max_nodes, join_timeout_s, last_call_timeout_s,
-        close_timeout_s, keep_alive_ttl_s, run_ttl_s, restart_on_member_loss, host,
-        rank_order="stable", segment=1, infra_rank=None, domain=None, node_id=None
+        close_timeout_s, keep_alive_ttl_s, run_ttl_s, restart_on_member_loss, host, survivor_grace_s,
+        reopen_if_closed=false, rank_order="stable", segment=1, infra_rank=None, domain=None, node_id=None,
+        version=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
@@ -89,11 +142,14 @@ impl PyRendezvous {
         run_ttl_s: f64,
         restart_on_member_loss: bool,
         host: String,
+        survivor_grace_s: f64,
+        reopen_if_closed: bool,
         rank_order: &str,
         segment: usize,
         infra_rank: Option<u64>,
         domain: Option<String>,
         node_id: Option<String>,
+        version: Option<u32>,
     ) -> PyResult<Self> {
         if min_nodes < 1 || max_nodes < min_nodes {
             return Err(PyValueError::new_err(format!(
@@ -119,6 +175,9 @@ impl PyRendezvous {
             join_timeout: duration("join_timeout_s", join_timeout_s)?,
             last_call: duration("last_call_timeout_s", last_call_timeout_s)?,
             close_timeout: duration("close_timeout_s", close_timeout_s)?,
+            survivor_grace: duration("survivor_grace_s", survivor_grace_s)?,
+            reopen_if_closed,
+            version: version.unwrap_or(VERSION),
             ttl: duration("keep_alive_ttl_s", keep_alive_ttl_s)?,
             run_ttl: duration("run_ttl_s", run_ttl_s)?,
             on_member_loss: if restart_on_member_loss {
@@ -137,7 +196,8 @@ impl PyRendezvous {
             let _runtime = runtime::handle().enter();
             Handle::start(client.get().client(), settings)
         });
-        Ok(Self { client, keys, handle, pid, joining: Mutex::new(None) })
+        let (joining, rounds) = (Mutex::default(), Mutex::default());
+        Ok(Self { client, keys, handle, pid, joining, rounds })
     }
 
     /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
@@ -178,6 +238,10 @@ impl PyRendezvous {
         })?;
         match finished {
             Some(Ok(Ok(Ok(outcome)))) => {
+                let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+                rounds.push_front(outcome.id());
+                rounds.truncate(ROUNDS);
+                drop(rounds);
                 let master = outcome.master;
                 Ok(Some((outcome.round, outcome.rank, outcome.world, master.addr, master.port)))
             }
@@ -226,19 +290,24 @@ impl PyRendezvous {
         Ok(self.handle()?.status().broken.map(|(_, reason)| reason))
     }
 
-    /// Why this node is none of the run and must not close it: it was denied, or replaced.
+    /// Why this node is none of the run: it was denied, or replaced.
     fn excluded(&self) -> PyResult<Option<String>> {
         Ok(self.handle()?.status().excluded)
     }
 
-    /// What was odd about the ranks that this node gave in the last round.
+    /// Whether the run was closed while this node waited for a place in it.
+    fn parked(&self) -> PyResult<bool> {
+        Ok(self.handle()?.status().parked)
+    }
+
+    /// What people should know of the last round, such as limits that differ between nodes.
     fn remark(&self) -> PyResult<Option<String>> {
         Ok(self.handle()?.status().remark)
     }
 
-    /// Who closed the run, why, and when (Unix time); `None` while it is open. Asks etcd the first
-    /// time only, then a watch tells.
-    fn closed(&self, py: Python<'_>) -> PyResult<Option<(String, String, u64)>> {
+    /// Who closed the run, why, when and how it ended; `None` while it is open. Asks etcd the first time only,
+    /// then a watch tells.
+    fn closed(&self, py: Python<'_>) -> PyResult<Option<Closed>> {
         let handle = self.handle()?;
         if !handle.status().observed {
             let observed = handle.observe();
@@ -246,27 +315,48 @@ impl PyRendezvous {
                 .unwrap_or(Err(RendezvousError::Left))
                 .map_err(|error| rendezvous_error(py, &error))?;
         }
-        let closed = self.handle()?.status().closed;
-        Ok(closed.map(|closed| (closed.by, closed.reason, closed.at)))
+        let status = self.handle()?.status();
+        Ok(status.closed.map(|closed| {
+            let (result, text) = closed.ended.map(|ended| (ended.result, ended.text)).unzip();
+            let (round, world) = closed.last.map(|last| (last.id.round, last.world)).unzip();
+            (closed.by, closed.reason, closed.at, result, text, round, world, status.run_ttl)
+        }))
+    }
+
+    /// The attempt that completed a round that this node was in, or that is current: a part of its keys.
+    fn attempt(&self, py: Python<'_>, round: u64) -> PyResult<String> {
+        Ok(self.round_id(py, round)?.attempt)
     }
 
     /// A store of a round, below its key `name`. Its waits end early when the round is over.
     #[pyo3(signature = (round, name="kv"))]
     fn store(&self, py: Python<'_>, round: u64, name: &str) -> PyResult<PyStore> {
+        let id = self.round_id(py, round)?;
+        let prefix = self.keys.round_store(&id, name).into_bytes();
         let handle = self.handle()?;
         let broken = {
             let _runtime = runtime::handle().enter();
-            handle.broken(round)
+            handle.broken(id)
         };
-        let prefix = format!("{}{name}/", self.keys.round_data(round)).into_bytes();
         let lease = self.keys.run_lease();
         Ok(PyStore::with_abort(self.client.clone_ref(py), prefix, lease, None, Some(broken)))
     }
 
-    /// Closes the run for good.
-    fn close(&self, py: Python<'_>, by: String, reason: String) -> PyResult<()> {
+    /// Closes the run for good, and keeps how the job ended. With `only_member` only if this node is a live
+    /// member of the last completed world; returns why it did not otherwise.
+    #[pyo3(signature = (by, reason, result=None, text=None, only_member=false))]
+    fn close(
+        &self,
+        py: Python<'_>,
+        by: String,
+        reason: String,
+        result: Option<String>,
+        text: Option<String>,
+        only_member: bool,
+    ) -> PyResult<Option<String>> {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let done = self.handle()?.close(by, reason, at);
+        let ended = result.map(|result| Ended { result, text: text.unwrap_or_default() });
+        let done = self.handle()?.close(Close { by, reason, at, ended, only_member });
         wait(py, done)?
             .unwrap_or(Err(RendezvousError::Left))
             .map_err(|error| rendezvous_error(py, &error))

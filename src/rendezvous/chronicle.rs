@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::NodeId;
 use super::labels::label;
-use super::records::{self, Member, Story, for_people};
+use super::records::{Member, Reader, Story, for_people};
 use crate::etcd::kv::KeyValue;
 
 /// How many rounds are remembered.
@@ -60,9 +60,9 @@ pub(super) struct Former {
 
 impl Former {
     /// A roster that cannot be read tells nothing.
-    pub fn of(rosters: &[KeyValue]) -> Self {
+    pub fn of(reader: Reader, rosters: &[KeyValue]) -> Self {
         let mut former = Self::default();
-        let rosters = rosters.iter().filter_map(|kv| records::decode::<Roster>("", &kv.value).ok());
+        let rosters = rosters.iter().filter_map(|kv| reader.record::<Roster>("", &kv.value).ok());
         for member in rosters.flat_map(|roster| roster.members) {
             if let Some(node_id) = member.node_id {
                 former.seats.insert(node_id, member.rank);
@@ -105,7 +105,7 @@ mod hex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rendezvous::records::{decode, encode};
+    use crate::rendezvous::records::encode;
 
     #[test]
     fn a_roster_reads_as_it_was_written() {
@@ -119,9 +119,10 @@ mod tests {
             domain: None,
         };
         let roster = Roster { members: vec![entry] };
-        let text = String::from_utf8(encode(&roster)).unwrap();
-        let expected = r#"{"members":[{"rank":3,"node":"0000000000001234","host":"a","pid":7,"node_id":"left","addr":"10.0.0.1"}]}"#;
+        let text = String::from_utf8(encode(&roster, 1)).unwrap();
+        let expected = r#"{"v":1,"members":[{"rank":3,"node":"0000000000001234","host":"a","pid":7,"node_id":"left","addr":"10.0.0.1"}]}"#;
         assert_eq!(text, expected);
-        assert_eq!(decode::<Roster>("k", text.as_bytes()).unwrap(), roster);
+        let reader = Reader { newest: 1 };
+        assert_eq!(reader.record::<Roster>("k", text.as_bytes()).unwrap(), roster);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, NodeId};
 use super::labels::Labels;
 use super::machine::Machine;
-use super::records::{self, NodeInfo, for_people, is_unknown};
+use super::records::{NodeInfo, Reader, for_people, is_unknown};
 use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Event, KeyValue};
 
@@ -46,41 +46,50 @@ fn said<'a>(text: &'a str, otherwise: &'static str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 
-/// The names that are denied, as of a revision.
+/// The names that are denied.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Denied {
     names: BTreeMap<String, Denial>,
+    /// The revision at which all of them were read.
     as_of: i64,
+    /// The names that were written or deleted after it: what is read at an earlier revision, and comes late,
+    /// says nothing of these.
+    since: BTreeMap<String, i64>,
     /// How often it has changed.
     pub changes: u64,
 }
 
 impl Denied {
-    fn read(&mut self, prefix: &str, kvs: &[KeyValue], as_of: i64) {
+    fn read(&mut self, reader: Reader, prefix: &str, kvs: &[KeyValue], as_of: i64) {
         if as_of < self.as_of {
             return;
         }
         self.as_of = as_of;
-        let names: BTreeMap<String, Denial> =
-            kvs.iter().filter_map(|kv| denial(prefix, kv)).collect();
+        self.since.retain(|_, revision| *revision > as_of);
+        let is_older = |name: &String| !self.since.contains_key(name);
+        let read = kvs.iter().filter_map(|kv| denial(reader, prefix, kv));
+        let mut names: BTreeMap<String, Denial> = read.filter(|(name, _)| is_older(name)).collect();
+        let newer = self.names.iter().filter(|(name, _)| !is_older(name));
+        names.extend(newer.map(|(name, denial)| (name.clone(), denial.clone())));
         if names != self.names {
             self.names = names;
             self.changes += 1;
         }
     }
 
-    fn take(&mut self, prefix: &str, event: &Event) {
+    fn take(&mut self, reader: Reader, prefix: &str, event: &Event) {
         let kv = event.kv();
-        if kv.mod_revision < self.as_of {
+        let Some(name) = name_of(prefix, kv) else { return };
+        let known = self.since.get(&name).copied().unwrap_or(self.as_of);
+        if kv.mod_revision < known {
             return;
         }
-        self.as_of = kv.mod_revision;
-        let Some(name) = name_of(prefix, kv) else { return };
         self.changes += 1;
         self.names.remove(&name);
         if let Event::Put(kv) = event {
-            self.names.extend(denial(prefix, kv));
+            self.names.extend(denial(reader, prefix, kv));
         }
+        self.since.insert(name, kv.mod_revision);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -115,13 +124,14 @@ fn name_of(prefix: &str, kv: &KeyValue) -> Option<String> {
 }
 
 /// What cannot be read denies nobody.
-fn denial(prefix: &str, kv: &KeyValue) -> Option<(String, Denial)> {
-    Some((name_of(prefix, kv)?, records::decode("", &kv.value).ok()?))
+fn denial(reader: Reader, prefix: &str, kv: &KeyValue) -> Option<(String, Denial)> {
+    Some((name_of(prefix, kv)?, reader.record("", &kv.value).ok()?))
 }
 
 impl Machine {
     pub(super) fn observe_denied(&mut self, kvs: &[KeyValue], as_of: i64) {
-        self.denied.read(&self.settings.keys.denials(), kvs, as_of);
+        let reader = self.reader();
+        self.denied.read(reader, &self.settings.keys.denials(), kvs, as_of);
     }
 
     /// `false` for an event of another key.
@@ -129,7 +139,8 @@ impl Machine {
         let prefix = self.settings.keys.denials();
         let is_ours = event.kv().key.starts_with(prefix.as_bytes());
         if is_ours {
-            self.denied.take(&prefix, event);
+            let reader = self.reader();
+            self.denied.take(reader, &prefix, event);
         }
         is_ours
     }
@@ -153,6 +164,7 @@ impl Machine {
 mod tests {
     use super::*;
 
+    const READER: Reader = Reader { newest: 1 };
     const PREFIX: &str = "/p/denied/";
 
     fn kv(name: &str, value: &str, mod_revision: i64) -> KeyValue {
@@ -170,25 +182,38 @@ mod tests {
     fn a_node_is_denied_by_each_of_its_names() {
         let mut denied = Denied::default();
         let list = [kv("a%2Fb", "{}", 1), kv("00000000000000ff", r#"{"by":"x"}"#, 2)];
-        denied.read(PREFIX, &list, 5);
+        denied.read(READER, PREFIX, &list, 5);
         assert!(has(&denied, "a/b", None, 1));
         assert!(has(&denied, "c", Some("a/b"), 1));
         assert!(has(&denied, "c", None, 0xff));
         assert!(!has(&denied, "a", Some("b"), 0xfe));
     }
 
+    /// A read and the events of a watch come by different ways.
+    #[test]
+    fn what_was_read_before_an_event_and_comes_after_it_still_counts_for_other_names() {
+        let mut denied = Denied::default();
+        denied.take(READER, PREFIX, &Event::Put(kv("b", "{}", 7)));
+        denied.take(READER, PREFIX, &Event::Delete(kv("c", "", 8)));
+        denied.read(READER, PREFIX, &[kv("a", "{}", 2), kv("c", "{}", 3)], 6);
+        assert!(has(&denied, "a", None, 1) && has(&denied, "b", None, 1));
+        assert!(!has(&denied, "c", None, 1));
+        denied.read(READER, PREFIX, &[kv("a", "{}", 2)], 9);
+        assert!(has(&denied, "a", None, 1) && !has(&denied, "b", None, 1));
+    }
+
     #[test]
     fn the_newest_counts_and_what_cannot_be_read_denies_nobody() {
         let mut denied = Denied::default();
-        denied.take(PREFIX, &Event::Put(kv("a", "{}", 7)));
+        denied.take(READER, PREFIX, &Event::Put(kv("a", "{}", 7)));
         assert!(has(&denied, "a", None, 1));
-        denied.read(PREFIX, &[], 6);
+        denied.read(READER, PREFIX, &[], 6);
         assert!(has(&denied, "a", None, 1), "what was read is older");
-        denied.take(PREFIX, &Event::Delete(kv("a", "", 8)));
+        denied.take(READER, PREFIX, &Event::Delete(kv("a", "", 8)));
         assert!(!has(&denied, "a", None, 1));
-        denied.take(PREFIX, &Event::Put(kv("a", "{}", 7)));
+        denied.take(READER, PREFIX, &Event::Put(kv("a", "{}", 7)));
         assert!(!has(&denied, "a", None, 1), "the event is older");
-        denied.read(PREFIX, &[kv("a", "no", 9), kv("%", "{}", 9)], 9);
+        denied.read(READER, PREFIX, &[kv("a", "no", 9), kv("%", "{}", 9)], 9);
         assert!(denied.is_empty());
     }
 }

@@ -9,10 +9,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use super::machine::{
-    Action, Answer, Input, Machine, Outcome, RendezvousError, Settings, Status, Time, WatchId,
+    Action, Answer, CallId, Close, Input, Machine, Outcome, RendezvousError, Settings, Status,
+    Time, WatchId,
 };
 use super::phases::{Phases, Stopwatch};
-use super::records::Master;
+use super::records::{Master, RoundId};
 use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
 /// A lease that is not revoked by then is left to run out.
@@ -23,10 +24,12 @@ const LEAVE: Duration = Duration::from_millis(700);
 
 type JoinResult = Result<Outcome, RendezvousError>;
 type Done = Result<(), RendezvousError>;
+/// `Some` where the run was left as it is, with the reason.
+type CloseResult = Result<Option<String>, RendezvousError>;
 
 enum Command {
     Join(Master, oneshot::Sender<JoinResult>),
-    Close { by: String, reason: String, at: u64, done: oneshot::Sender<Done> },
+    Close(Close, oneshot::Sender<CloseResult>),
     Observe(oneshot::Sender<Done>),
     Leave(oneshot::Sender<()>),
 }
@@ -52,6 +55,7 @@ impl Handle {
             origin: Instant::now(),
             inputs,
             watches: HashMap::new(),
+            calls: HashMap::new(),
             leases: HashMap::new(),
             revoking: Vec::new(),
             joining: Vec::new(),
@@ -69,6 +73,19 @@ impl Handle {
         self.status.borrow().clone()
     }
 
+    /// How many nodes could change the world of this member, as it changes. Must be called within the runtime.
+    pub fn waiting(&self) -> watch::Receiver<usize> {
+        let (sender, receiver) = watch::channel(self.status().waiting);
+        let mut status = self.status.clone();
+        tokio::spawn(async move {
+            while status.changed().await.is_ok() && !sender.is_closed() {
+                let waiting = status.borrow_and_update().waiting;
+                sender.send_replace(waiting);
+            }
+        });
+        receiver
+    }
+
     /// How the barrier that was joined last has gone so far.
     pub fn phases(&self) -> Phases {
         *self.phases.borrow()
@@ -76,12 +93,12 @@ impl Handle {
 
     /// Holds a reason as soon as waiting for a member of this round is in vain. Must be called within
     /// the runtime.
-    pub fn broken(&self, round: u64) -> watch::Receiver<Option<String>> {
+    pub fn broken(&self, id: RoundId) -> watch::Receiver<Option<String>> {
         let (sender, receiver) = watch::channel(None);
         let mut status = self.status.clone();
         tokio::spawn(async move {
             loop {
-                let reason = reason_to_stop(&status.borrow_and_update(), round);
+                let reason = reason_to_stop(&status.borrow_and_update(), &id);
                 if reason.is_some() {
                     sender.send_replace(reason);
                     return;
@@ -101,9 +118,9 @@ impl Handle {
         receiver
     }
 
-    pub fn close(&self, by: String, reason: String, at: u64) -> oneshot::Receiver<Done> {
+    pub fn close(&self, wish: Close) -> oneshot::Receiver<CloseResult> {
         let (done, receiver) = oneshot::channel();
-        self.send(Command::Close { by, reason, at, done });
+        self.send(Command::Close(wish, done));
         receiver
     }
 
@@ -132,10 +149,12 @@ struct Driver {
     origin: Instant,
     inputs: UnboundedSender<Input>,
     watches: HashMap<WatchId, AbortHandle>,
+    /// Those that may be cancelled.
+    calls: HashMap<CallId, AbortHandle>,
     leases: HashMap<i64, AbortHandle>,
     revoking: Vec<JoinHandle<()>>,
     joining: Vec<oneshot::Sender<JoinResult>>,
-    closing: Vec<oneshot::Sender<Done>>,
+    closing: Vec<oneshot::Sender<CloseResult>>,
     observing: Vec<oneshot::Sender<Done>>,
     status: watch::Sender<Status>,
     stopwatch: Stopwatch,
@@ -164,7 +183,8 @@ impl Driver {
         }
         self.handle(Input::Leave);
         self.revoked().await;
-        let tasks = self.watches.into_values().chain(self.leases.into_values());
+        let calls = self.calls.into_values();
+        let tasks = self.watches.into_values().chain(self.leases.into_values()).chain(calls);
         tasks.for_each(|task| task.abort());
     }
 
@@ -175,9 +195,9 @@ impl Driver {
                 self.stopwatch.begin(self.origin.elapsed());
                 self.handle(Input::Join(master));
             }
-            Command::Close { by, reason, at, done } => {
+            Command::Close(wish, done) => {
                 self.closing.push(done);
-                self.handle(Input::Close { by, reason, at });
+                self.handle(Input::Close(wish));
             }
             Command::Observe(done) => {
                 self.observing.push(done);
@@ -208,6 +228,9 @@ impl Driver {
     }
 
     fn handle(&mut self, input: Input) {
+        if let Input::Answer(call, _) = &input {
+            self.calls.remove(call);
+        }
         let actions = self.machine.handle(self.origin.elapsed(), input);
         // Before the answers: who gets one may look at the status at once.
         self.status.send_if_modified(|shown| {
@@ -228,13 +251,19 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Txn(call, txn, deadline) => {
+                let only_reads = txn.is_read_only();
                 self.ask(call, deadline, move |client, at| async move {
                     client.txn(&txn, Repeat::Safely, at).await.map(Answer::Txn)
                 });
+                if only_reads {
+                    // It changes nothing when it goes on, and etcd 3.5.1 ends with a panic when a transaction that
+                    // only reads is cancelled ("unexpected error during txn").
+                    self.calls.remove(&call);
+                }
             }
             Action::Grant(call, lease, ttl, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
-                    client.grant(lease, ttl, at).await.map(|()| Answer::Granted)
+                    client.grant(lease, ttl, at).await.map(Answer::Granted)
                 });
             }
             Action::TimeToLive(call, lease, deadline) => {
@@ -284,6 +313,11 @@ impl Driver {
                     task.abort();
                 }
             }
+            Action::Cancel(call) => {
+                if let Some(task) = self.calls.remove(&call) {
+                    task.abort();
+                }
+            }
             Action::Joined(result) => answer_all(&mut self.joining, &result),
             Action::Closed(result) => answer_all(&mut self.closing, &result),
             Action::Observed(result) => answer_all(&mut self.observing, &result),
@@ -296,26 +330,27 @@ impl Driver {
         }
     }
 
-    fn ask<F, Fut>(&self, call: u64, deadline: Time, request: F)
+    fn ask<F, Fut>(&mut self, call: u64, deadline: Time, request: F)
     where
         F: FnOnce(Client, Instant) -> Fut,
         Fut: Future<Output = Result<Answer, EtcdError>> + Send + 'static,
     {
         let answer = request(self.client.clone(), self.origin + deadline);
         let inputs = self.inputs.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let _ = inputs.send(Input::Answer(call, answer.await));
         });
+        self.calls.insert(call, task.abort_handle());
     }
 }
 
-fn reason_to_stop(status: &Status, round: u64) -> Option<String> {
+fn reason_to_stop(status: &Status, id: &RoundId) -> Option<String> {
+    let progress = &status.progress;
+    // A status in between may have been missed.
+    let later = progress.round > id.round || progress.current.as_ref().is_some_and(|c| c != id);
     match &status.broken {
-        Some((broken, reason)) if *broken == round => Some(reason.clone()),
-        // A status in between may have been missed.
-        _ if status.closed.is_none() && status.progress.round > round => {
-            Some(format!("round {round} is over"))
-        }
+        Some((broken, reason)) if broken == id => Some(reason.clone()),
+        _ if status.closed.is_none() && later => Some(format!("round {} is over", id.round)),
         _ => None,
     }
 }

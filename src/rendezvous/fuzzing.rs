@@ -10,58 +10,60 @@ use super::denied::Denial;
 use super::keys::{Keys, NodeId, escape, node_of, unescape};
 use super::labels::Labels;
 use super::machine::{
-    Action, Answer, CallId, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
+    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
 };
 use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
     self, Closed, Control, Coordinator, Final, Join, LastCall, Loss, Master, Member, NodeInfo,
-    Previous, State, Stay, Story, Waiting,
+    Previous, Reader, RoundId, State, Stay, Story, Usher, Waiting,
 };
 use crate::etcd::kv::{Event, KeyValue, Op, OpReply, RangeReply, Txn, TxnReply};
 use crate::etcd::{EtcdError, Refusal, WatchMessage};
+
+const READER: Reader = Reader { newest: 1 };
 
 /// Inputs of one run of a machine.
 const INPUTS: usize = 300;
 
 /// Reads the bytes as each kind of record.
 pub fn read_records(data: &[u8]) {
-    reads(data, |data| records::decode_control("/k", data));
-    reads(data, |data| records::decode_member("/k", data, u32::MAX));
-    reads::<Coordinator>(data, |data| records::decode("/k", data));
-    reads::<Waiting>(data, |data| records::decode("/k", data));
-    reads::<Denial>(data, |data| records::decode("/k", data));
-    reads::<Loss>(data, |data| records::decode("/k", data));
-    reads::<Roster>(data, |data| records::decode("/k", data));
-    reads::<Past>(data, |data| records::decode("/k", data));
-    reads::<LastCall>(data, |data| records::decode("/k", data));
+    reads(data, |data| READER.control("/k", data));
+    reads(data, |data| READER.member("/k", data, u32::MAX));
+    reads::<Coordinator>(data, |data| READER.record("/k", data));
+    reads::<Waiting>(data, |data| READER.record("/k", data));
+    reads::<Denial>(data, |data| READER.record("/k", data));
+    reads::<Loss>(data, |data| READER.record("/k", data));
+    reads::<Roster>(data, |data| READER.record("/k", data));
+    reads::<Past>(data, |data| READER.record("/k", data));
+    reads::<LastCall>(data, |data| READER.record("/k", data));
     let kv = KeyValue {
         key: b"/join/0000000000000007".to_vec(),
         value: data.to_vec(),
         lease: 7,
         ..KeyValue::default()
     };
-    if let Some((node, join)) = records::join_of(&kv) {
+    if let Some((node, join)) = READER.join(&kv) {
         assert_eq!(node, 7);
-        let again = KeyValue { value: records::encode(&join), ..kv };
+        let again = KeyValue { value: records::encode(&join, 1), ..kv };
         assert!(again.value.len() < 8000, "{join:?}");
-        assert_eq!(records::join_of(&again), Some((7, join)));
+        assert_eq!(READER.join(&again), Some((7, join)));
     }
 }
 
 /// What was read reads the same when it is written again, and an error names the key in few words.
 fn reads<T: serde::Serialize + PartialEq + std::fmt::Debug>(
     data: &[u8],
-    decode: impl Fn(&[u8]) -> std::result::Result<T, records::CorruptRecord>,
+    decode: impl Fn(&[u8]) -> std::result::Result<T, records::UnreadableRecord>,
 ) {
     match decode(data) {
         Ok(record) => {
-            let again = records::encode(&record);
+            let again = records::encode(&record, 1);
             assert!(again.len() < 8000, "{record:?}");
             assert_eq!(decode(&again), Ok(record));
         }
         Err(error) => {
             let text = error.to_string();
-            assert!(text.contains("'/k'") && text.len() < 2000, "{text}");
+            assert!(text.contains("'/k'") && text.chars().count() < 2000, "{text}");
             assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
         }
     }
@@ -82,8 +84,8 @@ pub fn read_keys(data: &[u8]) {
     }
     let keys = Keys::new(run);
     assert!(keys.run_lease() > 0);
-    let own =
-        [keys.join(round, node), keys.waiting(round, node), keys.member(round, attempt, node)];
+    let id = RoundId { round, attempt: attempt.into() };
+    let own = [keys.join(round, node), keys.waiting(round, node), keys.member(&id, node)];
     for key in own {
         assert_eq!(node_of(key.as_bytes()), Some(node).filter(|node| *node > 0), "{key}");
         assert!(key.starts_with(&keys.round(round)));
@@ -191,6 +193,9 @@ impl Run {
                 node_id: if u.ratio(1, 3)? { Some("me".into()) } else { None },
                 ..Labels::default()
             },
+            survivor_grace: second * u.int_in_range(0..=9)?,
+            reopen_if_closed: u.arbitrary()?,
+            version: u.int_in_range(1..=2)?,
             order,
             epoch: Duration::ZERO,
             seed: u.arbitrary()?,
@@ -246,6 +251,7 @@ impl Run {
                     assert!(self.watches.insert(watch) && spec.start_revision >= 0);
                 }
                 Action::Unwatch(watch) => drop(self.watches.remove(&watch)),
+                Action::Cancel(call) => drop(self.call.take_if(|(known, _)| *known == call)),
                 Action::Joined(Ok(outcome)) => assert!(outcome.rank < outcome.world),
                 Action::Joined(Err(error)) => assert!(error.to_string().len() < 20_000),
                 _ => {}
@@ -262,7 +268,10 @@ impl Run {
         Ok(match u.int_in_range(0..=15)? {
             0 | 1 => Input::Join(Master { addr: "10.0.0.1".into(), port: 29500 }),
             2 => Input::Leave,
-            3 => Input::Close { by: "me".into(), reason: text(u)?, at: u.arbitrary()? },
+            3 => {
+                let (by, reason, at) = ("me".into(), text(u)?, u.arbitrary()?);
+                Input::Close(Close { by, reason, at, ended: None, only_member: u.arbitrary()? })
+            }
             4 => Input::Observe,
             5 => {
                 self.now += Duration::from_millis(u.arbitrary::<u16>()?.into());
@@ -323,7 +332,7 @@ impl Run {
         let Some(txn) = txn else {
             let left = Some(Duration::from_secs(u.arbitrary()?));
             return Ok(Ok(if u.arbitrary()? {
-                Answer::Granted
+                Answer::Granted(Duration::from_secs(u.int_in_range(0..=20)?))
             } else {
                 Answer::TimeToLive(left.filter(|left| !left.is_zero()))
             }));
@@ -392,31 +401,36 @@ impl Run {
         let label =
             |u: &mut Unstructured<'_>| Ok(if u.ratio(1, 4)? { Some(text(u)?) } else { None });
         let labels = Labels { node_id: label(u)?, infra_rank: u.arbitrary()?, domain: label(u)? };
+        let version = if u.ratio(1, 16)? { u.arbitrary()? } else { 1 };
         let mut value = if key.ends_with("/control") {
-            records::encode(&self.control(u)?)
+            records::encode(&self.control(u)?, version)
         } else if key.ends_with("/coordinator") {
             let (joined, last_call) = u.arbitrary()?;
-            records::encode(&Coordinator { node, joined, last_call, min: 1, max: 2, at: 0 })
+            records::encode(
+                &Coordinator { node, joined, last_call, min: 1, max: 2, at: 0 },
+                version,
+            )
         } else if key.ends_with("/loss") {
-            records::encode(&Loss { round: round(u)?, member: text(u)? })
+            let id = round_id(u)?;
+            records::encode(&Loss::of(&id, text(u)?), version)
+        } else if key.ends_with("/head/waiting") {
+            let id = round_id(u)?;
+            records::encode(&Usher { node, id, count: u.arbitrary()?, at: 0 }, version)
         } else if key.ends_with("/last_call") {
-            records::encode(&LastCall { lease: u.arbitrary()? })
+            records::encode(&LastCall { lease: u.arbitrary()? }, version)
         } else if key.contains("/join/") {
             let master = Master { addr: text(u)?, port: u.arbitrary()? };
-            records::encode(&Join::new(node, master, Stay::default(), labels))
+            records::encode(&Join::new(node, master, Stay::default(), labels), version)
         } else if key.contains("/denied/") {
-            records::encode(&Denial { by: text(u)?, reason: text(u)?, at: u.arbitrary()? })
+            let denial = Denial { by: text(u)?, reason: text(u)?, at: u.arbitrary()? };
+            records::encode(&denial, version)
         } else if key.contains("/member/") {
             let rank = if u.ratio(1, 8)? { u.arbitrary()? } else { u.int_in_range(0..=4)? };
-            records::encode(&Member {
-                rank,
-                next: self.lease(u)?,
-                node,
-                addr: String::new(),
-                labels,
-            })
+            let next = self.lease(u)?;
+            let member = Member { rank, next, node, addr: String::new(), labels };
+            records::encode(&member, version)
         } else {
-            records::encode(&Waiting { node, stay: Stay::default(), labels })
+            records::encode(&Waiting { node, stay: Stay::default(), labels }, version)
         };
         if u.ratio(1, 8)? && !value.is_empty() {
             let at = u.choose_index(value.len())?;
@@ -433,7 +447,8 @@ impl Run {
         let state = match u.int_in_range(0..=4)? {
             0 | 1 => State::Open {
                 previous: if u.arbitrary()? {
-                    Some(Previous { round: round(u)?, attempt })
+                    let id = RoundId { round: round(u)?, attempt };
+                    Some(Previous { id, world: u.arbitrary()? })
                 } else {
                     None
                 },
@@ -447,11 +462,20 @@ impl Run {
                 since: if u.ratio(1, 4)? { u.arbitrary()? } else { self.revision },
                 master_addr: text(u)?,
                 master_port: u.arbitrary()?,
+                order: RankOrder::default(),
                 story: Story { by: text(u)?, opened_at: u.arbitrary()?, ..Story::default() },
             }),
-            _ => State::Closed(Closed { by: text(u)?, reason: text(u)?, at: u.arbitrary()? }),
+            _ => {
+                let (by, reason, at) = (text(u)?, text(u)?, u.arbitrary()?);
+                let last = if u.arbitrary()? { Some(round_id(u)?) } else { None };
+                let last = last.map(|id| Previous { id, world: 1 });
+                State::Closed(Closed { by, reason, at, last, ended: None })
+            }
         };
-        Ok(Control::new(round(u)?, state))
+        Ok(Control {
+            reopened: u.arbitrary()?,
+            ..Control::first(1, u.arbitrary()?, round(u)?, state)
+        })
     }
 
     fn message(&mut self, u: &mut Unstructured<'_>) -> Result<WatchMessage> {
@@ -474,16 +498,17 @@ impl Run {
     fn any_key(&self, u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         let keys = &self.machine.settings.keys;
         let (round, node) = (round(u)?, self.lease(u)?);
-        Ok(match u.int_in_range(0..=10)? {
+        Ok(match u.int_in_range(0..=11)? {
             9 => format!("{}{}", keys.denials(), text(u)?),
             10 => format!("{}me", keys.denials()),
             0 | 1 => keys.control(),
             2 => keys.coordinator(),
             3 => keys.loss(),
             4 => keys.join(round, node),
-            5 => keys.member(round, "1.1", node),
+            5 => keys.member(&RoundId { round, attempt: "1.1".into() }, node),
             6 => keys.waiting(round, node),
             7 => keys.last_call(round),
+            11 => keys.usher(),
             _ => return u.arbitrary(),
         }
         .into_bytes())
@@ -492,6 +517,11 @@ impl Run {
 
 fn round(u: &mut Unstructured<'_>) -> Result<u64> {
     if u.ratio(1, 16)? { u.arbitrary() } else { u.int_in_range(0..=3) }
+}
+
+fn round_id(u: &mut Unstructured<'_>) -> Result<RoundId> {
+    let attempt = if u.ratio(1, 8)? { text(u)? } else { "1.1".into() };
+    Ok(RoundId { round: round(u)?, attempt })
 }
 
 fn text(u: &mut Unstructured<'_>) -> Result<String> {

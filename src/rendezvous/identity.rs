@@ -1,12 +1,12 @@
-//! The `node_id`: a name that outlives the process. Who starts with a name that is taken takes it over,
-//! tells its former holder, by a key that all watch, and gives that one's lease back, which may be a dead
-//! one's; who was replaced so says it and keeps still.
+//! The `node_id`: a name that outlives the process. Who starts with a name that is taken takes it over and
+//! gives its former holder's lease back, which may be a dead one's. Who has a name watches its key, and so
+//! learns that it was replaced.
 
-use super::keys::{NodeId, node_of};
+use super::keys::NodeId;
 use super::machine::{Action, Machine, Observed, RendezvousError};
-use super::records::{self, NodeInfo};
+use super::records::NodeInfo;
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op};
 
 /// How many of its former leases a node knows as its own.
 const FORMERS: usize = 4;
@@ -19,53 +19,32 @@ pub(super) struct Identity {
     held: bool,
     /// The holder that the transaction under way replaces.
     replaces: Option<NodeId>,
-    /// Who has told this node that it has replaced it.
-    replaced_by: Observed<NodeInfo>,
+    /// The holder that this node has replaced.
+    ousted: Option<NodeId>,
 }
 
 impl Machine {
-    fn holder_key(&self) -> Option<String> {
+    pub(super) fn holder_key(&self) -> Option<String> {
         let node_id = self.settings.labels.node_id.as_ref()?;
         Some(self.settings.keys.holder(node_id))
     }
 
     /// What is read of it with the head.
-    pub(super) fn get_identity(&self) -> Vec<Op> {
-        let replacements = Op::Get(Range::prefix(self.settings.keys.replacements()));
-        let of_holder = |key| vec![Op::get(key), replacements];
-        self.holder_key().map_or_else(Vec::new, of_holder)
+    pub(super) fn get_identity(&self) -> Option<Op> {
+        self.holder_key().map(Op::get)
     }
 
-    pub(super) fn observe_replaced(&mut self, kvs: &[KeyValue], as_of: i64) {
-        let own = kvs.iter().find(|kv| self.is_of_own(kv));
-        let by = own.and_then(|kv| records::decode("", &kv.value).ok());
-        self.identity.replaced_by.set(by, own.map_or(0, |kv| kv.mod_revision), as_of);
-    }
-
-    /// `false` for an event of another key.
-    pub(super) fn replaced_event(&mut self, event: &Event) -> bool {
+    pub(super) fn holder_event(&mut self, event: &Event) {
         let kv = event.kv();
-        let prefix = self.settings.keys.replacements();
-        if !kv.key.starts_with(prefix.as_bytes()) {
-            return false;
-        }
-        if self.settings.labels.node_id.is_some() && self.is_of_own(kv) {
-            let put = matches!(event, Event::Put(_));
-            let by = if put { records::decode("", &kv.value).ok() } else { None };
-            self.identity.replaced_by.set(by, kv.mod_revision, kv.mod_revision);
-        }
-        true
-    }
-
-    fn is_of_own(&self, kv: &KeyValue) -> bool {
-        let is_own = |node| self.lease == Some(node) || self.formers.contains(&node);
-        node_of(&kv.key).is_some_and(is_own)
+        let present = matches!(event, Event::Put(_));
+        self.observe_holder(present.then_some(kv), kv.mod_revision);
     }
 
     pub(super) fn observe_holder(&mut self, kv: Option<&KeyValue>, as_of: i64) {
         // What no lease will remove is nobody's.
         let held = kv.filter(|kv| kv.lease != 0);
-        let value = held.map(|kv| (records::decode("", &kv.value).unwrap_or_default(), kv.lease));
+        let reader = self.reader();
+        let value = held.map(|kv| (reader.record("", &kv.value).unwrap_or_default(), kv.lease));
         let own = value.as_ref().is_some_and(|(_, holder)| self.lease == Some(*holder));
         self.identity.holder.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
         if own {
@@ -90,15 +69,8 @@ impl Machine {
         if holder == Some(lease) {
             return Vec::new();
         }
-        let own = records::encode(&self.settings.node);
-        let mut writes = vec![Op::put(key, own.clone(), lease)];
         self.identity.replaces = holder.filter(|holder| !self.formers.contains(holder));
-        if let Some(replaced) = self.identity.replaces {
-            // A node that cannot be reached now may keep its lease, and has to learn it all the same.
-            let key = self.settings.keys.replacement(replaced);
-            writes.push(Op::put(key, own, lease));
-        }
-        writes
+        vec![Op::put(key, self.encode(&self.settings.node), lease)]
     }
 
     /// The transaction with [`Machine::take_identity`] took effect at this revision.
@@ -118,6 +90,7 @@ impl Machine {
     fn identity_taken(&mut self) {
         self.identity.held = true;
         let replaced = self.identity.replaces.take();
+        self.identity.ousted = replaced.or(self.identity.ousted);
         let run_lease = self.settings.keys.run_lease();
         if let Some(lease) = replaced.filter(|lease| *lease != run_lease)
             && self.lease != replaced
@@ -138,9 +111,11 @@ impl Machine {
         }
     }
 
-    /// etcd's history has begun anew.
+    /// etcd's history has begun anew. Who has held the name does not take it from another one in this history
+    /// either: else an agent that hangs, or was replaced, would come back and replace its successor.
     pub(super) fn identity_anew(&mut self) {
-        self.identity = Identity::default();
+        let Identity { held, ousted, .. } = std::mem::take(&mut self.identity);
+        self.identity = Identity { held, ousted, ..Identity::default() };
     }
 
     /// Another agent has this node's `node_id` now.
@@ -148,9 +123,11 @@ impl Machine {
         if !self.identity.held || wrong(Variant::FightsBack) {
             return None;
         }
-        let is_other = |node: &NodeId| self.lease != Some(*node) && !self.formers.contains(node);
+        // A backup may bring the one back that this node has replaced.
+        let is_own = |node| self.lease == Some(node) || self.formers.contains(&node);
+        let is_other = |node: &NodeId| !is_own(*node) && self.identity.ousted != Some(*node);
         let holder = self.identity.holder.value.as_ref().filter(|(_, node)| is_other(node));
-        let by = self.identity.replaced_by.value.as_ref().or(holder.map(|(info, _)| info))?;
+        let by = holder.map(|(info, _)| info)?;
         let node_id = self.settings.labels.node_id.clone()?;
         let node = self.settings.node.clone();
         Some(RendezvousError::Replaced { node, node_id, by: by.clone() })

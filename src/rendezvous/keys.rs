@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
+use super::records::RoundId;
 use crate::etcd::kv::prefix_end;
+
+/// From the first key on, before the second.
+pub type KeyRange = (Vec<u8>, Vec<u8>);
 
 /// A node's identity is the id of its lease: unique for ever, and its keys go when it goes.
 pub type NodeId = i64;
@@ -55,13 +59,9 @@ impl Keys {
         format!("{}rdzv/head/denied/", self.run)
     }
 
-    /// The prefix of the nodes whose node id another one has taken.
-    pub fn replacements(&self) -> String {
-        format!("{}rdzv/head/replaced/", self.run)
-    }
-
-    pub fn replacement(&self, node: NodeId) -> String {
-        format!("{}rdzv/head/replaced/{node:016x}", self.run)
+    /// Who counts the waiting nodes, and how many there are.
+    pub fn usher(&self) -> String {
+        format!("{}rdzv/head/waiting", self.run)
     }
 
     /// Who holds a node id at present.
@@ -78,15 +78,23 @@ impl Keys {
         format!("{}rdzv/history/{round:016x}", self.run)
     }
 
-    /// The ranges of all that belongs to other rounds than this one.
-    pub fn other_rounds(&self, round: u64) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
-        let all = [format!("{}rdzv/round/", self.run), format!("{}rdzv/v_", self.run)];
-        let this = [self.round(round), self.round_data(round)];
-        all.into_iter().zip(this).flat_map(|(all, this)| {
+    /// The ranges of all that belongs to other rounds than this one, or to other attempts to complete it.
+    pub fn other_rounds(&self, id: &RoundId) -> Vec<KeyRange> {
+        let (run, RoundId { round, attempt }) = (&self.run, id);
+        [
+            (format!("{run}rdzv/round/"), self.round(*round)),
+            (format!("{run}rdzv/v_"), self.round_data(*round)),
+            (format!("{}member/", self.round(*round)), self.members(id)),
+            (format!("{}roster/", self.round(*round)), self.rosters(id)),
+            (self.round_data(*round), format!("{}{attempt}/", self.round_data(*round))),
+        ]
+        .into_iter()
+        .flat_map(|(all, this)| {
             let end = prefix_end(all.as_bytes());
             let after = prefix_end(this.as_bytes());
             [(all.into_bytes(), this.into_bytes()), (after, end)]
         })
+        .collect()
     }
 
     pub fn round(&self, round: u64) -> String {
@@ -103,21 +111,21 @@ impl Keys {
 
     /// Each attempt to complete a round has member keys of its own: what is left of one that failed is
     /// nobody's membership, and is neither counted nor missed.
-    pub fn members(&self, round: u64, attempt: &str) -> String {
-        format!("{}rdzv/round/{round}/member/{attempt}/", self.run)
+    pub fn members(&self, id: &RoundId) -> String {
+        format!("{}member/{}/", self.round(id.round), id.attempt)
     }
 
-    pub fn member(&self, round: u64, attempt: &str, node: NodeId) -> String {
-        format!("{}rdzv/round/{round}/member/{attempt}/{node:016x}", self.run)
+    pub fn member(&self, id: &RoundId, node: NodeId) -> String {
+        format!("{}{node:016x}", self.members(id))
     }
 
     /// The prefix of the parts of the list of a round's members.
-    pub fn rosters(&self, round: u64, attempt: &str) -> String {
-        format!("{}rdzv/round/{round}/roster/{attempt}/", self.run)
+    pub fn rosters(&self, id: &RoundId) -> String {
+        format!("{}roster/{}/", self.round(id.round), id.attempt)
     }
 
-    pub fn roster(&self, round: u64, attempt: &str, part: usize) -> String {
-        format!("{}rdzv/round/{round}/roster/{attempt}/{part}", self.run)
+    pub fn roster(&self, id: &RoundId, part: usize) -> String {
+        format!("{}{part}", self.rosters(id))
     }
 
     pub fn waitings(&self, round: u64) -> String {
@@ -132,14 +140,15 @@ impl Keys {
         format!("{}rdzv/round/{round}/last_call", self.run)
     }
 
-    /// What belongs to a round besides the rendezvous itself: `PyTorch`'s layout
-    /// (torch `etcd_rendezvous.py`, `setup_kv_store` and `store_extra_data`).
+    /// What belongs to rounds of this number besides the rendezvous itself: `PyTorch`'s layout
+    /// (torch `etcd_rendezvous.py`, `setup_kv_store` and `store_extra_data`), with the attempt in between.
     pub fn round_data(&self, round: u64) -> String {
         format!("{}rdzv/v_{round}/", self.run)
     }
 
-    pub fn round_store(&self, round: u64) -> String {
-        format!("{}rdzv/v_{round}/kv/", self.run)
+    /// One of the stores of a round.
+    pub fn round_store(&self, id: &RoundId, name: &str) -> String {
+        format!("{}{}/{name}/", self.round_data(id.round), id.attempt)
     }
 }
 
@@ -224,19 +233,28 @@ mod tests {
     #[test]
     fn the_other_rounds_are_all_but_one() {
         let keys = Keys::new("/p/run_a");
-        let others: Vec<_> = keys.other_rounds(12).collect();
+        let id = |round, attempt: &str| RoundId { round, attempt: attempt.into() };
+        let others = keys.other_rounds(&id(12, "5.1"));
         let is_other = |key: &str| {
             let key = key.as_bytes();
             others.iter().filter(|(from, end)| &from[..] <= key && key < &end[..]).count() == 1
         };
         for round in [1, 2, 11, 13, 112, 120, 121, 2000] {
-            assert!(
-                is_other(&keys.join(round, 1)) && is_other(&keys.round_store(round)),
-                "{round}"
-            );
+            let store = keys.round_store(&id(round, "5.1"), "kv");
+            assert!(is_other(&keys.join(round, 1)) && is_other(&store), "{round}");
         }
-        let own = [keys.join(12, 1), keys.last_call(12), keys.round_store(12), keys.control()];
+        for attempt in ["5.0", "5.10", "5.2", "5", "6.1", ""] {
+            let id = id(12, attempt);
+            let store = keys.round_store(&id, "kv");
+            for key in [keys.member(&id, 1), keys.roster(&id, 0), store] {
+                assert!(is_other(&key), "{key}");
+            }
+        }
+        let id = id(12, "5.1");
+        let (store, member) = (keys.round_store(&id, "kv"), keys.member(&id, 1));
+        let own = [keys.join(12, 1), keys.last_call(12), store, member, keys.roster(&id, 0)];
         assert!(!own.iter().any(|key| is_other(key)));
+        assert!(!is_other(&keys.control()) && !is_other(&keys.waiting(12, 1)));
         assert!(!is_other(&keys.history(3)) && !is_other(&keys.holder("x")));
     }
 

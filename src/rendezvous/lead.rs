@@ -8,12 +8,14 @@ use super::denied::Denied;
 use super::keys::{NodeId, node_of};
 use super::machine::{Answer, Machine, Place, Settings, Step, Time, WatchId};
 use super::ranks::{Candidate, RankOrder, assign};
-use super::records::{self, Control, Final, Join, LastCall, Member, Previous, State, Story};
+use super::records::{
+    Control, Final, Join, LastCall, Member, Previous, Reader, RoundId, State, Story,
+};
 use super::roll::Roll;
 use super::steps::number;
 use super::variants::{Variant, wrong};
 use crate::etcd::WatchMessage;
-use crate::etcd::kv::{Compare, Event, Op, Range, Txn, TxnReply, prefix_end};
+use crate::etcd::kv::{Compare, Event, Op, Ordering, Range, Target, Txn, TxnReply, prefix_end};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 /// etcd takes 128 operations in a transaction.
@@ -26,7 +28,7 @@ fn members_per_txn() -> usize {
 }
 
 /// How many join keys are read at once.
-fn page() -> i64 {
+pub(super) fn page() -> i64 {
     #[cfg(test)]
     if let Some(few) = super::sim::hooks::get().page {
         return few;
@@ -35,11 +37,11 @@ fn page() -> i64 {
 }
 
 /// How often the coordinator tells how many have joined: growing pauses, since everybody is told.
-const FIRST_REPORT: Duration = Duration::from_secs(1);
-const LAST_REPORT: Duration = Duration::from_secs(60);
+pub(super) const FIRST_REPORT: Duration = Duration::from_secs(1);
+pub(super) const LAST_REPORT: Duration = Duration::from_secs(60);
 
 /// What people should know of these ranks.
-fn remark(order: RankOrder, candidates: &[Candidate<'_>], roll: &Roll) -> Option<String> {
+fn remark(order: RankOrder, candidates: &[Candidate<'_>], roll: &Roll<Join>) -> Option<String> {
     let own = order.to_string();
     let mut others = roll.admitted().filter(|(.., join)| join.order() != own);
     if let Some((.., join)) = others.next() {
@@ -82,7 +84,13 @@ pub(super) enum LeadStep {
 pub(super) struct Lead {
     previous: Option<Previous>,
     load: Load,
-    roll: Roll,
+    roll: Roll<Join>,
+    /// When it is time to look again.
+    wake_at: Option<Time>,
+    /// Since when this node has led.
+    began: Time,
+    /// Others may have led before, and left what they had begun.
+    took_over: bool,
     /// Live members of the last world.
     survivors: BTreeMap<NodeId, Member>,
     /// Who its members were, dead or alive.
@@ -113,10 +121,10 @@ enum Kind {
 
 /// Reading what is there, page by page at one revision.
 #[derive(Default)]
-struct Load {
-    done: bool,
-    revision: i64,
-    from: Option<Vec<u8>>,
+pub(super) struct Load {
+    pub done: bool,
+    pub revision: i64,
+    pub from: Option<Vec<u8>>,
 }
 
 /// The last call: from the moment that enough nodes are there.
@@ -150,15 +158,18 @@ struct Attempt {
 
 impl Attempt {
     /// Whether all who were chosen may still take part.
-    fn is_of(&self, roll: &Roll) -> bool {
-        roll.none_is_barred() || self.members.iter().all(|node| roll.may_take_part(*node))
+    fn is_of(&self, roll: &Roll<Join>) -> bool {
+        roll.all_are_admitted() || self.members.iter().all(|node| roll.admits(*node))
     }
 }
 
 impl Lead {
-    pub fn new(previous: Option<Previous>, order: RankOrder) -> Self {
+    pub fn new(previous: Option<Previous>, order: RankOrder, now: Time, took_over: bool) -> Self {
         Self {
             previous,
+            wake_at: None,
+            began: now,
+            took_over,
             load: Load::default(),
             roll: Roll::new(order),
             survivors: BTreeMap::new(),
@@ -182,11 +193,7 @@ impl Lead {
             // An answer or a watch is waited for.
             return None;
         }
-        let last_call = match self.last_call {
-            Clock::Running { deadline, .. } => Some(deadline),
-            _ => None,
-        };
-        last_call.into_iter().chain(self.report_at).min()
+        self.wake_at.into_iter().chain(self.report_at).min()
     }
 
     pub fn abort_attempt(&mut self) {
@@ -219,7 +226,7 @@ impl Lead {
         candidates
     }
 
-    fn take(&mut self, kind: Kind, event: Event, denied: &Denied) {
+    fn take(&mut self, kind: Kind, event: Event, reader: Reader, denied: &Denied) {
         if !self.load.done {
             return self.early.push((kind, event));
         }
@@ -228,7 +235,7 @@ impl Lead {
             return;
         }
         match kind {
-            Kind::Join => self.take_join(&event, denied),
+            Kind::Join => self.take_join(&event, reader, denied),
             Kind::Survivor => {
                 if let Some(node) = node_of(&event.kv().key) {
                     self.survivors.remove(&node);
@@ -237,16 +244,16 @@ impl Lead {
         }
     }
 
-    fn take_join(&mut self, event: &Event, denied: &Denied) {
+    fn take_join(&mut self, event: &Event, reader: Reader, denied: &Denied) {
         match event {
             Event::Put(kv) => {
-                if let Some((node, join)) = records::join_of(kv) {
+                if let Some((node, join)) = reader.join(kv) {
                     self.roll.insert(node, kv.create_revision, join, denied);
                 }
             }
             Event::Delete(kv) => {
                 let Some(node) = node_of(&kv.key) else { return };
-                self.roll.remove(node, denied);
+                self.roll.remove(node);
                 let chosen = |attempt: &Attempt| attempt.members.contains(&node);
                 if self.writing.as_ref().is_some_and(chosen) {
                     self.abort_attempt();
@@ -281,7 +288,22 @@ impl Machine {
             return self.write_on(deadline);
         }
         let (joined, placeable) = (lead.roll.len(), lead.roll.placeable());
-        if placeable >= full && !lead.survivors_missing(&self.denied) {
+        // A live member of the last world is on its way, once it has stopped its workers; one that hangs is
+        // not waited for without end.
+        let grace = lead.began + self.settings.survivor_grace;
+        let survivors = lead.survivors_missing(&self.denied);
+        lead.wake_at = None;
+        let mut waits = |until: Time| {
+            if now < until {
+                lead.wake_at = Some(until);
+            }
+            now < until
+        };
+        if wrong(Variant::LastCallLeavesSurvivors) {
+            if placeable >= full && !survivors {
+                return self.begin_attempt(deadline);
+            }
+        } else if placeable >= full && !(survivors && waits(grace)) {
             return self.begin_attempt(deadline);
         }
         if placeable < min {
@@ -295,7 +317,8 @@ impl Machine {
                 lead.last_call = Clock::Running { deadline: now + last_call, saved: Saved::No };
             }
             if let Clock::Running { deadline: ends, saved } = lead.last_call {
-                if now >= ends {
+                let leaves = wrong(Variant::LastCallLeavesSurvivors);
+                if !waits(ends) && (leaves || !(survivors && waits(grace))) {
                     return self.begin_attempt(deadline);
                 }
                 match saved {
@@ -336,10 +359,13 @@ impl Machine {
         self.txn(Step::Lead(LeadStep::Report { joined, last_call }), txn, deadline);
     }
 
-    /// The guards of everything a coordinator writes: nothing has changed that it would have to know.
-    fn still_coordinator(&self) -> [Compare; 2] {
+    /// The guards of everything a coordinator writes: nothing has changed that it would have to know. Revisions
+    /// alone may be the same in an etcd that was wiped, which a late request can reach; leases are not.
+    fn still_coordinator(&self) -> Vec<Compare> {
         let coordinator = self.settings.keys.coordinator();
-        [self.control_unchanged(), Compare::mod_revision(coordinator, self.coordinator.modified)]
+        let unchanged = Compare::mod_revision(coordinator.clone(), self.coordinator.modified);
+        let own = |lease| Compare::new(coordinator, Ordering::Equal, Target::Lease(lease));
+        [self.control_unchanged(), unchanged].into_iter().chain(self.lease.map(own)).collect()
     }
 
     /// The last world's roster says who is back by its `node_id`, and where its domains were.
@@ -364,10 +390,10 @@ impl Machine {
         if first {
             reads.push(Op::get(keys.last_call(round)));
             if let Some(previous) = &lead.previous {
-                let members = keys.members(previous.round, &previous.attempt);
+                let members = keys.members(&previous.id);
                 reads.push(Op::Get(Range::prefix(members)));
                 if self.wants_roster() {
-                    let roster = keys.rosters(previous.round, &previous.attempt);
+                    let roster = keys.rosters(&previous.id);
                     reads.push(Op::Get(Range::prefix(roster)));
                 }
             }
@@ -376,29 +402,30 @@ impl Machine {
     }
 
     fn loaded(&mut self, reply: &TxnReply) {
+        let reader = self.reader();
         let denied = &self.denied;
         let Some(lead) = &mut self.lead else { return };
         if lead.load.from.is_none() {
             lead.load.revision = reply.revision;
             if let Some(kv) = reply.range(1).kvs.first()
-                && let Ok(LastCall { lease }) = records::decode("", &kv.value)
+                && let Ok(LastCall { lease }) = reader.record("", &kv.value)
                 && !wrong(Variant::ForgetsLastCall)
             {
                 lead.last_call = Clock::Inherited(lease);
             }
             for kv in reply.range(2).kvs {
                 if let (Some(node), Ok(member)) =
-                    (node_of(&kv.key), records::decode::<Member>("", &kv.value))
+                    (node_of(&kv.key), reader.record::<Member>("", &kv.value))
                 {
                     lead.survivors.insert(node, member);
                 }
             }
-            lead.former = Former::of(&reply.range(3).kvs);
+            lead.former = Former::of(reader, &reply.range(3).kvs);
         }
         let page = reply.range(0);
         let next = page.kvs.last().map(|kv| [&kv.key[..], &[0]].concat());
         for kv in page.kvs {
-            lead.take_join(&Event::Put(kv), denied);
+            lead.take_join(&Event::Put(kv), reader, denied);
         }
         if page.more {
             lead.load.from = next;
@@ -407,7 +434,7 @@ impl Machine {
         lead.load.done = true;
         lead.load.from = None;
         for (kind, event) in std::mem::take(&mut lead.early) {
-            lead.take(kind, event, denied);
+            lead.take(kind, event, reader, denied);
         }
     }
 
@@ -416,8 +443,7 @@ impl Machine {
         let keys = self.settings.keys.clone();
         let previous = lead.previous.clone();
         let joins = self.watch_prefix(keys.joins(round), 0, false);
-        let survivors = previous
-            .map(|last| self.watch_prefix(keys.members(last.round, &last.attempt), 0, true));
+        let survivors = previous.map(|last| self.watch_prefix(keys.members(&last.id), 0, true));
         let starting = 1 + usize::from(survivors.is_some());
         if let Some(lead) = &mut self.lead {
             lead.watches = Some(Watches { joins, survivors, starting });
@@ -425,6 +451,7 @@ impl Machine {
     }
 
     pub(super) fn lead_watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
+        let reader = self.reader();
         let denied = &self.denied;
         let Some(lead) = &mut self.lead else { return };
         let Some(watches) = &mut lead.watches else { return };
@@ -433,7 +460,7 @@ impl Machine {
             WatchMessage::Started(_) => watches.starting = watches.starting.saturating_sub(1),
             WatchMessage::Events(events) => {
                 for event in events {
-                    lead.take(kind, event, denied);
+                    lead.take(kind, event, reader, denied);
                 }
             }
             WatchMessage::Compacted { .. } => self.reload(),
@@ -449,7 +476,9 @@ impl Machine {
     /// Events are missing: read everything anew. What the old watches still bring is older than that.
     pub(super) fn reload(&mut self) {
         // What is being read now may be older than what the new watches begin with.
-        self.call.take_if(|(_, step)| *step == Step::Lead(LeadStep::Load));
+        if let Some((_, Step::Lead(LeadStep::Load))) = self.call {
+            self.drop_call();
+        }
         let Some(lead) = &mut self.lead else { return };
         lead.abort_attempt();
         lead.load = Load::default();
@@ -463,7 +492,7 @@ impl Machine {
     fn put_last_call(&mut self, lease: i64, deadline: Time) {
         let Place::Joined(round) = self.place else { return };
         let keys = &self.settings.keys;
-        let record = records::encode(&LastCall { lease });
+        let record = self.encode(&LastCall { lease });
         let txn = Txn::when(self.still_coordinator())
             .then([Op::put(keys.last_call(round), record, keys.run_lease())])
             .or_else(self.get_head());
@@ -484,13 +513,19 @@ impl Machine {
         let candidates = lead.candidates();
         let (max, order) = (self.settings.max, self.settings.order);
         let members = assign(&candidates, max, order, &lead.former.places);
-        self.remark = remark(order, &candidates, &lead.roll);
+        let remark = remark(order, &candidates, &lead.roll);
         self.attempts += 1;
         let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
         if wrong(Variant::AnyAttempt) {
             id = "all".into();
         }
+        // The first round, at the first attempt of who opened it, has left nothing.
+        let first = self.attempts == 1 && !lead.took_over && lead.previous.is_none();
+        self.leaves = Some(id.clone()).filter(|_| !first);
         lead.writing = Some(Attempt { id, members, written: 0, since: 0, at });
+        if let Some(remark) = remark {
+            self.say(remark);
+        }
         self.write_on(deadline);
     }
 
@@ -500,11 +535,18 @@ impl Machine {
         if attempt.written == attempt.members.len() {
             return self.complete(deadline);
         }
+        let id = RoundId { round, attempt: attempt.id.clone() };
         let to = attempt.members.len().min(attempt.written + members_per_txn());
         let mut writes = Vec::with_capacity(to - attempt.written + 1);
         let mut roster = Roster::default();
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
-            let Some(join) = lead.roll.get(*node) else { continue };
+            let Some(join) = lead.roll.get(*node) else {
+                // Without it there would be a hole in the ranks.
+                if let Some(lead) = &mut self.lead {
+                    lead.abort_attempt();
+                }
+                return;
+            };
             let mut next = attempt.members[(rank + 1) % attempt.members.len()];
             if wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len() {
                 next = 0;
@@ -517,24 +559,24 @@ impl Machine {
                 labels: join.labels.clone(),
             };
             roster.members.push(RosterEntry::of(*node, &member));
-            let key = self.settings.keys.member(round, &attempt.id, *node);
-            writes.push(Op::put(key, records::encode(&member), *node));
+            let key = self.settings.keys.member(&id, *node);
+            writes.push(Op::put(key, self.encode(&member), *node));
         }
         let part = attempt.written / members_per_txn();
-        let key = self.settings.keys.roster(round, &attempt.id, part);
-        writes.push(Op::put(key, records::encode(&roster), self.settings.keys.run_lease()));
+        let key = self.settings.keys.roster(&id, part);
+        writes.push(Op::put(key, self.encode(&roster), self.settings.keys.run_lease()));
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
         self.txn(Step::Lead(LeadStep::WriteMembers { to }), txn, deadline);
     }
 
     fn complete(&mut self, deadline: Time) {
         let Some(control) = self.completion() else { return };
-        let previous = self.lead.as_ref().and_then(|lead| lead.previous.as_ref());
         let State::Final(complete) = &control.state else { return };
         let keys = &self.settings.keys;
         let round = control.round;
+        let kv = keys.round_store(&complete.id(round), "kv");
         let store = |key: &str, value: &str| {
-            let key = format!("{}{}", keys.round_store(round), BASE64_STANDARD.encode(key));
+            let key = format!("{kv}{}", BASE64_STANDARD.encode(key));
             Op::put(key, BASE64_STANDARD.encode(value), keys.run_lease())
         };
         let mut writes = vec![
@@ -546,19 +588,12 @@ impl Machine {
             store("MASTER_PORT", &complete.master_port.to_string()),
         ];
         let story = complete.story.clone();
-        let past = records::encode(&Past { round, world: complete.world, story });
+        let past = self.encode(&Past { round, world: complete.world, story });
         writes.push(Op::put(keys.history(round), past, keys.run_lease()));
         if let Some(old) = round.checked_sub(ROUNDS_KEPT) {
             writes.push(Op::delete(keys.history(old)));
         }
-        if let Some(previous) = previous {
-            writes.push(Op::delete_prefix(keys.round(previous.round)));
-            writes.push(Op::delete_prefix(keys.round_data(previous.round)));
-        } else if round > 1 {
-            // An operator reopened the run: which rounds were before is not told, and none is needed.
-            writes.extend(keys.other_rounds(round).map(|(key, end)| Op::delete_range(key, end)));
-        }
-        let mut guards = self.still_coordinator().to_vec();
+        let mut guards = self.still_coordinator();
         if wrong(Variant::UnguardedCompletion) {
             guards.remove(0);
         }
@@ -571,10 +606,8 @@ impl Machine {
         let (Some(lead), Place::Joined(round)) = (&self.lead, self.place) else { return None };
         let attempt = lead.writing.as_ref()?;
         let first = lead.roll.get(*attempt.members.first()?)?;
-        let Some(Control { state: State::Open { by, at, why, .. }, .. }) = &self.control.value
-        else {
-            return None;
-        };
+        let open = self.control.value.as_ref()?;
+        let State::Open { by, at, why, .. } = &open.state else { return None };
         let story = Story {
             by: self.settings.node.to_string(),
             at: attempt.at,
@@ -590,9 +623,10 @@ impl Machine {
             since: attempt.since,
             master_addr: first.master_addr.clone(),
             master_port: first.master_port,
+            order: self.settings.order,
             story,
         };
-        Some(Control::new(round, State::Final(complete)))
+        Some(open.then(round, State::Final(complete)))
     }
 
     pub(super) fn lead_answered(&mut self, now: Time, step: LeadStep, answer: Answer) {
@@ -606,7 +640,7 @@ impl Machine {
                     lead.last_call = Clock::Running { deadline, saved: Saved::Yes };
                 }
             }
-            (LeadStep::GrantLastCall(lease), Answer::Granted) => {
+            (LeadStep::GrantLastCall(lease), Answer::Granted(_)) => {
                 if let Some(Clock::Running { saved, .. }) = self.last_call() {
                     *saved = Saved::Granted(lease);
                 }
@@ -648,6 +682,7 @@ impl Machine {
                 }
             }
             LeadStep::Complete => {
+                // The watch may have told it already.
                 if let Some(control) = self.completion() {
                     self.control_written(control, reply.revision);
                 }
@@ -686,6 +721,9 @@ impl Machine {
     }
 
     pub(super) fn control_written(&mut self, control: Control, revision: i64) {
+        if self.control.value.is_none() {
+            self.created_at(revision);
+        }
         self.control.set(Some(control), revision, revision);
     }
 }

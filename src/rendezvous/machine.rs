@@ -5,7 +5,7 @@
 //! known and takes the one next step. One call to etcd is under way at a time, and every transaction is
 //! guarded by the control record's revision, so repeating one whose answer was lost is harmless.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::denied::{Denied, DeniedNode};
@@ -16,10 +16,17 @@ use super::lead::Lead;
 use super::member::Membership;
 use super::ranks::RankOrder;
 use super::records::{
-    self, Closed, Control, Coordinator, CorruptRecord, Loss, Master, NodeInfo, State,
+    self, Closed, Control, Coordinator, Ended, Loss, Master, NodeInfo, Reader, RoundId, State,
+    UnreadableRecord, Usher,
 };
-use crate::etcd::kv::{Event, KeyValue, Txn, TxnReply, prefix_end};
+use super::sweep::Sweep;
+use super::usher::Ushering;
+use super::variants::{Variant, wrong};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Ordering, Target, Txn, TxnReply, prefix_end};
 use crate::etcd::{EtcdError, Refusal, WatchMessage, WatchSpec};
+
+/// How many remarks are remembered, so that none is made twice.
+const REMARKS: usize = 16;
 
 /// Time since an origin of the driver's choice.
 pub type Time = Duration;
@@ -40,12 +47,18 @@ pub struct Settings {
     pub max: usize,
     pub join_timeout: Duration,
     pub last_call: Duration,
+    /// How long a round waits, after it was opened, for live members of the last world.
+    pub survivor_grace: Duration,
     pub close_timeout: Duration,
     /// TTL of the node's lease.
     pub ttl: Duration,
     /// TTL of the run's lease.
     pub run_ttl: Duration,
     pub on_member_loss: OnMemberLoss,
+    /// Who comes to a closed run whose members have all gone opens it again.
+    pub reopen_if_closed: bool,
+    /// The newest version of the protocol that this node knows, and that of a run that it creates.
+    pub version: u32,
     pub node: NodeInfo,
     pub labels: Labels,
     pub order: RankOrder,
@@ -62,11 +75,7 @@ pub enum Input {
     /// Stop joining and give up membership: the lease is revoked, nobody waits for it to run out.
     Leave,
     /// Close the run for good. The result comes as [`Action::Closed`].
-    Close {
-        by: String,
-        reason: String,
-        at: u64,
-    },
+    Close(Close),
     /// Learn the run's state without taking part; comes as [`Action::Observed`].
     Observe,
     Answer(CallId, Result<Answer, EtcdError>),
@@ -77,10 +86,23 @@ pub enum Input {
     Tick,
 }
 
+/// The wish to close the run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Close {
+    pub by: String,
+    pub reason: String,
+    /// Unix time in seconds.
+    pub at: u64,
+    pub ended: Option<Ended>,
+    /// Only if this node is a live member of the last completed world. Whoever else ends only leaves.
+    pub only_member: bool,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Txn(TxnReply),
-    Granted,
+    /// For so long, by etcd's own word.
+    Granted(Duration),
     /// What the lease has left; `None` when it is gone.
     TimeToLive(Option<Duration>),
 }
@@ -100,8 +122,11 @@ pub enum Action {
     KeepAlive(i64, Duration, Duration),
     Watch(WatchId, WatchSpec),
     Unwatch(WatchId),
+    /// Nobody waits for this call any more: it must not go on.
+    Cancel(CallId),
     Joined(Result<Outcome, RendezvousError>),
-    Closed(Result<(), RendezvousError>),
+    /// `Some` where the run was left as it is, with the reason.
+    Closed(Result<Option<String>, RendezvousError>),
     Observed(Result<(), RendezvousError>),
 }
 
@@ -109,9 +134,16 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub round: u64,
+    pub attempt: String,
     pub rank: u32,
     pub world: u32,
     pub master: Master,
+}
+
+impl Outcome {
+    pub fn id(&self) -> RoundId {
+        RoundId { round: self.round, attempt: self.attempt.clone() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -123,7 +155,7 @@ pub enum RendezvousError {
     #[error("{0}")]
     Etcd(#[from] EtcdError),
     #[error(transparent)]
-    Corrupt(#[from] CorruptRecord),
+    Unreadable(#[from] UnreadableRecord),
     #[error(transparent)]
     Denied(#[from] DeniedNode),
     #[error(
@@ -141,14 +173,18 @@ pub struct Status {
     /// Nodes that could change the world of this member, lost members among them.
     pub waiting: usize,
     pub closed: Option<Closed>,
+    /// Seconds: the TTL of the run's lease, as its record has it; 0 where that is not known.
+    pub run_ttl: u64,
     pub progress: Progress,
     /// Why nobody should wait any longer for a member of this round.
-    pub broken: Option<(u64, String)>,
+    pub broken: Option<(RoundId, String)>,
     /// The state of the run is being watched.
     pub observed: bool,
-    /// Why this node is none of the run: it was denied, or replaced. It must not close the run then.
+    /// Why this node is none of the run: it was denied, or replaced.
     pub excluded: Option<String>,
-    /// What was odd about the ranks that this node gave as coordinator.
+    /// The run was closed while this node waited for a place in it.
+    pub parked: bool,
+    /// What people should know of the last round's ranks and limits.
     pub remark: Option<String>,
 }
 
@@ -156,6 +192,8 @@ pub struct Status {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub round: u64,
+    /// The completed round that is current.
+    pub current: Option<RoundId>,
     /// As the coordinator last told; 0 when it has not told yet.
     pub joined: usize,
     pub last_call: bool,
@@ -213,9 +251,36 @@ pub(super) struct Head {
     from: Option<i64>,
     /// The revision at which the head was read last; 0 when it was not.
     read: i64,
+    /// The watch of this node's `node_id`, if it has one, and from where on it shows what is written. It
+    /// begins and ends with that of the head.
+    name: Option<(WatchId, Option<i64>)>,
+}
+
+impl Head {
+    fn is(&self, watch: WatchId) -> bool {
+        self.watch == watch || self.name.is_some_and(|(name, _)| name == watch)
+    }
+
+    /// The revision that a reading must have; `None` before etcd has said where the watches begin.
+    fn wanted(&self) -> Option<i64> {
+        let name = self.name.map_or(Some(0), |(_, from)| from)?;
+        Some(self.from?.max(name))
+    }
+
+    fn is_known(&self) -> bool {
+        self.wanted().is_some_and(|wanted| self.read >= wanted)
+    }
+
+    fn started(&mut self, watch: WatchId, revision: i64) {
+        match &mut self.name {
+            Some((name, from)) if *name == watch => *from = Some(revision),
+            _ => self.from = Some(revision),
+        }
+    }
 }
 
 /// A node's wish to be in the next round.
+#[allow(clippy::struct_excessive_bools, reason = "each is about something else")]
 #[derive(Clone, Debug)]
 pub(super) struct Joining {
     pub master: Master,
@@ -225,6 +290,14 @@ pub(super) struct Joining {
     pub why: Option<String>,
     /// The head was read since, so that nobody is turned away for what was.
     pub confirmed: bool,
+    /// It was a member of no world when it was told to join.
+    pub newcomer: bool,
+    /// It has seen the run open since: a close that comes after is for it, too.
+    pub seen_open: bool,
+    /// It waits in a full world, or for a segment: the deadline does not run.
+    pub parked: bool,
+    /// The last call had begun when its time was up.
+    pub extended: bool,
 }
 
 /// Where this node has put itself for the round that the control record names.
@@ -238,22 +311,37 @@ pub(super) enum Place {
 /// What the call under way is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    GrantNode(i64),
+    /// Asked at this time.
+    GrantNode(i64, Time),
     GrantRun,
     ReadHead,
     JoinRound(u64),
     /// With the record that opens the round.
     Open(Box<Control>),
-    ReadMembership(u64),
-    Wait(u64),
-    Recount(u64),
+    ReadMembership(RoundId),
+    /// With the count that this node tells if it is the usher.
+    Wait(u64, u32),
     Claim,
     GiveUp,
     Close,
-    Confirm(u64),
+    Confirm(RoundId),
     /// With the record of the loss.
     Announce(Loss),
     Lead(super::lead::LeadStep),
+    Usher(super::usher::UsherStep),
+    Sweep(super::sweep::SweepStep),
+}
+
+/// What is under way to close the run.
+#[derive(Clone, Debug)]
+struct Closing {
+    wish: Close,
+    deadline: Time,
+    /// The revision as of which this node knew of the run when this began.
+    known: i64,
+    /// How often the run had been reopened then, or by the first that is known of it. What was to be closed was
+    /// closed where it is more often now.
+    reopened: Option<u32>,
 }
 
 pub struct Machine {
@@ -265,37 +353,54 @@ pub struct Machine {
     now: Time,
 
     pub(super) lease: Option<i64>,
-    pub(super) run_lease: bool,
+    /// The TTL of the run's lease, while this node renews that.
+    pub(super) run_lease: Option<Duration>,
     pub(super) control: Observed<Control>,
     pub(super) coordinator: Observed<(Coordinator, NodeId)>,
     pub(super) loss: Observed<Loss>,
+    pub(super) usher: Observed<(Usher, NodeId)>,
+    /// The revision at which the control record was created: another one is another run of the same name.
+    incarnation: i64,
     pub(super) denied: Denied,
     pub(super) identity: Identity,
     /// The last leases that this node had: it was another node then, by the same names.
     pub(super) formers: VecDeque<NodeId>,
-    corrupt: Option<CorruptRecord>,
+    /// What this node cannot read of the head, by key, and can't do without.
+    unreadable: BTreeMap<&'static str, UnreadableRecord>,
     pub(super) head: Option<Head>,
     /// The watch of the head has ended and there is no new one yet.
     pub(super) deaf: bool,
 
     pub(super) call: Option<(CallId, Step)>,
+    /// The highest revision that etcd has told, and what it was when the call under way began.
+    revision: i64,
+    known: i64,
     /// No step before this time: the last one failed in a way that time heals.
     pub(super) pause: Option<Time>,
     pub(super) joining: Option<Joining>,
-    closing: Option<(Closed, Time)>,
-    /// Since this node was told to close the run, somebody has; it may have been reopened since.
-    seen_closed: bool,
+    closing: Option<Closing>,
     observing: Option<Time>,
 
     pub(super) place: Place,
-    pub(super) waiting_watch: Option<WatchId>,
-    /// When to look after something: the missing coordinator, the members of a world we wait for.
+    /// The round that this node has asked to join: a copy of the request whose answer was lost may have come
+    /// in time.
+    pub(super) asked_for: Option<u64>,
+    /// When to look after something: the missing coordinator or usher, the members of a closed world.
     pub(super) look_at: Option<Time>,
     pub(super) lead: Option<Lead>,
+    pub(super) ushering: Option<Ushering>,
+    pub(super) sweep: Option<Sweep>,
+    /// The last attempt of this node to complete a round: if it did, others have left something before it.
+    pub(super) leaves: Option<String>,
+    /// How many nodes share the wish for a key that is missing, as was told last.
+    pub(super) crowd: usize,
     pub(super) attempts: u64,
     pub(super) membership: Option<Membership>,
     excluded: Option<String>,
-    pub(super) remark: Option<String>,
+    /// The run was closed while this node waited for a place in it.
+    pub(super) parked: bool,
+    remark: Option<String>,
+    said: VecDeque<String>,
 }
 
 impl Machine {
@@ -307,30 +412,39 @@ impl Machine {
             last_id: 0,
             now: Time::ZERO,
             lease: None,
-            run_lease: false,
+            run_lease: None,
             control: Observed::default(),
             coordinator: Observed::default(),
             loss: Observed::default(),
+            usher: Observed::default(),
+            incarnation: 0,
             denied: Denied::default(),
             identity: Identity::default(),
             formers: VecDeque::new(),
-            corrupt: None,
+            unreadable: BTreeMap::new(),
             head: None,
             deaf: false,
             call: None,
+            revision: 0,
+            known: 0,
             pause: None,
             joining: None,
             closing: None,
-            seen_closed: false,
             observing: None,
             place: Place::Outside,
-            waiting_watch: None,
+            asked_for: None,
             look_at: None,
             lead: None,
+            ushering: None,
+            sweep: None,
+            leaves: None,
+            crowd: 0,
             attempts: 0,
             membership: None,
             excluded: None,
+            parked: false,
             remark: None,
+            said: VecDeque::new(),
         }
     }
 
@@ -339,22 +453,39 @@ impl Machine {
         self.now = now;
         match input {
             Input::Join(master) => {
-                (self.excluded, self.remark) = (None, None);
+                (self.excluded, self.parked, self.remark) = (None, false, None);
                 let why = self.why_again();
                 self.stop_watching_members();
-                let deadline = now + self.settings.join_timeout;
-                self.joining =
-                    Some(Joining { master, started: now, deadline, why, confirmed: false });
+                self.joining = Some(Joining {
+                    master,
+                    started: now,
+                    deadline: now + self.settings.join_timeout,
+                    why,
+                    confirmed: false,
+                    newcomer: self.membership.is_none(),
+                    seen_open: false,
+                    parked: false,
+                    extended: false,
+                });
             }
             Input::Leave => self.leave(),
-            Input::Close { by, reason, at } => {
-                self.seen_closed = false;
-                self.closing = Some((Closed { by, reason, at }, now + self.settings.close_timeout));
+            Input::Close(wish) => {
+                let deadline = now + self.settings.close_timeout;
+                let known = self.control.as_of;
+                let reopened = (known > 0).then(|| self.reopened());
+                self.closing = Some(Closing { wish, deadline, known, reopened });
             }
             Input::Observe => self.observing = Some(now + self.settings.close_timeout),
             Input::Answer(id, answer) => {
                 if let Some((_, step)) = self.call.take_if(|(call, _)| *call == id) {
+                    if let Ok(Answer::Txn(reply)) = &answer {
+                        self.has_reached(reply.revision);
+                    }
                     match answer {
+                        // etcd cannot be behind what was known when it was asked. Watches say it, too, but
+                        // there may be none: the head's ends where rights are taken away, and who then asks
+                        // again would never believe the answer.
+                        Ok(Answer::Txn(reply)) if reply.revision < self.known => self.begin_anew(),
                         Ok(answer) => self.answered(now, step, answer),
                         Err(error) => self.failed(now, &step, error),
                     }
@@ -367,7 +498,7 @@ impl Machine {
                         self.act(Action::Abandon(lease));
                     }
                 } else if lease == self.settings.keys.run_lease() {
-                    self.run_lease = false;
+                    self.run_lease = None;
                 }
             }
             Input::Tick => {}
@@ -387,35 +518,53 @@ impl Machine {
 
     /// When to send [`Input::Tick`], if nothing comes before.
     pub fn next_deadline(&self) -> Option<Time> {
+        // Who asks for these waits no longer, whatever the call under way is for.
+        let asked = self.asked_until().min();
         if self.call.is_some() {
-            return None;
+            return asked;
         }
         if self.pause.is_some() {
             // Whatever is due, the next step is taken when the pause ends.
-            return self.pause;
+            return self.pause.into_iter().chain(asked).min();
         }
         let lead = self.lead.as_ref().and_then(Lead::next_deadline);
-        let own = [self.look_at, lead].into_iter().flatten().min();
+        let ushering = self.ushering.as_ref().and_then(Ushering::next_deadline);
+        let own = [self.look_at, lead, ushering].into_iter().flatten().min();
         // Without the head nothing of that can be done, and while the run is being closed nothing else is.
         let closes = self.closing.is_some();
         let own = own.filter(|_| self.head_is_known() && !closes);
-        let joining = self.joining.as_ref().filter(|_| !closes).map(|joining| joining.deadline);
-        let closing = self.closing.as_ref().map(|(_, deadline)| *deadline);
-        [own, joining, closing, self.observing].into_iter().flatten().min()
+        let joining = self.joining.as_ref().filter(|joining| !closes && !joining.parked);
+        let joining = joining.map(|joining| joining.deadline);
+        own.into_iter().chain(joining).chain(asked).min()
+    }
+
+    /// When those who have asked to close the run, or for its state, are to be answered at the latest.
+    fn asked_until(&self) -> impl Iterator<Item = Time> {
+        let slack = self.slack();
+        let closing = self.closing.as_ref().map(|closing| closing.deadline);
+        closing.into_iter().chain(self.observing).map(move |deadline| deadline + slack)
+    }
+
+    /// A call that is under way for them ends by their deadline, and says more.
+    fn slack(&self) -> Duration {
+        let own = matches!(self.call, Some((_, Step::Close | Step::ReadHead | Step::GrantRun)));
+        if own { Duration::from_secs(1) } else { Duration::ZERO }
     }
 
     pub fn status(&self) -> Status {
-        let closed = match self.control.value.as_ref().map(|control| &control.state) {
-            Some(State::Closed(closed)) => Some(closed.clone()),
-            _ => None,
-        };
+        // Where a newer version has begun the run anew, what was closed is no more.
+        let is_newer =
+            self.unreadable.get("control").is_some_and(UnreadableRecord::is_of_another_version);
+        let closed = self.closed().filter(|_| !is_newer).cloned();
         let told = self.coordinator.value.as_ref().map(|(told, _)| told);
         let member = self.membership.as_ref().filter(|_| self.joining.is_none());
         Status {
             waiting: if closed.is_some() { 0 } else { self.nodes_waiting() },
             closed,
+            run_ttl: self.control.value.as_ref().map_or(0, |control| control.run_ttl),
             progress: Progress {
                 round: self.control.value.as_ref().map_or(0, |control| control.round),
+                current: self.control.value.as_ref().and_then(Control::current),
                 joined: told.map_or(0, |told| told.joined as usize),
                 last_call: told.is_some_and(|told| told.last_call),
                 spare: matches!(self.place, Place::Waiting(_)),
@@ -424,13 +573,15 @@ impl Machine {
             },
             broken: self.broken_round(),
             observed: self.head_is_known(),
-            excluded: self.excluded.clone().or_else(|| self.exclusion().map(|e| e.to_string())),
+            excluded: self.excluded(),
+            parked: self.parked,
             remark: self.remark.clone(),
         }
     }
 
     /// Takes the next step, if none is under way.
     fn advance(&mut self, now: Time) {
+        self.answer_the_late(now);
         // A step that is settled without a call leaves room for the next one.
         while self.call.is_none() && self.pause.is_none_or(|until| now >= until) {
             self.pause = None;
@@ -441,18 +592,37 @@ impl Machine {
         }
     }
 
+    /// Whatever is under way, who asked to close the run, or for its state, is answered in time.
+    fn answer_the_late(&mut self, now: Time) {
+        let slack = self.slack();
+        let late = |deadline: Time| now >= deadline + slack;
+        if self.closing.as_ref().is_some_and(|closing| late(closing.deadline)) {
+            self.closing = None;
+            if let Some((_, Step::Close)) = self.call {
+                self.drop_call();
+            }
+            let text = "The run could not be closed in time.".to_string();
+            self.act(Action::Closed(Err(RendezvousError::Timeout(text))));
+        }
+        if self.observing.is_some_and(late) {
+            self.observing = None;
+            let text = "etcd began no watch in time.".to_string();
+            self.act(Action::Observed(Err(RendezvousError::Timeout(text))));
+        }
+    }
+
     /// `true` when something was settled without a call to etcd, so that another step may follow.
     fn step(&mut self, now: Time) -> bool {
-        if let Some(error) = self.corrupt.clone() {
+        // What was read before the watch ended may be gone by now: then it is read again first.
+        if self.head_is_known()
+            && let Some(error) = self.unreadable.values().next().cloned()
+        {
             self.fail_all(&error.into());
             return false;
         }
-        // Whatever else is going on, who only asks is answered in time.
-        let known = self.head_is_known();
-        if self.observing.is_some_and(|deadline| known || now >= deadline) {
+        if self.observing.is_some() && self.head_is_known() {
             self.observing = None;
-            let late = || RendezvousError::Timeout("etcd began no watch in time.".into());
-            self.act(Action::Observed(if known { Ok(()) } else { Err(late()) }));
+            self.act(Action::Observed(Ok(())));
             return true;
         }
         if self.closing.is_some() {
@@ -474,42 +644,114 @@ impl Machine {
     }
 
     fn step_close(&mut self, now: Time) -> bool {
-        let Some((closed, deadline)) = self.closing.clone() else { return true };
-        if !self.know_head(deadline) && (self.call.is_some() || now < deadline) {
-            return false;
+        let Some(Closing { wish, deadline, .. }) = self.closing.clone() else { return true };
+        if !self.was_closed_meanwhile() {
+            if !self.know_head(deadline.max(now)) {
+                return false;
+            }
+            self.closing_knows();
         }
-        if now >= deadline {
+        if self.was_closed_meanwhile() {
             self.closing = None;
-            let text = "The run could not be closed in time.".to_string();
-            self.act(Action::Closed(Err(RendezvousError::Timeout(text))));
+            self.act(Action::Closed(Ok(None)));
             return true;
         }
-        if self.seen_closed || self.is_closed() {
-            self.closing = None;
-            self.act(Action::Closed(Ok(())));
-            return true;
-        }
-        if let Some(error) = self.replaced() {
+        if wish.only_member {
+            if let Some(reason) = self.why_not_close() {
+                self.closing = None;
+                self.act(Action::Closed(Ok(Some(reason))));
+                return true;
+            }
+        } else if let Some(error) = self.replaced() {
             self.closing = None;
             self.exclude(&error);
             self.act(Action::Closed(Err(error)));
             return true;
         }
-        let round = self.control.value.as_ref().map_or(0, |control| control.round);
         if self.ensure_run_lease(deadline) {
-            let control = Control::new(round, State::Closed(closed));
-            let mut guards = vec![self.control_unchanged()];
-            if self.has_held_identity() {
-                guards.extend(self.identity_unchanged());
-            }
-            let txn = Txn::when(guards).then([self.put_control(&control)]).or_else(self.get_head());
+            let txn = self.close_txn(wish);
             self.txn(Step::Close, txn, deadline);
         }
         false
     }
 
+    /// Somebody else has closed the run since this node was to do it; it may have been reopened since.
+    fn was_closed_meanwhile(&self) -> bool {
+        let Some(Closing { known, reopened: Some(before), .. }) = self.closing else {
+            return false;
+        };
+        let is_news = self.control.as_of > known || self.head_is_known();
+        is_news
+            && (self.is_closed() || (self.reopened() > before && !wrong(Variant::MissesReopening)))
+    }
+
+    /// The first that is known of the run after this node was to close it.
+    fn closing_knows(&mut self) {
+        let reopened = self.reopened();
+        if let Some(closing) = &mut self.closing {
+            closing.reopened.get_or_insert(reopened);
+        }
+    }
+
+    /// How often the run has been reopened, as far as is known.
+    fn reopened(&self) -> u32 {
+        self.control.value.as_ref().map_or(0, |control| control.reopened)
+    }
+
+    fn close_txn(&self, wish: Close) -> Txn {
+        let only_member = wish.only_member;
+        let control = self.closed_record(wish);
+        let mut guards = vec![self.control_unchanged()];
+        if self.has_held_identity() {
+            guards.extend(self.identity_unchanged());
+        }
+        let mut reads = self.get_head();
+        if only_member && let Some((key, lease)) = self.own_member_key() {
+            // Its lease may have run out, and this node not have been told yet.
+            guards.push(Compare::new(key.clone(), Ordering::Equal, Target::Lease(lease)));
+            reads.push(Op::get(key));
+        }
+        Txn::when(guards).then([self.put_control(&control)]).or_else(reads)
+    }
+
+    /// The record of a close keeps which world was the last one.
+    fn closed_record(&self, wish: Close) -> Control {
+        let Close { by, reason, at, ended, .. } = wish;
+        let known = self.control.value.as_ref();
+        let last = known.and_then(Control::last).filter(|_| !wrong(Variant::ForgetsPrevious));
+        let state = State::Closed(Closed { by, reason, at, last, ended });
+        match known {
+            Some(control) => control.then(control.round, state),
+            None => Control::first(self.settings.version, self.run_ttl_s(), 0, state),
+        }
+    }
+
+    pub(super) fn close_answered(&mut self, reply: &TxnReply) {
+        if reply.succeeded {
+            if let Some(Closing { wish, .. }) = self.closing.clone() {
+                let control = self.closed_record(wish);
+                self.control_written(control, reply.revision);
+            }
+            return;
+        }
+        let unchanged = self.control.modified;
+        self.observe_head(reply);
+        let only_member = self.closing.as_ref().is_some_and(|closing| closing.wish.only_member);
+        let own = reply.range(self.get_head().len()).kvs;
+        if only_member && self.control.modified == unchanged && own.is_empty() {
+            self.expel();
+        }
+    }
+
+    pub(super) fn closed(&self) -> Option<&Closed> {
+        match &self.control.value {
+            Some(Control { state: State::Closed(closed), .. }) => Some(closed),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_closed(&self) -> bool {
-        matches!(self.control.value, Some(Control { state: State::Closed(_), .. }))
+        self.closed().is_some()
     }
 
     /// This node is none of the run, until it is told to join again.
@@ -519,17 +761,20 @@ impl Machine {
         }
     }
 
-    pub(super) fn closed_written(&mut self, revision: i64) {
-        if let Some((closed, _)) = &self.closing {
-            let round = self.control.value.as_ref().map_or(0, |control| control.round);
-            self.control_written(Control::new(round, State::Closed(closed.clone())), revision);
-        }
+    /// The text of an exclusion that is in force, or was when the barrier ended by it.
+    pub(super) fn excluded(&self) -> Option<String> {
+        self.excluded.clone().or_else(|| self.exclusion().map(|error| error.to_string()))
     }
 
     fn failed(&mut self, now: Time, step: &Step, error: EtcdError) {
         if let Step::GiveUp = step {
             // The time is up all the same; etcd only could not say who was there.
             return self.give_up_with(now, &TxnReply::default());
+        }
+        if let Step::Sweep(_) = step {
+            // Whoever completes the next round sees to it.
+            self.sweep = None;
+            return;
         }
         if let EtcdError::Refused { kind: Refusal::LeaseNotFound, .. } = &error {
             self.pause = Some(now + Duration::from_millis(100));
@@ -541,10 +786,11 @@ impl Machine {
                 // It may be the other lease that is not there.
                 self.act(Action::Revoke(lease));
             }
-            self.run_lease = false;
+            self.run_lease = None;
             return;
         }
         if let EtcdError::Compacted { .. } = &error {
+            self.usher_anew();
             return self.reload();
         }
         if let Step::Confirm(_) | Step::Announce(_) | Step::ReadHead = step {
@@ -552,7 +798,7 @@ impl Machine {
                 matches!(error, EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. });
             let asked = [
                 self.joining.as_ref().map(|joining| joining.deadline),
-                self.closing.as_ref().map(|(_, deadline)| *deadline),
+                self.closing.as_ref().map(|closing| closing.deadline),
                 self.observing,
             ];
             // Silence of etcd is no news of the run: unless somebody's time is up, ask again.
@@ -580,47 +826,54 @@ impl Machine {
     }
 
     fn watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
-        let is_ours = self.head.is_some_and(|head| head.watch == watch)
-            || self.lead.as_ref().is_some_and(|lead| lead.watches(watch))
-            || self.waiting_watch == Some(watch)
-            || self.watches_as_member(watch);
+        let of_head = self.head.is_some_and(|head| head.is(watch));
+        let of_lead = self.lead.as_ref().is_some_and(|lead| lead.watches(watch));
+        let of_usher = self.ushering.as_ref().is_some_and(|ushering| ushering.watches(watch));
+        let is_ours = of_head || of_lead || of_usher || self.watches_as_member(watch);
         if is_ours && message == WatchMessage::HistoryLost {
             self.begin_anew();
-        } else if let Some(head) = self.head.as_mut().filter(|head| head.watch == watch) {
-            match message {
-                WatchMessage::Started(revision) => head.from = Some(revision),
-                WatchMessage::Events(events) => {
-                    for event in &events {
-                        self.head_event(event);
-                    }
-                }
-                // Read it anew; what was missed is in what is there now.
-                WatchMessage::Compacted { .. } => {
-                    self.head = None;
-                    self.deaf = true;
-                }
-                WatchMessage::Failed(error) => {
-                    self.head = None;
-                    self.deaf = true;
-                    self.failed(now, &Step::ReadHead, error);
-                }
-                // Above.
-                WatchMessage::HistoryLost => {}
-            }
-        } else if self.lead.as_ref().is_some_and(|lead| lead.watches(watch)) {
+        } else if of_head {
+            self.head_watched(now, watch, message);
+        } else if of_lead {
             self.lead_watched(now, watch, message);
-        } else if self.waiting_watch == Some(watch) {
-            // A member of the world we wait for is gone: look whether anybody is left, not all at once.
-            if let WatchMessage::Compacted { .. } = message {
-                self.waiting_watch = None;
-            }
-            if self.look_at.is_none() {
-                let pause = self.jitter(Duration::from_millis(500));
-                self.look_at = Some(now + Duration::from_millis(100) + pause);
-            }
+        } else if of_usher {
+            self.usher_watched(now, watch, message);
         } else {
             self.member_watched(watch, message);
         }
+    }
+
+    fn head_watched(&mut self, now: Time, watch: WatchId, message: WatchMessage) {
+        let Some(head) = &mut self.head else { return };
+        let of_name = head.watch != watch;
+        match message {
+            WatchMessage::Started(revision) => head.started(watch, revision),
+            WatchMessage::Events(events) => {
+                for event in &events {
+                    self.has_reached(event.kv().mod_revision);
+                    if of_name {
+                        self.holder_event(event);
+                    } else {
+                        self.head_event(event);
+                    }
+                }
+            }
+            // Read it anew; what was missed is in what is there now.
+            WatchMessage::Compacted { .. } => self.forget_head(),
+            WatchMessage::Failed(error) => {
+                self.forget_head();
+                self.failed(now, &Step::ReadHead, error);
+            }
+            // The machine begins anew.
+            WatchMessage::HistoryLost => {}
+        }
+    }
+
+    fn forget_head(&mut self) {
+        let head = self.head.take();
+        self.unwatch(head.map(|head| head.watch));
+        self.unwatch(head.and_then(|head| head.name).map(|(name, _)| name));
+        self.deaf = true;
     }
 
     /// etcd was wiped, restored or replaced: what is known is of a history that is no more, revisions of
@@ -630,24 +883,27 @@ impl Machine {
         if let Some(lease) = self.drop_lease() {
             self.act(Action::Revoke(lease));
         }
-        if std::mem::take(&mut self.run_lease) {
-            self.act(Action::Abandon(self.settings.keys.run_lease()));
-        }
+        self.abandon_run_lease();
         self.stop_watching_members();
-        let head = self.head.take();
-        self.unwatch(head.map(|head| head.watch));
-        self.deaf = true;
+        self.forget_head();
         self.control = Observed::default();
         self.coordinator = Observed::default();
         self.loss = Observed::default();
+        self.usher = Observed::default();
         self.denied = Denied::default();
         self.identity_anew();
-        self.corrupt = None;
+        self.incarnation = 0;
+        self.revision = 0;
+        self.sweep = None;
+        self.unreadable.clear();
+    }
+
+    fn has_reached(&mut self, revision: i64) {
+        self.revision = self.revision.max(revision);
     }
 
     pub(super) fn head_is_known(&self) -> bool {
-        let known = |head: Head| head.from.is_some_and(|from| head.read >= from);
-        self.head.is_some_and(known)
+        self.head.is_some_and(|head| head.is_known())
     }
 
     /// Whether the head was read after its watch had begun; if not, sees to it.
@@ -659,8 +915,12 @@ impl Machine {
         self.watch_head();
         // At once where this is the first call, which finds out if etcd is there at all: mostly nothing is
         // written in between. Who joins has just got a lease, and can wait.
-        let early = i64::from(self.joining.is_none());
-        if self.head.is_some_and(|head| head.read < head.from.unwrap_or(early)) {
+        let early = self.joining.is_none();
+        let is_due = |head: Head| match head.wanted() {
+            Some(wanted) => head.read < wanted,
+            None => early && head.read == 0,
+        };
+        if self.head.is_some_and(is_due) {
             let txn = Txn::when([]).then(self.get_head());
             self.txn(Step::ReadHead, txn, deadline);
         }
@@ -670,7 +930,10 @@ impl Machine {
     pub(super) fn watch_head(&mut self) {
         if self.head.is_none() {
             let watch = self.watch_prefix(self.settings.keys.head(), 0, false);
-            self.head = Some(Head { watch, from: None, read: 0 });
+            let name = self.holder_key().map(|key| {
+                (self.watch(WatchSpec { key: key.into(), ..WatchSpec::default() }), None)
+            });
+            self.head = Some(Head { watch, from: None, read: 0, name });
         }
     }
 
@@ -685,7 +948,7 @@ impl Machine {
     }
 
     fn head_event(&mut self, event: &Event) {
-        if self.denied_event(event) || self.replaced_event(event) {
+        if self.denied_event(event) {
             return;
         }
         let kv = event.kv();
@@ -696,6 +959,8 @@ impl Machine {
             self.observe_coordinator(present.then_some(kv), kv.mod_revision);
         } else if kv.key == self.settings.keys.loss().as_bytes() {
             self.observe_loss(present.then_some(kv), kv.mod_revision);
+        } else if kv.key == self.settings.keys.usher().as_bytes() {
+            self.observe_usher(present.then_some(kv), kv.mod_revision);
         }
     }
 
@@ -705,9 +970,9 @@ impl Machine {
         self.observe_coordinator(reply.range(1).kvs.first(), reply.revision);
         self.observe_loss(reply.range(2).kvs.first(), reply.revision);
         self.observe_denied(&reply.range(3).kvs, reply.revision);
+        self.observe_usher(reply.range(4).kvs.first(), reply.revision);
         if self.settings.labels.node_id.is_some() {
-            self.observe_holder(reply.range(4).kvs.first(), reply.revision);
-            self.observe_replaced(&reply.range(5).kvs, reply.revision);
+            self.observe_holder(reply.range(5).kvs.first(), reply.revision);
         }
     }
 
@@ -715,35 +980,144 @@ impl Machine {
         if self.control.is_newer_than(as_of) {
             return;
         }
-        let modified = kv.map_or(0, |kv| kv.mod_revision);
-        let decoded = kv
-            .map(|kv| records::decode_control(&self.settings.keys.control(), &kv.value))
-            .transpose();
+        let (created, modified) = kv.map_or((0, 0), |kv| (kv.create_revision, kv.mod_revision));
+        let key = self.settings.keys.control();
+        let decoded = kv.map(|kv| self.reader().control(&key, &kv.value)).transpose();
         match decoded {
             Ok(control) => {
-                self.corrupt = None;
-                self.seen_closed |= control.as_ref().is_some_and(Control::was_closed);
+                self.unreadable.remove("control");
+                if created != self.incarnation {
+                    // Another run of this name, or none: where this node was in the last one is nowhere now.
+                    self.incarnation = created;
+                    self.set_place(Place::Outside);
+                    self.renew_run_lease_as(control.as_ref());
+                }
+                let is_news = self.control.modified != modified;
                 self.control.set(control, modified, as_of);
+                self.closing_knows();
+                if is_news && matches!(self.call, Some((_, Step::Usher(_) | Step::Sweep(_)))) {
+                    // That is about a round which is current no more, and this node may have to join the next.
+                    self.drop_call();
+                }
             }
-            Err(error) => self.corrupt = Some(error),
+            Err(error) => drop(self.unreadable.insert("control", error)),
+        }
+    }
+
+    /// This node has created the run's record.
+    pub(super) fn created_at(&mut self, revision: i64) {
+        self.incarnation = revision;
+    }
+
+    pub(super) fn incarnation(&self) -> i64 {
+        self.incarnation
+    }
+
+    /// What people should know of a round. Once: it is mostly the same in the next one.
+    pub(super) fn say(&mut self, remark: String) {
+        if !self.said.contains(&remark) {
+            self.remark = Some(remark.clone());
+            self.said.push_back(remark);
+            if self.said.len() > REMARKS {
+                self.said.pop_front();
+            }
+        }
+    }
+
+    pub(super) fn now(&self) -> Time {
+        self.now
+    }
+
+    /// What a record of the head that cannot be read means: that of a version that this node does not know
+    /// must not be passed over, garbage is.
+    fn readable<T>(
+        &mut self,
+        name: &'static str,
+        record: Option<Result<T, UnreadableRecord>>,
+    ) -> Option<T> {
+        self.unreadable.remove(name);
+        match record? {
+            Ok(record) => Some(record),
+            Err(error) => {
+                if error.is_of_another_version() && !wrong(Variant::TakesNewerRecords) {
+                    self.unreadable.insert(name, error);
+                }
+                None
+            }
         }
     }
 
     pub(super) fn observe_coordinator(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        if self.coordinator.is_newer_than(as_of) {
+            return;
+        }
         let key = self.settings.keys.coordinator();
         // A record that cannot be read, or that no lease will remove, is no coordinator's: see `claim`.
         let held = kv.filter(|kv| kv.lease != 0);
-        let value = held.and_then(|kv| Some((records::decode(&key, &kv.value).ok()?, kv.lease)));
+        let record = held.map(|kv| self.reader().record(&key, &kv.value));
+        let value = self.readable("coordinator", record);
+        let value: Option<(Coordinator, NodeId)> = value.zip(held.map(|kv| kv.lease));
         self.coordinator.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
-        if self.coordinator.value.is_some() {
+        if let Some((told, _)) = &self.coordinator.value {
+            self.crowd = told.joined as usize;
             self.look_at = None;
         }
     }
 
     fn observe_loss(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        if self.loss.is_newer_than(as_of) {
+            return;
+        }
+        let key = self.settings.keys.loss();
         // A record that cannot be read is none, and is replaced by the next.
-        let value = kv.and_then(|kv| records::decode("", &kv.value).ok());
+        let record = kv.map(|kv| self.reader().record(&key, &kv.value));
+        let value = self.readable("loss", record);
         self.loss.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
+    }
+
+    pub(super) fn observe_usher(&mut self, kv: Option<&KeyValue>, as_of: i64) {
+        if self.usher.is_newer_than(as_of) {
+            return;
+        }
+        let key = self.settings.keys.usher();
+        let held = kv.filter(|kv| kv.lease != 0);
+        let record = held.map(|kv| self.reader().record(&key, &kv.value));
+        let value = self.readable("usher", record);
+        let value: Option<(Usher, NodeId)> = value.zip(held.map(|kv| kv.lease));
+        self.usher.set(value, kv.map_or(0, |kv| kv.mod_revision), as_of);
+        if let (Place::Waiting(_), Some(_)) = (self.place, &self.usher.value) {
+            self.look_at = None;
+        }
+    }
+
+    /// A record that this node cannot read because it is of a version that it does not know.
+    pub(super) fn another_version(&self) -> Option<&UnreadableRecord> {
+        self.unreadable.values().find(|error| error.is_of_another_version())
+    }
+
+    pub(super) fn reader(&self) -> Reader {
+        Reader { newest: self.settings.version }
+    }
+
+    /// A record of this run.
+    pub(super) fn encode<T: serde::Serialize>(&self, record: &T) -> Vec<u8> {
+        let version = self.control.value.as_ref().map(|control| control.version);
+        records::encode(record, version.unwrap_or(self.settings.version))
+    }
+
+    pub(super) fn run_ttl_s(&self) -> u64 {
+        let known = self.run_lease.filter(|_| !wrong(Variant::KnowsLeaseOfLastRun));
+        known.unwrap_or(self.settings.run_ttl).as_secs()
+    }
+
+    /// The TTL of the run's lease, as the run's record has it.
+    pub(super) fn run_ttl(&self) -> Duration {
+        let known = self.control.value.as_ref().map_or(0, |control| control.run_ttl);
+        if known == 0 || wrong(Variant::OwnTtl) {
+            self.run_lease.unwrap_or(self.settings.run_ttl)
+        } else {
+            Duration::from_secs(known)
+        }
     }
 
     pub(super) fn act(&mut self, action: Action) {
@@ -755,9 +1129,20 @@ impl Machine {
         self.last_id
     }
 
+    /// The answer of the call under way is not wanted any more.
+    pub(super) fn drop_call(&mut self) {
+        let Some((call, step)) = self.call.take() else { return };
+        self.act(Action::Cancel(call));
+        if let Step::GrantNode(lease, _) = step {
+            // It may have been granted.
+            self.act(Action::Revoke(lease));
+        }
+    }
+
     pub(super) fn txn(&mut self, step: Step, txn: Txn, deadline: Time) {
         let id = self.new_id();
         self.call = Some((id, step));
+        self.known = self.revision;
         self.act(Action::Txn(id, txn, deadline));
     }
 
@@ -781,7 +1166,9 @@ impl Machine {
         deletes_only: bool,
     ) -> WatchId {
         let range_end = Some(prefix_end(prefix.as_bytes()));
-        self.watch(WatchSpec { key: prefix.into(), range_end, start_revision, deletes_only })
+        let key = prefix.into();
+        let with_previous = false;
+        self.watch(WatchSpec { key, range_end, start_revision, deletes_only, with_previous })
     }
 
     pub(super) fn unwatch(&mut self, watch: Option<WatchId>) {
@@ -828,6 +1215,9 @@ mod tests {
             ttl: second * 10,
             run_ttl: second * 100,
             on_member_loss: OnMemberLoss::Restart,
+            survivor_grace: second,
+            reopen_if_closed: false,
+            version: 1,
             node: NodeInfo::default(),
             labels: Labels::default(),
             order: RankOrder::Stable,
@@ -843,7 +1233,7 @@ mod tests {
         let mut node = machine();
         let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
         let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
-        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted)));
+        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted(Duration::from_secs(10)))));
         // etcd does not say where the watch of the head begins, so nothing else can be done.
         node.handle(Time::ZERO, Input::Observe);
         let due = node.next_deadline().expect("a deadline");
@@ -860,9 +1250,8 @@ mod tests {
         let mut node = machine();
         let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
         let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
-        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted)));
-        let close = Input::Close { by: String::new(), reason: String::new(), at: 0 };
-        node.handle(Duration::from_secs(55), close);
+        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted(Duration::from_secs(10)))));
+        node.handle(Duration::from_secs(55), Input::Close(Close::default()));
         assert_eq!(node.next_deadline(), Some(Duration::from_secs(65)));
     }
 }

@@ -1,37 +1,42 @@
 //! Between rounds: what a member of a world learns from its watches, without asking etcd.
 
-use std::collections::BTreeMap;
-
 use super::keys::{NodeId, node_of};
 use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
-use super::records::{self, Control, Final, Loss, State};
+use super::records::{Control, Final, Loss, Member, RoundId, State};
 use super::variants::{Variant, wrong};
-use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, TxnReply};
+use crate::etcd::kv::{Compare, Event, Op, Txn, TxnReply};
 use crate::etcd::{WatchMessage, WatchSpec};
 
 /// A place in a completed round and what happened to it since.
 pub(super) struct Membership {
-    pub round: u64,
+    pub id: RoundId,
     pub rank: u32,
     pub world: u32,
     lease: i64,
+    /// How often the run had been reopened then.
+    reopened: u32,
     /// The member that this one watches.
     next: NodeId,
-    attempt: String,
     /// This node's own lease was lost.
     pub expelled: bool,
     /// How to name the next member, which is gone.
     gone: Option<String>,
-    /// Those who wait, with their domains.
-    waiting: BTreeMap<NodeId, Option<String>>,
-    watches: Option<Watches>,
+    /// The watch of the next member's key.
+    watch: Option<WatchId>,
     /// Events are missing: read what is there.
     resync: bool,
 }
 
-struct Watches {
-    member: WatchId,
-    waiting: WatchId,
+impl Membership {
+    /// Who is alone in its world watches itself. Its lease may be there all the same: a late copy of the
+    /// request for it grants it anew when it was revoked, and brings no key back.
+    fn next_is_gone(&mut self, name: String) {
+        if self.next == self.lease {
+            self.expelled = true;
+        } else {
+            self.gone = Some(name);
+        }
+    }
 }
 
 impl Machine {
@@ -43,65 +48,134 @@ impl Machine {
         next: NodeId,
     ) {
         self.membership = Some(Membership {
-            round: outcome.round,
+            id: outcome.id(),
             rank: outcome.rank,
             world: outcome.world,
             lease,
+            reopened: self.control.value.as_ref().map_or(0, |control| control.reopened),
             next,
-            attempt: complete.attempt.clone(),
             expelled: false,
             gone: None,
-            waiting: BTreeMap::new(),
-            watches: None,
+            watch: None,
             resync: false,
         });
-        // Waiting keys of a round are written after its completion.
+        self.remark_limits(complete);
+        // By the record, and not by the answer to its completion: that may have been lost.
+        if self.leaves.as_ref() == Some(&complete.attempt) {
+            self.begin_to_sweep(outcome.id());
+        }
         let completed = self.control.modified;
         // Where nothing was written between the last member key and the completion, no member was lost
         // then, and etcd need not look for it: that takes it long for thousands (`docs/protocol.md`).
         let quiet =
             completed == complete.since.saturating_add(1) || wrong(Variant::WatchesFromFinal);
         let since = if quiet { completed } else { complete.since.min(completed) };
-        self.watch_members(since.saturating_add(1), completed.saturating_add(1));
+        self.watch_next(since.saturating_add(1));
     }
 
     /// Each member watches one other, in a ring, and tells all of a loss: etcd's work for a lost member
     /// would else be an event for each of them, and with many lost at once the square of that. As long
     /// as anybody is left somebody's next one is among the lost.
-    fn watch_members(&mut self, members_from: i64, waiting_from: i64) {
-        let Some(Membership { round, attempt, next, .. }) = &self.membership else { return };
-        let keys = &self.settings.keys;
-        let (next, waiting) = (keys.member(*round, attempt, *next), keys.waitings(*round));
-        let member = self.watch(WatchSpec {
+    fn watch_next(&mut self, start_revision: i64) {
+        let Some(Membership { id, next, .. }) = &self.membership else { return };
+        let watch = self.watch(WatchSpec {
             range_end: None,
-            key: next.into(),
-            start_revision: members_from,
+            key: self.settings.keys.member(id, *next).into(),
+            start_revision,
             deletes_only: true,
+            // Its value says who it was.
+            with_previous: true,
         });
-        let waiting = self.watch_prefix(waiting, waiting_from, false);
         if let Some(membership) = &mut self.membership {
-            membership.watches = Some(Watches { member, waiting });
+            membership.watch = Some(watch);
         }
     }
 
     pub(super) fn stop_watching_members(&mut self) {
-        let watches = self.membership.as_mut().and_then(|membership| membership.watches.take());
-        if let Some(watches) = watches {
-            self.unwatch(Some(watches.member));
-            self.unwatch(Some(watches.waiting));
-        }
+        let watch = self.membership.as_mut().and_then(|membership| membership.watch.take());
+        self.unwatch(watch);
     }
 
     pub(super) fn watches_as_member(&self, watch: WatchId) -> bool {
-        let watches = self.membership.as_ref().and_then(|membership| membership.watches.as_ref());
-        watches.is_some_and(|watches| watches.member == watch || watches.waiting == watch)
+        self.membership.as_ref().is_some_and(|membership| membership.watch == Some(watch))
+    }
+
+    /// People should know where this node's own limits are not those of the round that it is in.
+    fn remark_limits(&mut self, complete: &Final) {
+        let (min, max) = (complete.story.min as usize, complete.story.max as usize);
+        let own = &self.settings;
+        let mut differ = Vec::new();
+        if (max, min) != (0, 0) && (min, max) != (own.min, own.max) {
+            differ.push(format!(
+                "{min} to {max} nodes, where this node has {} to {}",
+                own.min, own.max
+            ));
+        }
+        if complete.order != own.order {
+            differ.push(format!("ranks by {}, here by {}", complete.order, own.order));
+        }
+        if self.run_ttl().as_secs() != own.run_ttl.as_secs() {
+            differ.push(format!(
+                "a run_ttl of {} s, here of {} s",
+                self.run_ttl().as_secs(),
+                own.run_ttl.as_secs()
+            ));
+        }
+        if !differ.is_empty() {
+            let differ = differ.join("; ");
+            self.say(format!(
+                "what the run has is in force, not what this node was given: {differ}"
+            ));
+        }
     }
 
     /// Whether this node, under the lease it has now, is in the world of this round.
-    pub(super) fn was_member(&self, round: u64) -> bool {
-        self.membership
-            .as_ref()
-            .is_some_and(|m| m.round == round && !m.expelled && self.lease == Some(m.lease))
+    pub(super) fn was_member(&self, id: &RoundId) -> bool {
+        self.membership.as_ref().is_some_and(|membership| {
+            is_same(&membership.id, id)
+                && !membership.expelled
+                && self.lease == Some(membership.lease)
+        })
+    }
+
+    /// The member key of this node, and its lease.
+    pub(super) fn own_member_key(&self) -> Option<(String, i64)> {
+        let membership = self.membership.as_ref()?;
+        Some((self.settings.keys.member(&membership.id, membership.lease), membership.lease))
+    }
+
+    /// This node is no member any more: its key is gone.
+    pub(super) fn expel(&mut self) {
+        if let Some(membership) = &mut self.membership {
+            membership.expelled = true;
+        }
+    }
+
+    /// Why the run is none of this node's to close when it ends; `None` where it is a live member of the
+    /// last completed world, whose next round may be open.
+    pub(super) fn why_not_close(&self) -> Option<String> {
+        if wrong(Variant::ClosesFromOutside) {
+            return self.excluded();
+        }
+        if let Some(reason) = self.excluded() {
+            return Some(reason);
+        }
+        let Some(control) = &self.control.value else {
+            return Some("there is no run".into());
+        };
+        // A run that was closed and opened again is another one's, also where its last world was this node's.
+        let since = self.membership.as_ref().map_or(0, |membership| membership.reopened);
+        if control.reopened != since && !wrong(Variant::MissesReopening) {
+            return Some("the run was closed and opened again since".into());
+        }
+        match control.last() {
+            Some(last) if self.was_member(&last.id) => None,
+            Some(last) => Some(format!(
+                "this node is no member of round {}, the last one that was completed",
+                last.id.round
+            )),
+            None => Some("no round was completed, so others may still come".into()),
+        }
     }
 
     pub(super) fn nodes_waiting(&self) -> usize {
@@ -110,21 +184,18 @@ impl Machine {
             return 0;
         }
         match &self.control.value {
-            _ if membership.expelled => 1,
-            Some(Control { state: State::Closed(_), .. }) => 0,
             // Its agent is to come back and be told.
+            _ if membership.expelled || self.another_version().is_some() => 1,
+            Some(Control { state: State::Closed(_), .. }) => 0,
             _ if self.exclusion().is_some() => 1,
-            Some(Control { round, state: State::Final(_), .. }) if *round == membership.round => {
-                let lost = usize::from(self.loss_of(*round).is_some());
-                let live = (membership.world as usize).saturating_sub(lost);
-                let order = self.settings.order;
-                let room = order.largest(self.settings.max).saturating_sub(live);
-                let waiting = membership.waiting.values().map(Option::as_deref);
+            Some(control) if is_current(control, &membership.id) => {
                 let lost = match self.settings.on_member_loss {
-                    OnMemberLoss::Restart => lost,
+                    OnMemberLoss::Restart => usize::from(self.loss_of(&membership.id).is_some()),
                     OnMemberLoss::Ignore => 0,
                 };
-                lost + order.placeable(waiting).min(room)
+                let told = self.usher.value.as_ref().map(|(told, _)| told);
+                let told = told.filter(|told| told.id == membership.id);
+                lost + told.map_or(0, |told| told.count as usize)
             }
             // Somebody has opened a later round, or the run's state is gone: this world is over (I2).
             _ => 1,
@@ -132,86 +203,86 @@ impl Machine {
     }
 
     /// Why a wait for another member of the round would be in vain.
-    pub(super) fn broken_round(&self) -> Option<(u64, String)> {
+    pub(super) fn broken_round(&self) -> Option<(RoundId, String)> {
         let membership = self.membership.as_ref()?;
-        let round = membership.round;
+        let id = &membership.id;
+        let RoundId { round, .. } = id;
+        let broken = |reason: String| Some((id.clone(), reason));
         if membership.expelled {
-            return Some((round, format!("this node lost its lease in round {round}")));
+            return broken(format!("this node lost its lease in round {round}"));
+        }
+        if let Some(error) = self.another_version() {
+            return broken(error.to_string());
         }
         if !self.is_closed()
             && let Some(error) = self.exclusion()
         {
-            return Some((round, error.to_string()));
+            return broken(error.to_string());
         }
         match &self.control.value {
             Some(Control { state: State::Closed(_), .. }) => None,
-            Some(Control { round: current, state: State::Final(_), .. }) if *current == round => {
+            Some(control) if is_current(control, id) => {
                 let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
-                let loss = self.loss_of(round).filter(|_| restarts)?;
-                Some((round, format!("{} of round {round} was lost", loss.member)))
+                let loss = self.loss_of(id).filter(|_| restarts)?;
+                broken(format!("{} of round {round} was lost", loss.member))
             }
             Some(Control { round: current, state: State::Open { by, .. }, .. }) => {
-                Some((round, format!("round {round} is over: {by} opened round {current}")))
+                broken(format!("round {round} is over: {by} opened round {current}"))
             }
-            _ => Some((round, format!("round {round} is over"))),
+            _ => broken(format!("round {round} is over")),
         }
     }
 
     /// Who is gone, where that makes a member ask for a new round.
-    pub(super) fn why_lost(&self, round: u64) -> Option<String> {
+    pub(super) fn why_lost(&self, id: &RoundId) -> Option<String> {
         let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
-        let loss = self.loss_of(round).filter(|_| restarts)?;
+        let loss = self.loss_of(id).filter(|_| restarts)?;
         Some(format!("{} is gone", loss.member))
     }
 
     /// What makes this member join again, as far as it knows.
     pub(super) fn why_again(&self) -> Option<String> {
-        let round = self.membership.as_ref()?.round;
+        let id = &self.membership.as_ref()?.id;
         let waiting = self.nodes_waiting();
-        self.why_lost(round).or_else(|| match waiting {
+        self.why_lost(id).or_else(|| match waiting {
             0 => None,
             1 => Some("1 node was waiting".into()),
             waiting => Some(format!("{waiting} nodes were waiting")),
         })
     }
 
-    fn loss_of(&self, round: u64) -> Option<&Loss> {
-        self.loss.value.as_ref().filter(|loss| loss.round == round)
+    pub(super) fn loss_of(&self, id: &RoundId) -> Option<&Loss> {
+        self.loss.value.as_ref().filter(|loss| loss.is_of(id))
     }
 
     pub(super) fn step_member(&mut self, now: Time) {
         let Some(membership) = &self.membership else { return };
-        let goes_on = matches!(
-            &self.control.value,
-            Some(Control { round, state: State::Final(_), .. }) if *round == membership.round
-        );
+        let goes_on = self.control.value.as_ref().is_some_and(|c| is_current(c, &membership.id));
         if !goes_on {
             // Members of a closed run may go as they like, and they will, all of them; and those of an earlier
             // round go with its keys, all at once.
             return self.stop_watching_members();
         }
         let deadline = now + self.settings.close_timeout;
-        let round = membership.round;
+        let id = membership.id.clone();
         let keys = &self.settings.keys;
         if membership.resync {
-            let reads = [
-                Op::get(keys.control()),
-                Op::get(keys.member(round, &membership.attempt, membership.next)),
-                Op::Get(Range::prefix(keys.waitings(round))),
-            ];
-            self.txn(Step::Confirm(round), Txn::when([]).then(reads), deadline);
+            let reads = [Op::get(keys.control()), Op::get(keys.member(&id, membership.next))];
+            self.txn(Step::Confirm(id), Txn::when([]).then(reads), deadline);
         } else if let Some(gone) = &membership.gone
-            && self.loss_of(round).is_none()
+            && self.loss_of(&id).is_none()
             && !wrong(Variant::UntoldLoss)
         {
             // Members may leave a run that is closed, and two watches are not ordered between each
             // other: hence the guard. Of those who saw it too the first one writes.
-            let loss = Loss { round, member: gone.clone() };
+            let loss = Loss::of(&id, gone.clone());
             let untold = Compare::mod_revision(keys.loss(), self.loss.modified);
             let txn = Txn::when([self.control_unchanged(), untold])
-                .then([Op::put(keys.loss(), records::encode(&loss), keys.run_lease())])
+                .then([Op::put(keys.loss(), self.encode(&loss), keys.run_lease())])
                 .or_else(self.get_head());
             self.txn(Step::Announce(loss), txn, deadline);
+        } else {
+            self.step_sweep(now);
         }
     }
 
@@ -223,26 +294,25 @@ impl Machine {
         }
     }
 
-    pub(super) fn confirmed(&mut self, round: u64, reply: &TxnReply) {
+    pub(super) fn confirmed(&mut self, id: &RoundId, reply: &TxnReply) {
         self.observe_control(reply.range(0).kvs.first(), reply.revision);
-        let Some(membership) = self.membership.as_mut().filter(|m| m.round == round) else {
+        if self.joining.is_some() {
+            // It is to be a member of another round, and watches nobody of this one any more.
             return;
-        };
-        membership.resync = false;
-        if reply.range(1).kvs.is_empty() {
-            membership.gone.get_or_insert_with(|| format!("node {:016x}", membership.next));
         }
-        membership.waiting = reply.range(2).kvs.iter().filter_map(waiting_node).collect();
+        let Some(membership) = self.membership.as_mut().filter(|m| m.id == *id) else { return };
+        membership.resync = false;
+        if reply.range(1).kvs.is_empty() && membership.gone.is_none() {
+            membership.next_is_gone(format!("node {:016x}", membership.next));
+        }
         self.stop_watching_members();
-        let next = reply.revision.saturating_add(1);
-        self.watch_members(next, next);
+        self.watch_next(reply.revision.saturating_add(1));
     }
 
     pub(super) fn member_watched(&mut self, watch: WatchId, message: WatchMessage) {
+        let reader = self.reader();
         let Some(membership) = &mut self.membership else { return };
-        let Some(watches) = &membership.watches else { return };
-        let of_member = watches.member == watch;
-        if !of_member && watches.waiting != watch {
+        if membership.watch != Some(watch) {
             return;
         }
         let events = match message {
@@ -256,30 +326,25 @@ impl Machine {
             WatchMessage::Started(_) | WatchMessage::HistoryLost => return,
         };
         for event in events {
-            let Some(node) = node_of(&event.kv().key) else { continue };
-            match (of_member, &event) {
-                (true, Event::Delete(kv)) => {
-                    let record: Option<records::Member> = records::decode("", &kv.value).ok();
-                    if node != membership.lease {
-                        let name = record.map_or_else(
-                            || format!("node {node:016x}"),
-                            |r| format!("rank {} on {}", r.rank, r.node),
-                        );
-                        membership.gone = Some(name);
-                    }
-                }
-                (true, Event::Put(_)) => {}
-                (false, Event::Put(kv)) => membership.waiting.extend(waiting_node(kv)),
-                (false, Event::Delete(_)) => drop(membership.waiting.remove(&node)),
-            }
+            let (Event::Delete(kv), Some(node)) = (&event, node_of(&event.kv().key)) else {
+                continue;
+            };
+            let record: Option<Member> = reader.record("", &kv.value).ok();
+            let name = record.map_or_else(
+                || format!("node {node:016x}"),
+                |record| format!("rank {} on {}", record.rank, record.node),
+            );
+            membership.next_is_gone(name);
         }
     }
 }
 
-/// The node that waits by this key, and its domain. What another program writes there waits for nothing,
-/// and would stay.
-fn waiting_node(kv: &KeyValue) -> Option<(NodeId, Option<String>)> {
-    let node = node_of(&kv.key).filter(|node| kv.lease == *node)?;
-    let record: Option<records::Waiting> = records::decode("", &kv.value).ok();
-    Some((node, record.and_then(|record| record.labels.domain)))
+/// The number alone comes back, when an operator has deleted the run's keys.
+pub(super) fn is_same(a: &RoundId, b: &RoundId) -> bool {
+    if wrong(Variant::RoundByNumber) { a.round == b.round } else { a == b }
+}
+
+/// The record is that of this completed round.
+fn is_current(control: &Control, id: &RoundId) -> bool {
+    control.current().is_some_and(|current| is_same(&current, id))
 }

@@ -19,13 +19,18 @@ mod member;
 mod phases;
 mod ranks;
 mod records;
+pub mod reopen;
 mod roll;
 #[cfg(test)]
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
     clippy::format_collect,
+    clippy::match_same_arms,
     clippy::needless_for_each,
+    clippy::struct_excessive_bools,
+    clippy::trivially_copy_pass_by_ref,
     clippy::unchecked_time_subtraction,
     clippy::unused_self,
     clippy::type_complexity,
@@ -33,15 +38,20 @@ mod roll;
 )]
 mod sim;
 mod steps;
+mod sweep;
+mod usher;
 mod variants;
 
 pub use driver::Handle;
 pub use keys::{Keys, NodeId};
 pub use labels::{LONGEST_LABEL, Labels};
 pub use machine::{
-    Action, Answer, CallId, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
+    Action, Answer, CallId, Close, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
     RendezvousError, Settings, Status, Time, WatchId,
 };
 pub use phases::Phases;
 pub use ranks::RankOrder;
-pub use records::{Closed, LONGEST_ADDRESS, Master, NodeInfo};
+pub use records::{
+    Closed, Control, Ended, LONGEST_ADDRESS, Master, NodeInfo, Reader, RoundId, VERSION,
+};
+pub use reopen::Opening;

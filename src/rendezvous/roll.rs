@@ -1,36 +1,67 @@
-//! The nodes that have joined the round, as its coordinator counts them. Each join changes the counts by
-//! itself: to count all anew for each of thousands would take the square of them.
+//! Nodes of a round as one node counts them for all: those who have joined it, or who wait for the next
+//! one. Each that comes or goes changes the counts by itself: to count all anew for each of thousands would
+//! take the square of them.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::denied::Denied;
 use super::keys::NodeId;
+use super::labels::Labels;
 use super::ranks::RankOrder;
-use super::records::Join;
+use super::records::{Join, NodeInfo, Waiting};
 
-pub(super) struct Roll {
+/// What a record says of who wrote it.
+pub(super) trait Named {
+    fn node(&self) -> &NodeInfo;
+    fn labels(&self) -> &Labels;
+}
+
+impl Named for Join {
+    fn node(&self) -> &NodeInfo {
+        &self.node
+    }
+
+    fn labels(&self) -> &Labels {
+        &self.labels
+    }
+}
+
+impl Named for Waiting {
+    fn node(&self) -> &NodeInfo {
+        &self.node
+    }
+
+    fn labels(&self) -> &Labels {
+        &self.labels
+    }
+}
+
+/// Who is admitted is decided here for coordinators, and for those who tell members of waiting nodes: a node
+/// that counts for one of them counts for the other.
+pub(super) struct Roll<T> {
     order: RankOrder,
-    joined: BTreeMap<NodeId, (i64, Join)>,
-    /// Of those who joined: who may not take part, or was replaced by another of its `node_id`.
-    barred: BTreeSet<NodeId>,
-    /// Who has joined with this `node_id` last.
-    by_id: BTreeMap<String, NodeId>,
+    there: BTreeMap<NodeId, (i64, T)>,
+    denied: BTreeSet<NodeId>,
+    /// Who came with this `node_id`, and is not denied. The last one has it.
+    by_id: BTreeMap<String, BTreeSet<(i64, NodeId)>>,
     domains: BTreeMap<Option<String>, usize>,
+    admitted: usize,
     /// For how many of them the order has places.
     placeable: usize,
     /// The changes of the deny list that are known here.
     denials: u64,
 }
 
-impl Roll {
+impl<T: Named> Roll<T> {
     pub fn new(order: RankOrder) -> Self {
         Self {
             order,
-            joined: BTreeMap::new(),
-            barred: BTreeSet::new(),
+            there: BTreeMap::new(),
+            denied: BTreeSet::new(),
             by_id: BTreeMap::new(),
             domains: BTreeMap::new(),
+            admitted: 0,
             placeable: 0,
             denials: 0,
         }
@@ -40,56 +71,52 @@ impl Roll {
         *self = Self::new(self.order);
     }
 
-    /// Who joined first keeps its arrival.
-    pub fn insert(&mut self, node: NodeId, arrival: i64, join: Join, denied: &Denied) {
-        if let Entry::Vacant(entry) = self.joined.entry(node) {
-            entry.insert((arrival, join));
+    /// Who came first keeps its arrival.
+    pub fn insert(&mut self, node: NodeId, arrival: i64, record: T, denied: &Denied) {
+        if let Entry::Vacant(entry) = self.there.entry(node) {
+            entry.insert((arrival, record));
             self.admit(node, denied);
         }
     }
 
     fn admit(&mut self, node: NodeId, denied: &Denied) {
-        let Some((arrival, join)) = self.joined.get(&node) else { return };
-        if denied.has(node, &join.node, &join.labels) {
-            self.barred.insert(node);
+        let Some((arrival, record)) = self.there.get(&node) else { return };
+        if denied.has(node, record.node(), record.labels()) {
+            self.denied.insert(node);
             return;
         }
-        let domain = join.labels.domain.clone();
-        if let Some(node_id) = join.labels.node_id.clone() {
-            let (arrival, other) = (*arrival, self.by_id.get(&node_id).copied());
-            match other.and_then(|other| Some((other, self.joined.get(&other)?.0))) {
-                Some((_, later)) if later > arrival => {
-                    self.barred.insert(node);
-                    return;
-                }
-                Some((other, _)) => {
-                    self.discount(other);
-                    self.barred.insert(other);
-                }
+        let own = (*arrival, node);
+        if let Some(node_id) = record.labels().node_id.clone() {
+            let namesakes = self.by_id.entry(node_id).or_default();
+            let last = namesakes.last().copied();
+            namesakes.insert(own);
+            match last {
+                Some(last) if last > own => return,
+                Some((_, former)) => self.count(former, false),
                 None => {}
             }
-            self.by_id.insert(node_id, node);
         }
-        self.count(domain, true);
+        self.count(node, true);
     }
 
-    pub fn remove(&mut self, node: NodeId, denied: &Denied) {
-        if !self.joined.contains_key(&node) {
-            return;
+    pub fn remove(&mut self, node: NodeId) {
+        let counted = self.admits(node);
+        let Some((arrival, record)) = self.there.get(&node) else { return };
+        let own = (*arrival, node);
+        let node_id = record.labels().node_id.clone();
+        if counted {
+            self.count(node, false);
         }
-        let node_id = self.joined.get(&node).and_then(|(_, join)| join.labels.node_id.clone());
-        if !self.barred.remove(&node) {
-            self.discount(node);
-        }
-        self.joined.remove(&node);
-        if let Some(node_id) = node_id
-            && self.by_id.get(&node_id) == Some(&node)
-        {
-            self.by_id.remove(&node_id);
-            if !self.barred.is_empty() {
-                // Another one may be it now.
-                self.recount(denied);
-            }
+        self.denied.remove(&node);
+        self.there.remove(&node);
+        let Some(node_id) = node_id else { return };
+        let Entry::Occupied(mut namesakes) = self.by_id.entry(node_id) else { return };
+        namesakes.get_mut().remove(&own);
+        match namesakes.get().last().copied() {
+            // The one before it has the name again.
+            Some((_, heir)) if counted => self.count(heir, true),
+            Some(_) => {}
+            None => drop(namesakes.remove()),
         }
     }
 
@@ -97,34 +124,26 @@ impl Roll {
     pub fn look(&mut self, denied: &Denied) {
         if self.denials != denied.changes {
             self.denials = denied.changes;
-            self.recount(denied);
+            self.denied.clear();
+            self.by_id.clear();
+            self.domains.clear();
+            (self.admitted, self.placeable) = (0, 0);
+            let nodes: Vec<NodeId> = self.there.keys().copied().collect();
+            for node in nodes {
+                self.admit(node, denied);
+            }
         }
     }
 
-    fn recount(&mut self, denied: &Denied) {
-        self.barred.clear();
-        self.by_id.clear();
-        self.domains.clear();
-        self.placeable = 0;
-        let nodes: Vec<NodeId> = self.joined.keys().copied().collect();
-        for node in nodes {
-            self.admit(node, denied);
-        }
-    }
-
-    fn discount(&mut self, node: NodeId) {
-        let domain = self.joined.get(&node).map(|(_, join)| join.labels.domain.clone());
-        if let Some(domain) = domain {
-            self.count(domain, false);
-        }
-    }
-
-    fn count(&mut self, domain: Option<String>, comes: bool) {
+    fn count(&mut self, node: NodeId, comes: bool) {
+        let Some((_, record)) = self.there.get(&node) else { return };
+        let domain = record.labels().domain.clone();
         let order = self.order;
         let places = |domain: &Option<String>, nodes| order.places_of(domain.as_deref(), nodes);
         let nodes = self.domains.get(&domain).copied().unwrap_or(0);
         let now = if comes { nodes + 1 } else { nodes.saturating_sub(1) };
         self.placeable = self.placeable + places(&domain, now) - places(&domain, nodes);
+        self.admitted = if comes { self.admitted + 1 } else { self.admitted.saturating_sub(1) };
         if now == 0 {
             self.domains.remove(&domain);
         } else {
@@ -134,7 +153,7 @@ impl Roll {
 
     /// How many nodes there are that may take part.
     pub fn len(&self) -> usize {
-        self.joined.len() - self.barred.len()
+        self.admitted
     }
 
     pub fn placeable(&self) -> usize {
@@ -143,25 +162,32 @@ impl Roll {
 
     /// Whether this node, or another one of the same `node_id`, is there.
     pub fn has(&self, node: NodeId, node_id: Option<&str>) -> bool {
-        self.joined.contains_key(&node) || node_id.is_some_and(|id| self.by_id.contains_key(id))
+        self.there.contains_key(&node) || node_id.is_some_and(|id| self.by_id.contains_key(id))
     }
 
-    pub fn none_is_barred(&self) -> bool {
-        self.barred.is_empty()
+    /// Whether this node is there and may take part: it is not denied, and no later one has its `node_id`.
+    pub fn admits(&self, node: NodeId) -> bool {
+        let Some((arrival, record)) = self.there.get(&node) else { return false };
+        if self.denied.contains(&node) {
+            return false;
+        }
+        let Some(node_id) = &record.labels().node_id else { return true };
+        let namesakes = self.by_id.get(node_id);
+        namesakes.and_then(BTreeSet::last).is_some_and(|last| *last == (*arrival, node))
     }
 
-    pub fn may_take_part(&self, node: NodeId) -> bool {
-        self.joined.contains_key(&node) && !self.barred.contains(&node)
+    pub fn all_are_admitted(&self) -> bool {
+        self.admitted == self.there.len()
     }
 
-    pub fn get(&self, node: NodeId) -> Option<&Join> {
-        self.joined.get(&node).map(|(_, join)| join)
+    pub fn get(&self, node: NodeId) -> Option<&T> {
+        self.there.get(&node).map(|(_, record)| record)
     }
 
     /// Those who may take part, with the revision at which they came.
-    pub fn admitted(&self) -> impl Iterator<Item = (NodeId, i64, &Join)> {
-        let admitted = self.joined.iter().filter(|(node, _)| !self.barred.contains(node));
-        admitted.map(|(node, (arrival, join))| (*node, *arrival, join))
+    pub fn admitted(&self) -> impl Iterator<Item = (NodeId, i64, &T)> {
+        let admitted = self.there.iter().filter(|(node, _)| self.admits(**node));
+        admitted.map(|(node, (arrival, record))| (*node, *arrival, record))
     }
 }
 
@@ -181,34 +207,34 @@ mod tests {
         Join::new(NodeInfo::default(), master, Stay::default(), labels)
     }
 
-    fn nodes(roll: &Roll) -> Vec<NodeId> {
+    fn nodes(roll: &Roll<Join>) -> Vec<NodeId> {
         roll.admitted().map(|(node, ..)| node).collect()
     }
 
     #[test]
     fn of_two_with_one_node_id_the_later_one_counts() {
-        let (mut roll, denied) = (Roll::new(RankOrder::Stable), Denied::default());
+        let (mut roll, denied) = (Roll::<Join>::new(RankOrder::Stable), Denied::default());
         roll.insert(1, 10, join(Some("x"), None), &denied);
         roll.insert(2, 20, join(Some("x"), None), &denied);
         roll.insert(3, 5, join(Some("x"), None), &denied);
         assert_eq!((nodes(&roll), roll.len(), roll.placeable()), (vec![2], 1, 1));
-        roll.remove(2, &denied);
+        roll.remove(2);
         assert_eq!((nodes(&roll), roll.len(), roll.placeable()), (vec![1], 1, 1));
-        roll.remove(3, &denied);
-        roll.remove(1, &denied);
+        roll.remove(3);
+        roll.remove(1);
         assert_eq!((roll.len(), roll.placeable()), (0, 0));
     }
 
     #[test]
     fn places_are_counted_in_whole_segments() {
         let order = RankOrder::Topology { segment: 2 };
-        let (mut roll, denied) = (Roll::new(order), Denied::default());
+        let (mut roll, denied) = (Roll::<Join>::new(order), Denied::default());
         for (node, domain) in [(1, Some("a")), (2, Some("b")), (3, Some("a")), (4, None), (5, None)]
         {
             roll.insert(node, node, join(None, domain), &denied);
         }
         assert_eq!((roll.len(), roll.placeable()), (5, 2));
-        roll.remove(1, &denied);
+        roll.remove(1);
         assert_eq!((roll.len(), roll.placeable()), (4, 0));
     }
 }

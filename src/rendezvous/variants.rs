@@ -22,6 +22,33 @@ pub(super) enum Variant {
     IgnoresDenial,
     /// Who was replaced by another of its `node_id` replaces that one in turn.
     FightsBack,
+    /// Whoever ends closes the run, a spare or a node of an earlier round, too.
+    ClosesFromOutside,
+    /// The time of the barrier runs while a node waits in a full world.
+    DeadlineWhileParked,
+    /// A record of a version that this node does not know is passed over as garbage is.
+    TakesNewerRecords,
+    /// The usher counts by its own limits, and those who are denied.
+    CountsUnadmitted,
+    /// Rounds are told apart by their numbers alone.
+    RoundByNumber,
+    /// The first renewal of a lease is timed from the answer of its grant.
+    RenewsFromAnswer,
+    /// A round does not wait for members of the last world that are still there.
+    LastCallLeavesSurvivors,
+    /// A close forgets which world was the last one.
+    ForgetsPrevious,
+    /// Who closes does not notice that the run was closed and reopened meanwhile.
+    MissesReopening,
+    /// A barrier that ends leaves its call under way, and takes the answer for one to the next.
+    KeepsCallOfFinished,
+    /// The run's lease is renewed by the node's own setting, whatever TTL it has.
+    OwnTtl,
+    /// A run that begins anew under the lease of the last one of its name is taken to live as long as this
+    /// node would let it.
+    KnowsLeaseOfLastRun,
+    /// Calls of a node that has left go on.
+    CallsGoOn,
 }
 
 #[cfg(not(test))]

@@ -134,7 +134,7 @@ impl Store {
             key: start,
             range_end,
             start_revision: 0,
-            deletes_only: false,
+            ..WatchSpec::default()
         });
         loop {
             match waiter.next(&mut watch, None).await? {

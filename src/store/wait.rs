@@ -259,7 +259,7 @@ impl Store {
             key: first.clone(),
             range_end: Some(prefix_end(last)),
             start_revision: 0,
-            deletes_only: false,
+            ..WatchSpec::default()
         }))
     }
 

@@ -123,6 +123,6 @@ pub(super) fn watch_between<'a>(
         key: first,
         range_end,
         start_revision: 0,
-        deletes_only: false,
+        ..WatchSpec::default()
     }))
 }

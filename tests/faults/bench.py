@@ -153,7 +153,7 @@ class Bench:
                 # Others lose it at once, it has nothing to apply when it dies (its batch takes 0.1 s).
                 for link in self._of(party):
                     link.change(cut=True)
-                time.sleep(0.4)
+                time.sleep(0.8)
             self.members[party].kill()
         else:
             self._signal(party, signal.SIGKILL)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import functools
 import json
 import random
@@ -20,11 +21,13 @@ from typing import Any
 
 from conftest import eventually
 from etcd_cluster import metric_text, read_metrics
-from torchetcd.etcd_server import find_binary
+from torchetcd.etcd_server import _can_skip_fsync, find_binary
 
 # Below the range from which Linux takes the ports of outgoing connections: nobody takes the port of a
 # member while it is down.
 _PORTS = range(15000, 32000)
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 def take_port() -> socket.socket:
@@ -39,6 +42,11 @@ def take_port() -> socket.socket:
             sock.close()
         else:
             return sock
+
+
+def _end_with_parent() -> None:
+    """Let etcd end with the process of the tests, however that ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @functools.cache
@@ -89,11 +97,15 @@ class Member:
                     f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={advertised}",
                     f"--initial-cluster={cluster}",
+                    # Whole processes are killed here, not the machine; and another test's writes make a
+                    # disk so slow that nobody is elected for many seconds.
+                    *(["--unsafe-no-fsync"] if _can_skip_fsync(find_binary()) else []),
                     *self._options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - one call of C, and nothing of Python
             )
 
     def kill(self) -> None:

@@ -81,6 +81,7 @@ def play(
             start(name)
 
 
+@pytest.mark.slow(22)
 @pytest.mark.parametrize("seed", seeds(3))
 def test_one_member_at_a_time_and_worlds(bench: Bench, run: Run, seed: int) -> None:
     """A world goes on, and another run forms round after round, whatever befalls one member of three."""
@@ -109,6 +110,7 @@ def test_one_member_at_a_time_and_worlds(bench: Bench, run: Run, seed: int) -> N
     check(bench, restless, 3, 3)
 
 
+@pytest.mark.slow(22)
 @pytest.mark.parametrize("seed", seeds(3))
 def test_agents_and_members(bench: Bench, run: Run, seed: int) -> None:
     """Members and agents are killed, stopped and cut off, several at once: worlds agree and heal."""

@@ -72,6 +72,7 @@ def run(
     return history
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("seed", seeds(3))
 def test_one_member_at_a_time(bench: Bench, seed: int, tmp_path: Path) -> None:
     """No call fails that has 15 s, whatever befalls one member of three."""
@@ -82,6 +83,7 @@ def test_one_member_at_a_time(bench: Bench, seed: int, tmp_path: Path) -> None:
     assert len(history.calls) > 500
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("seed", seeds(3))
 def test_anything(bench: Bench, seed: int, tmp_path: Path) -> None:
     """Calls may fail, but nothing is lost or counted twice."""

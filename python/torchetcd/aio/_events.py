@@ -79,7 +79,8 @@ def _goes_on(before: Control | None, after: Control | None) -> bool:
     """Whether a complete round was there and still is."""
     if before is None or after is None:
         return False
-    return before.state == after.state == "final" and before.round == after.round
+    same = (before.round, before.attempt) == (after.round, after.attempt)
+    return before.state == after.state == "final" and same
 
 
 class _Told:
@@ -98,7 +99,10 @@ class _Told:
         revision, at, run = self._revision, self._at, self._run
         if after.state == "closed":
             by, reason = after.by or "?", after.reason or "?"
-            yield RunClosed(revision=revision, at=at, run=run, by=by, reason=reason)
+            yield RunClosed(
+                revision=revision, at=at, run=run, by=by, reason=reason,
+                result=after.result, text=after.ending,
+            )  # fmt: skip
         elif after.state == "final":
             yield Final(
                 revision=revision, at=at, run=run, round=after.round, world=after.world or 0

@@ -55,11 +55,6 @@ class RunKeys:
         """The record that says which round is current."""
         return f"{self.base}rdzv/head/control".encode()
 
-    @property
-    def loss(self) -> bytes:
-        """The record of a lost member."""
-        return f"{self.base}rdzv/head/loss".encode()
-
     def denied(self, name: str) -> bytes:
         """The record that keeps a host, node id or node out.
 
@@ -78,13 +73,9 @@ class RunKeys:
             raise ValueError(message)
         return f"{self.base}rdzv/head/denied/{run_segment(name)}".encode()
 
-    def round_data(self, number: int) -> bytes:
-        """The prefix of the round's stores."""
-        return f"{self.base}rdzv/v_{number}/".encode()
-
-    def last_call(self, number: int) -> bytes:
-        """The clock of the round's last call."""
-        return f"{self.base}rdzv/round/{number}/last_call".encode()
+    def history(self, number: int) -> bytes:
+        """The record of a round that was completed."""
+        return f"{self.base}rdzv/history/{number:016x}".encode()
 
 
 def runs_start(prefix: str) -> bytes:

@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 NodeState: TypeAlias = Literal["joined", "member", "waiting", "spare", "missing"]
 RunState: TypeAlias = Literal["open", "final", "closed", "none", "unreadable"]
+Result: TypeAlias = Literal["succeeded", "failed", "signal"]
+RESULTS: tuple[Result, ...] = ("succeeded", "failed", "signal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """By whom and why a run was closed."""
+    """By whom and why a run was closed, and how its job ended."""
 
     by: str
     reason: str
     at: float | None
+    #: How the job ended; `None` where a person or a program closed the run by hand.
+    result: Result | None = None
+    #: The same in one clause: "the job succeeded", or which worker failed, where and how.
+    text: str | None = None
+    #: The last round that was completed, and its number of nodes; `None` if none ever was.
+    round: int | None = None
+    world: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,13 @@ class Run:
     denied: tuple[Denial, ...]
     #: When this was read, by the clock of whoever read it.
     observed_at: float
+    #: How ranks were given in the complete round, and of how many nodes its segments are: its coordinator's.
+    rank_order: str | None = None
+    segment: int | None = None
+    #: Seconds for which the run is kept in etcd when its last node has gone.
+    run_ttl: int | None = None
+    #: How often it was closed and opened again.
+    reopened: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +223,9 @@ class RunClosed(Event):
 
     by: str
     reason: str
+    #: As in `Closed`.
+    result: Result | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

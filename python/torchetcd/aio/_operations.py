@@ -15,10 +15,10 @@ from typing import Any
 from torchetcd._etcd_errors import EtcdException
 from torchetcd.aio._errors import RunInUseError, RunRecordError
 from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Node
-from torchetcd.aio._raw import RawClient
+from torchetcd.aio._model import Node, RoundRecord
+from torchetcd.aio._raw import KeyValue, RawClient
 from torchetcd.aio._reading import not_found, read_view
-from torchetcd.aio._records import VERSION, Control, control, plain
+from torchetcd.aio._records import Control, control, plain, round_record
 from torchetcd.aio._view import RunView
 
 #: The default of the handler's parameter `run_ttl`, for a run's lease that is gone.
@@ -46,16 +46,16 @@ def _run_lease(keys: RunKeys) -> int:
     return run_lease(keys.base)
 
 
-async def _hold_run_lease(raw: RawClient, keys: RunKeys) -> int:
+async def _hold_run_lease(raw: RawClient, keys: RunKeys, record: Control) -> int:
     """Have the run's lease last a whole time again: what is written now is to be found by others."""
     lease = _run_lease(keys)
     if not await raw.lease_keep_alive_once(lease):
-        await raw.lease_grant(_RUN_TTL_S, lease)
+        await raw.lease_grant(record.run_ttl or _RUN_TTL_S, lease)
     return lease
 
 
-async def _read_control(raw: RawClient, keys: RunKeys) -> tuple[Control, int]:
-    """Return the control record and its revision.
+async def _read_control(raw: RawClient, keys: RunKeys) -> tuple[Control, KeyValue]:
+    """Return the control record, and the key and value that it is from.
 
     Raises:
         RunNotFoundError: if there is none.
@@ -68,26 +68,37 @@ async def _read_control(raw: RawClient, keys: RunKeys) -> tuple[Control, int]:
     record = control(kv.value)
     if isinstance(record, str):
         message = (
-            f"The value of the etcd key '{keys.control.decode()}' {record}: nothing can be done with "
-            "the run but to purge it."
+            f"The value of the etcd key '{keys.control.decode()}' {record}. As it is, nothing can be done "
+            "with the run but to purge it."
         )
         raise RunRecordError(message)
-    return record, kv.mod_revision
+    return record, kv
 
 
 async def close_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool:
     """Close a run and return whether that was this call's doing."""
     at, mine = int(time.time()), 0
     while True:
-        record, revision = await _read_control(raw, keys)
+        record, kv = await _read_control(raw, keys)
         if record.state == "closed":
             # An answer may have been lost: then it is this call's own record.
             return bool(mine) and (record.by, record.reason, record.at) == (by, reason, at)
-        lease = await _hold_run_lease(raw, keys)
-        value = _record(v=VERSION, round=record.round, state="closed", by=by, reason=reason, at=at)
-        mine = revision
+        last = await _last_round(raw, keys, record)
+        lease = await _hold_run_lease(raw, keys, record)
+        value = _record(
+            v=record.version,
+            round=record.round,
+            run_ttl=record.run_ttl or _RUN_TTL_S,
+            **({"reopened": record.reopened} if record.reopened else {}),
+            state="closed",
+            by=by,
+            reason=reason,
+            at=at,
+            last=last,
+        )
+        mine = kv.mod_revision
         reply = await raw.txn(
-            [("mod", keys.control, "=", revision)],
+            [("mod", keys.control, "=", kv.mod_revision)],
             [("put", keys.control, value, lease)],
             safely=True,
         )
@@ -95,35 +106,35 @@ async def close_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool
             return True
 
 
+async def _last_round(raw: RawClient, keys: RunKeys, record: Control) -> dict[str, Any] | None:
+    """Return the last completed round as the record of a close keeps it, for who reopens the run."""
+    if record.last is None:
+        return None
+    number, attempt, world = record.last
+    if world is None:
+        found = await raw.range(keys.history(number))
+        past = round_record(found.kvs[0].value) if found.kvs else None
+        world = past.world if isinstance(past, RoundRecord) else None
+    return {"round": number, "attempt": attempt, "world": world}
+
+
 async def reopen_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool:
     """Open the next round of a closed run and return whether that was this call's doing."""
     at, tried = int(time.time()), False
     why = plain(f"reopened by {by}: {reason}")
     while True:
-        view = await read_view(raw, keys)
-        record, revision = await _read_control(raw, keys)
-        if view.present.get(keys.control) != revision:
-            continue
+        record, kv = await _read_control(raw, keys)
         if record.state != "closed":
             return tried and (record.by, record.why, record.at) == (by, why, at)
-        number, last = record.round + 1, view.completed()
-        previous = None if last is None else {"round": last[0], "attempt": last[1]}
-        lease = await _hold_run_lease(raw, keys)
-        value = _record(
-            v=VERSION, round=number, state="open", previous=previous, by=by, at=at, why=why
+        from torchetcd._torchetcd import reopening  # noqa: PLC0415 - with the first call
+
+        # What is written is what an agent with if_closed=reopen writes.
+        compares, operations = reopening(
+            kv.value, kv.mod_revision, keys.base[:-1], by, why, at, False
         )
+        await _hold_run_lease(raw, keys, record)
         tried = True
-        reply = await raw.txn(
-            [("mod", keys.control, "=", revision)],
-            [
-                ("put", keys.control, value, lease),
-                ("delete", keys.loss, None),
-                # An earlier round of this number would be taken for the new one's.
-                ("delete", keys.last_call(number), None),
-                ("delete", keys.round_data(number), keys.round_data(number)[:-1] + b"0"),
-            ],
-            safely=True,
-        )
+        reply = await raw.txn(compares, operations, safely=True)
         if reply.succeeded:
             return True
 
@@ -146,10 +157,10 @@ async def evict(  # noqa: PLR0913 - as `Client.evict`
 ) -> tuple[Node, ...]:
     """Deny a name, and end the leases of the nodes that it means."""
     key = keys.denied(name)
-    await _read_control(raw, keys)
+    record, _ = await _read_control(raw, keys)
     if deny:
-        lease = await _hold_run_lease(raw, keys)
-        value = _record(by=by, reason=reason, at=int(time.time()))
+        lease = await _hold_run_lease(raw, keys, record)
+        value = _record(v=record.version, by=by, reason=reason, at=int(time.time()))
         # The same whoever has changed the control record; only there must be a run.
         reply = await raw.txn(
             [("create", keys.control, ">", 0)], [("put", key, value, lease)], safely=True

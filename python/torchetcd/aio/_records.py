@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from torchetcd.aio._model import Denial, Node, NodeState, RoundRecord
+from torchetcd.aio._model import RESULTS, Denial, Node, NodeState, Result, RoundRecord
 
 #: The newest version of records that is understood.
 VERSION = 1
@@ -23,13 +23,24 @@ _LAST_TIME = 1e11
 _NODE_DIGITS = 16
 
 
-def decode(value: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a value holds."""
+def read(value: bytes) -> dict[str, Any] | str:
+    """Return the record that a value holds, or in one clause why it holds none.
+
+    One rule for all records: without a version it is of version 1, and one of a newer version is not
+    looked into.
+    """
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        found = None
+    if not isinstance(found, dict):
+        return "is no JSON object"
+    version = number(found, "v") if "v" in found else 1
+    if version is None:
+        return "has no version that there can be"
+    if version > VERSION:
+        return f"is newer: this run speaks version {version}, this torchetcd {VERSION}: update torchetcd"
+    return found
 
 
 def text(record: dict[str, Any], name: str) -> str | None:
@@ -88,6 +99,8 @@ def escaped_name(segment: str) -> str | None:
 class Control:
     """The record that says which round is current; see `docs/protocol.md`."""
 
+    #: The version that the run speaks.
+    version: int
     round: int
     state: str
     previous: tuple[int, str] | None
@@ -103,23 +116,32 @@ class Control:
     reason: str | None
     min_nodes: int | None
     max_nodes: int | None
+    #: How ranks were given in a complete round, and of how many nodes its segments are.
+    rank_order: str | None
+    segment: int | None
+    #: The last round that was completed, and its number of nodes where that is known.
+    last: tuple[int, str, int | None] | None
+    #: How the job ended, and in one clause for people; `None` where somebody closed the run by hand.
+    result: Result | None
+    ending: str | None
+    #: The TTL of the run's lease, and how often the run was opened again.
+    run_ttl: int | None
+    reopened: int
 
 
 def control(value: bytes) -> Control | str:
     """Return the control record, or in one clause why there is none."""
-    record = decode(value)
-    if record is None:
-        return "is no JSON object"
-    version = number(record, "v")
-    if version is not None and version > VERSION:
-        return f"is of version {version}, this torchetcd reads up to {VERSION}"
+    record = read(value)
+    if isinstance(record, str):
+        return record
     round_, state = number(record, "round"), record.get("state")
-    if version is None or round_ is None or state not in ("open", "final", "closed"):
-        return "has no version, round or state that there can be"
+    if round_ is None or state not in ("open", "final", "closed"):
+        return "has no round or state that there can be"
     world = count(record, "world")
     if state == "final" and (world is None or not isinstance(record.get("attempt"), str)):
         return "is of a complete round and does not say of how many nodes"
     return Control(
+        version=number(record, "v") or 1,
         round=round_,
         state=state,
         previous=_previous(record.get("previous")),
@@ -135,7 +157,19 @@ def control(value: bytes) -> Control | str:
         reason=text(record, "reason"),
         min_nodes=count(record, "min"),
         max_nodes=count(record, "max"),
+        rank_order=text(record, "rank_order"),
+        segment=(count(record, "segment") or 1) if state == "final" else None,
+        last=_last(record, state),
+        result=_result(_part(record, "ended")),
+        ending=text(_part(record, "ended"), "text"),
+        run_ttl=count(record, "run_ttl"),
+        reopened=number(record, "reopened") or 0,
     )
+
+
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _previous(found: object) -> tuple[int, str] | None:
@@ -143,6 +177,20 @@ def _previous(found: object) -> tuple[int, str] | None:
         return None
     round_, attempt = number(found, "round"), found.get("attempt")
     return (round_, attempt) if round_ is not None and isinstance(attempt, str) else None
+
+
+def _last(record: dict[str, Any], state: str) -> tuple[int, str, int | None] | None:
+    name = {"open": "previous", "closed": "last"}.get(state)
+    found = record if name is None else _part(record, name)
+    completed = _previous(found)
+    return None if completed is None else (*completed, count(found, "world"))
+
+
+def _result(ended: dict[str, Any]) -> Result | None:
+    for known in RESULTS:
+        if ended.get("result") == known:
+            return known
+    return None
 
 
 def node(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
@@ -167,31 +215,33 @@ def node(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
     )
 
 
-def roster(value: bytes) -> list[Node] | None:
-    """Return the members that a part of a roster names, those that it names in order."""
-    record = decode(value)
-    entries = record.get("members") if record else None
+def roster(value: bytes) -> list[Node] | str:
+    """Return the members that a part of a roster names, in its order, or why it names none."""
+    record = read(value)
+    if isinstance(record, str):
+        return record
+    entries, problem = record.get("members"), "is no list of members"
     if not isinstance(entries, list):
-        return None
+        return problem
     found = []
     for entry in entries:
         named = entry.get("node") if isinstance(entry, dict) else None
         name = node_name(named) if isinstance(named, str) else None
         made = node(entry, name, "missing") if name else None
         if made is None or made.rank is None:
-            return None
+            return problem
         found.append(made)
     return found
 
 
-def round_record(value: bytes) -> RoundRecord | None:
-    """Return a round of the history."""
-    record = decode(value)
-    if record is None:
-        return None
+def round_record(value: bytes) -> RoundRecord | str:
+    """Return a round of the history, or why it is none."""
+    record = read(value)
+    if isinstance(record, str):
+        return record
     round_, world = number(record, "round"), count(record, "world")
     if round_ is None or world is None:
-        return None
+        return "is no record of a round"
     return RoundRecord(
         round=round_,
         world=world,
@@ -202,11 +252,11 @@ def round_record(value: bytes) -> RoundRecord | None:
     )
 
 
-def denial(name: str, value: bytes) -> Denial | None:
-    """Return who may not join."""
-    record = decode(value)
-    if record is None:
-        return None
+def denial(name: str, value: bytes) -> Denial | str:
+    """Return who may not join, or why that is not said."""
+    record = read(value)
+    if isinstance(record, str):
+        return record
     return Denial(
         name=plain(name),
         by=text(record, "by") or "?",

@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 
+from torchetcd._closed import how_it_ended
 from torchetcd._etcd_errors import EtcdConnectionFailed, EtcdEventIndexCleared
 from torchetcd.aio._events import Follower, by_revision
 from torchetcd.aio._keys import RunKeys
@@ -140,8 +141,9 @@ def _told(event: Event, view: RunView) -> TimelineEvent:  # noqa: PLR0911 - one 
             return made.event("reopened", at, f"round {opened} was {why or 'reopened'}")
         case Final(round=completed, world=world):
             return made.event("final", at, f"round {completed} was complete with {_nodes(world)}")
-        case RunClosed(by=closer, reason=reason):
-            return made.event("closed", at, f"the run was closed by {closer}: {reason}")
+        case RunClosed(by=closer, reason=reason, text=text):
+            why = how_it_ended(text, reason)
+            return made.event("closed", at, f"the run was closed by {closer}: {why}")
         case Joined(node=node):
             return made.event("joined", node.since, f"{_name(node)} joined", node)
         case Waiting(node=node):
@@ -151,8 +153,8 @@ def _told(event: Event, view: RunView) -> TimelineEvent:  # noqa: PLR0911 - one 
         case Lost(node=node):
             return made.event("lost", None, f"{_name(node)}, rank {node.rank}, was lost", node)
         case LastCall(begun=begun):
-            text = "the last call began" if begun else "the last call was taken back"
-            return made.event("last call", None, text)
+            what = "began" if begun else "was taken back"
+            return made.event("last call", None, f"the last call {what}")
         case Denied(name=name, by=denier, reason=reason):
             denied = {denial.name: denial for denial in view.denied.values()}
             when = denied[name].at if name in denied else None

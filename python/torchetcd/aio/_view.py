@@ -57,7 +57,8 @@ class RunView:
         self.control: Control | None = None
         self._unreadable: str | None = None
         self._coordinator: tuple[Node, int | None, int | None] | None = None
-        self._loss: tuple[int, str] | None = None
+        #: The round, its attempt where that is told, and the member.
+        self._loss: tuple[int, str | None, str] | None = None
         self.denied: dict[str, Denial] = {}
         self._history: dict[int, RoundRecord] = {}
         # By round, and members by attempt as well; nodes in the order of their arrival.
@@ -121,20 +122,26 @@ class RunView:
             case ["head", "coordinator"]:
                 return self._take_coordinator(kv)
             case ["head", "loss"]:
-                record = _records.decode(kv.value) or {}
-                round_, member = _records.number(record, "round"), _records.text(record, "member")
-                self._loss = None if round_ is None or member is None else (round_, member)
-                return None if self._loss else "is no record of a loss"
+                return self._take_loss(kv.value)
+            case ["head", "waiting"]:
+                # What the one that watches over the waiting nodes tells members. Their own records tell more.
+                record = _records.read(kv.value)
+                if isinstance(record, str):
+                    return record
+                known = _records.number(record, "count") is not None and kv.lease > 0
+                return None if known else "is no count of those who wait"
             case ["head", "denied", segment]:
                 name = _records.escaped_name(segment)
-                denial = _records.denial(name, kv.value) if name else None
-                if denial is None:
-                    return "is no record of a denial"
+                denial = _records.denial(name, kv.value) if name else "names nobody"
+                if isinstance(denial, str):
+                    return denial
                 self.denied[segment] = denial
                 return None
             case ["history", segment]:
                 past = _records.round_record(kv.value)
-                if past is None or segment != f"{past.round:016x}":
+                if isinstance(past, str):
+                    return past
+                if segment != f"{past.round:016x}":
                     return "is no record of a round"
                 self._history[past.round] = past
                 return None
@@ -151,8 +158,20 @@ class RunView:
         self._unreadable = None if isinstance(read, Control) else read
         return self._unreadable
 
+    def _take_loss(self, value: bytes) -> str | None:
+        record = _records.read(value)
+        if isinstance(record, str):
+            return record
+        round_, member = _records.number(record, "round"), _records.text(record, "member")
+        if round_ is None or member is None:
+            return "is no record of a loss"
+        self._loss = (round_, _records.text(record, "attempt"), member)
+        return None
+
     def _take_coordinator(self, kv: KeyValue) -> str | None:
-        record = _records.decode(kv.value) or {}
+        record = _records.read(kv.value)
+        if isinstance(record, str):
+            return record
         node = _records.node(record, f"{kv.lease:016x}", "joined") if kv.lease > 0 else None
         if node is None:
             return "is no record of a coordinator"
@@ -172,12 +191,15 @@ class RunView:
                 return self._take_node(number, self._members[number, attempt], name, kv, "member")
             case ["roster", attempt, part]:
                 found = _records.roster(kv.value)
-                if found is None:
-                    return "is no list of members"
+                if isinstance(found, str):
+                    return found
                 self._rosters[number, attempt][part] = found
                 return None
             case ["last_call"]:
-                lease = _records.number(_records.decode(kv.value) or {}, "lease")
+                record = _records.read(kv.value)
+                if isinstance(record, str):
+                    return record
+                lease = _records.number(record, "lease")
                 if not lease:
                     return "names no lease"
                 self.last_calls[number] = lease
@@ -192,10 +214,9 @@ class RunView:
         # Its own, or it could outlive the node.
         if kv.lease != int(name, 16):
             return "is not under the lease of the node that it names"
-        record = _records.decode(kv.value) or {}
-        version = _records.number(record, "v")
-        if version is not None and version > _records.VERSION:
-            return f"is of version {version}, this torchetcd reads up to {_records.VERSION}"
+        record = _records.read(kv.value)
+        if isinstance(record, str):
+            return record
         node = _records.node(record, name, state)
         if node is None or (state == "member" and node.rank is None):
             return "is no record of a node"
@@ -283,13 +304,17 @@ class RunView:
                 waiting=tuple(waiting),
                 missing=self._missing(before, joined) if before else (),
             )
-        attempt = control.attempt if control.state == "final" else self._attempt_of(number)
-        members = self._members.get((number, attempt), {}) if attempt is not None else {}
-        ranked = tuple(sorted(members.values(), key=lambda node: node.rank or 0))
+        last = control.last
+        members = self._members.get(last[:2], {}) if last else {}
         if control.state == "closed":
+            if last and last[0] != number:
+                # Members of the last world that had come into the barrier of the round after it.
+                members = {name: node for name, node in members.items() if name not in joined}
             rest = tuple(node for name, node in joined.items() if name not in members)
             return Placed(
-                joined=rest, members=ranked, waiting=tuple(self._waits.get(number, {}).values())
+                joined=rest,
+                members=_by_rank(members),
+                waiting=tuple(self._waits.get(number, {}).values()),
             )
         # Those that were not chosen will say that they wait.
         waits = joined | self._waits.get(number, {})
@@ -298,7 +323,7 @@ class RunView:
         if control.max_nodes is not None:
             room = max(0, control.max_nodes - len(members))
         return Placed(
-            members=ranked,
+            members=_by_rank(members),
             waiting=tuple(_as(node, "waiting") for node in later[:room]),
             spares=tuple(_as(node, "spare") for node in later[room:]),
             missing=self._missing((number, control.attempt), {}),
@@ -311,33 +336,6 @@ class RunView:
             joined=tuple(self._joins.get(number, {}).values()),
             waiting=tuple(self._waits.get(number, {}).values()),
         )
-
-    def _attempt_of(self, number: int) -> str | None:
-        """Which attempt completed the round of a run that was closed: its record does not say."""
-        if self._history and number not in self._history:
-            return None
-        sizes = {
-            attempt: len(group) for (n, attempt), group in self._members.items() if n == number
-        }
-        for (n, attempt), parts in self._rosters.items():
-            if n == number:
-                size = sum(len(part) for part in parts.values())
-                sizes[attempt] = max(sizes.get(attempt, 0), size)
-        return max(sizes, key=lambda attempt: sizes[attempt], default=None)
-
-    def completed(self) -> _Attempt | None:
-        """Return the last completed round that anything is known of, with its attempt."""
-        control = self.control
-        if control is not None and control.state == "final":
-            return control.round, control.attempt
-        if control is not None and control.state == "open":
-            return control.previous
-        numbers = {number for number, _ in [*self._rosters, *self._members]}
-        for number in sorted(numbers, reverse=True):
-            attempt = self._attempt_of(number)
-            if attempt is not None:
-                return number, attempt
-        return None
 
     def _missing(self, round_: _Attempt, joined: _Nodes) -> tuple[Node, ...]:
         """Return the members of a round that are gone, or not back among those who have joined."""
@@ -378,10 +376,10 @@ class RunView:
         left = None
         if is_open and number in self.last_calls and self.last_call_until is not None:
             left = max(0.0, self.last_call_until - observed_at)
-        loss = self._loss if is_final and self._loss and self._loss[0] == number else None
-        closed = None
-        if control and state == "closed":
-            closed = Closed(control.by or "?", control.reason or "?", control.at)
+        closed = self._closed(control)
+        world = control.world if control and is_final else None
+        if closed and closed.round == number:
+            world = closed.world
         return Run(
             id=self.keys.run_id,
             prefix=self.keys.prefix,
@@ -389,7 +387,7 @@ class RunView:
             state=state,  # type: ignore[arg-type]
             problem=self._problem(),
             round=number,
-            world=control.world if control and is_final else past.world if past else None,
+            world=world,
             min_nodes=coordinator[1] if coordinator else control.min_nodes if control else None,
             max_nodes=coordinator[2] if coordinator else control.max_nodes if control else None,
             joined=placed.joined,
@@ -408,13 +406,40 @@ class RunView:
             if past
             else None,
             closed=closed,
-            loss=loss[1] if loss else None,
+            loss=self._lost_member(control),
             master_addr=control.master_addr if control and is_final else None,
             master_port=control.master_port if control and is_final else None,
             rounds=tuple(self._history[n] for n in sorted(self._history)),
             denied=tuple(self.denied[name] for name in sorted(self.denied)),
             observed_at=observed_at,
+            rank_order=control.rank_order if control else None,
+            segment=control.segment if control else None,
+            run_ttl=control.run_ttl if control else None,
+            reopened=control.reopened if control else 0,
         )
+
+    def _closed(self, control: Control | None) -> Closed | None:
+        if control is None or control.state != "closed":
+            return None
+        last, world = control.last, None
+        if last is not None:
+            past = self._history.get(last[0])
+            world = last[2] or (past.world if past else None)
+        return Closed(
+            by=control.by or "?",
+            reason=control.reason or "?",
+            at=control.at,
+            result=control.result,
+            text=control.ending,
+            round=last[0] if last else None,
+            world=world,
+        )
+
+    def _lost_member(self, control: Control | None) -> str | None:
+        if self._loss is None or control is None or control.state != "final":
+            return None
+        round_, attempt, member = self._loss
+        return member if round_ == control.round and attempt in {None, control.attempt} else None
 
     @staticmethod
     def _full(coordinator: Node, placed: Placed) -> Node:
@@ -432,6 +457,10 @@ class RunView:
         others = len(self._strange) - 1
         more = f" ({others} more do not count either)" if others else ""
         return f"The key '{shown}' {self._strange[first]}{more}."
+
+
+def _by_rank(members: _Nodes) -> tuple[Node, ...]:
+    return tuple(sorted(members.values(), key=lambda node: node.rank or 0))
 
 
 def _as(node: Node, state: NodeState) -> Node:

@@ -87,7 +87,8 @@ def _invoke(args: Sequence[str]) -> object:
     """Do what `app.main` does, but for Ctrl-C, at which that prints an empty line."""
     if instruction := os.environ.get(VARIABLE):
         return shell_complete(app, {}, "torchetcd", VARIABLE, instruction)
-    with app.make_context("torchetcd", list(args)) as context:
+    # Of no arguments click makes an error whose text is the help (click 8.2), or the help (before).
+    with app.make_context("torchetcd", list(args) or ["--help"]) as context:
         return app.invoke(context)
 
 

@@ -81,6 +81,7 @@ def why(target: Target, run: str, expect: list[str]) -> int:
                 "run": run,
                 "state": found.state if found is not None else "none",
                 "complete": code == OK,
+                "result": found.closed.result if found is not None and found.closed else None,
                 "needed": still_needed(found) if found is not None else None,
                 "missing": documents(found.missing) if found is not None else [],
                 "not_come": not_come(found, expect) if found is not None else expect,
@@ -119,7 +120,7 @@ async def _with_context(target: Target, run: str) -> tuple[Run | None, list[str]
         except RunNotFoundError:
             others = await client.list_runs(prefix=target.prefix)
             return None, [other.id for other in others], []
-        if not still_needed(found):
+        if found.state != "open" or still_needed(found) == 0:
             return found, [], []
         try:
             story = await asyncio.wait_for(

@@ -9,13 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from torchetcd._closed import how_it_ended
 from torchetcd._missing import still_needed
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, plain
 from torchetcd.cli._output import cell, heading, table
 
 if TYPE_CHECKING:
-    from torchetcd.aio import Node, Run
+    from torchetcd.aio import Closed, Node, Run
 
 _GOOD, _BUSY, _BAD = "green", "yellow", "red"
 
@@ -31,7 +32,17 @@ def state_of(run: Run) -> Text:
         least = "?" if run.min_nodes is None else run.min_nodes
         call = ", last call" if run.last_call_left_s is not None else ""
         return Text(f"forming, {len(run.joined)} of {least}{call}", style=_BUSY)
+    if run.closed is not None and run.closed.result is not None:
+        return Text(_RESULTS[run.closed.result], style=_style(run.closed))
     return Text(run.state, style=_BAD)
+
+
+# In one column with the states, where "closed" is one that somebody closed by hand.
+_RESULTS = {"succeeded": "succeeded", "failed": "failed", "signal": "ended by a signal"}
+
+
+def _style(closed: Closed) -> str:
+    return _GOOD if closed.result == "succeeded" else _BAD
 
 
 def lost_members(run: Run) -> int:
@@ -126,6 +137,8 @@ def _facts(run: Run) -> Table:
         )
     if run.state == "final":
         made.add_row("Completed", cell(at(run.completed_at).strip()))
+        if run.rank_order:
+            made.add_row("Ranks", cell(_ranks(run)))
         if run.master_addr:
             made.add_row("Master", cell(f"{run.master_addr}:{run.master_port}"))
     if run.loss:
@@ -139,10 +152,18 @@ def _facts(run: Run) -> Table:
             ),
         )
     if run.closed is not None:
-        made.add_row(
-            "Closed", cell(f"by {run.closed.by}{at(run.closed.at)}: {run.closed.reason}", _BAD)
-        )
+        how = how_it_ended(run.closed.text, run.closed.reason)
+        closed = f"by {run.closed.by}{at(run.closed.at)}: {how}"
+        made.add_row("Closed", cell(closed, _style(run.closed)))
+        if run.closed.round is not None and run.closed.round != run.round:
+            last = "" if run.closed.world is None else f", {count(run.closed.world, 'node')}"
+            made.add_row("Last complete", cell(f"{run.closed.round}{last}"))
     return made
+
+
+def _ranks(run: Run) -> str:
+    segments = f", in segments of {run.segment} nodes" if run.segment and run.segment > 1 else ""
+    return f"{run.rank_order}{segments}"
 
 
 def _needs(run: Run, *, relative: bool) -> str:
@@ -295,7 +316,8 @@ def _headlines(run: Run) -> list[RenderableType]:
     if run.loss:
         lines.append(_line(f"lost: {run.loss}", _BAD))
     if run.closed is not None:
-        lines.append(_line(f"closed by {run.closed.by}: {run.closed.reason}", _BAD))
+        how = how_it_ended(run.closed.text, run.closed.reason)
+        lines.append(_line(f"closed by {run.closed.by}: {how}", _style(run.closed)))
     if run.problem:
         lines.append(_line(run.problem, _BAD))
     for line in lines:

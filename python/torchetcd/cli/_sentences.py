@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchetcd._closed import how_it_ended
 from torchetcd._words import count, plain
 from torchetcd.aio import Event, Node, Run
 from torchetcd.aio import _model as model
@@ -40,7 +41,7 @@ def _what(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one line for each ki
         case model.Final():
             return f"round {event.round} is complete: {count(event.world, 'node')}"
         case model.RunClosed():
-            return f"closed by {plain(event.by)}: {plain(event.reason)}"
+            return f"closed by {plain(event.by)}: {how_it_ended(event.text, event.reason)}"
         case model.Denied():
             by = f"by decision of {plain(event.by)}: {plain(event.reason)}"
             return f"{plain(event.name)} may not join, {by}"
@@ -65,7 +66,8 @@ def _snapshot(run: Run) -> str:
     if run.state == "none":
         return "nothing of the run is there yet"
     if run.state == "closed" and run.closed is not None:
-        return f"closed by {plain(run.closed.by)}: {plain(run.closed.reason)}"
+        how = how_it_ended(run.closed.text, run.closed.reason)
+        return f"closed by {plain(run.closed.by)}: {how}"
     if run.state == "final":
         there = f", {len(run.members)} of them there" if len(run.members) != run.world else ""
         return f"round {run.round} is complete: {count(run.world or 0, 'node')}{there}"

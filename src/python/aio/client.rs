@@ -84,7 +84,7 @@ impl AsyncClient {
     #[pyo3(signature = (key, range_end=None, start_revision=0))]
     fn watch(&self, key: Vec<u8>, range_end: Option<Vec<u8>>, start_revision: i64) -> AsyncWatch {
         let _runtime = runtime::handle().enter();
-        let spec = WatchSpec { key, range_end, start_revision, deletes_only: false };
+        let spec = WatchSpec { key, range_end, start_revision, ..WatchSpec::default() };
         AsyncWatch::new(self.client.get().client().watch(spec), start_revision)
     }
 
@@ -102,7 +102,7 @@ impl AsyncClient {
             move |client, deadline| async move {
                 client.grant(id, Duration::from_secs(ttl_s), deadline).await
             },
-            move |py, ()| id.into_py_any(py),
+            move |py, _granted| id.into_py_any(py),
         )
     }
 

@@ -5,10 +5,14 @@ mod topology;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::keys::NodeId;
+use super::labels::label;
 
 /// What the ranks follow from. That of the coordinator decides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Named", into = "Named")]
 pub enum RankOrder {
     /// The order of arrival.
     Join,
@@ -22,6 +26,26 @@ pub enum RankOrder {
 }
 
 impl RankOrder {
+    /// By the name that parameters have; `None` where there is no such order.
+    pub fn of(name: &str, segment: usize) -> Option<Self> {
+        match (name, segment) {
+            ("join", 1) => Some(Self::Join),
+            ("stable", 1) => Some(Self::Stable),
+            ("infra", 1) => Some(Self::Infra),
+            ("topology", 1..) => Some(Self::Topology { segment }),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Stable => "stable",
+            Self::Infra => "infra",
+            Self::Topology { .. } => "topology",
+        }
+    }
+
     fn segment(self) -> usize {
         match self {
             Self::Topology { segment } => segment.max(1),
@@ -57,13 +81,36 @@ impl RankOrder {
     }
 }
 
+/// As records and parameters have it.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    #[serde(default, deserialize_with = "label")]
+    rank_order: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    segment: Option<u32>,
+}
+
+impl From<RankOrder> for Named {
+    fn from(order: RankOrder) -> Self {
+        let segment = u32::try_from(order.segment()).unwrap_or(u32::MAX);
+        Self { rank_order: Some(order.name().into()), segment: (segment > 1).then_some(segment) }
+    }
+}
+
+impl From<Named> for RankOrder {
+    fn from(named: Named) -> Self {
+        let name = named.rank_order.as_deref().unwrap_or_default();
+        let segment = named.segment.unwrap_or(1) as usize;
+        // An order that this node does not know counts as the default: only who coordinates ranks by it.
+        Self::of(name, segment).unwrap_or_default()
+    }
+}
+
 impl std::fmt::Display for RankOrder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Join => write!(f, "join"),
-            Self::Stable => write!(f, "stable"),
-            Self::Infra => write!(f, "infra"),
             Self::Topology { segment } => write!(f, "topology in segments of {segment}"),
+            _ => write!(f, "{}", self.name()),
         }
     }
 }

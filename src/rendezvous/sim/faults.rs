@@ -19,22 +19,28 @@ pub enum Fault {
     BreakWatches,
     Compact,
     Outage,
+    LeaderChange,
     WorkersFail,
     Finish,
     Trap,
+    /// The rights of a node are taken away for a while.
+    Forbid,
+    /// etcd has no space left for a while.
+    Full,
+    /// etcd is wiped and begins anew.
+    Wipe,
     Reopen,
+    CloseByOperator,
     Deny,
     Allow,
+    Evict,
+    DeleteAll,
     Restart,
     Double,
 }
 
 impl Fault {
-    /// What people do from outside; a run without any of it is what there mostly is.
-    pub const OF_PEOPLE: [Self; 5] =
-        [Self::Reopen, Self::Deny, Self::Allow, Self::Restart, Self::Double];
-
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::Crash,
         Self::CrashCoordinator,
         Self::Leave,
@@ -45,15 +51,34 @@ impl Fault {
         Self::BreakWatches,
         Self::Compact,
         Self::Outage,
+        Self::LeaderChange,
         Self::WorkersFail,
         Self::Finish,
         Self::Trap,
+        Self::Forbid,
+        Self::Full,
+        Self::Wipe,
         Self::Reopen,
+        Self::CloseByOperator,
         Self::Deny,
         Self::Allow,
+        Self::Evict,
+        Self::DeleteAll,
         Self::Restart,
         Self::Double,
     ];
+
+    /// In how many of a thousand scenarios it happens. A run without most of what people do from outside is
+    /// what there mostly is.
+    pub fn share(self) -> u64 {
+        match self {
+            Self::Wipe => 60,
+            Self::Full | Self::DeleteAll | Self::Evict => 120,
+            Self::Reopen | Self::CloseByOperator | Self::Deny | Self::Allow | Self::Forbid => 200,
+            Self::Restart | Self::Double | Self::LeaderChange => 200,
+            _ => 420,
+        }
+    }
 }
 
 /// The end of a fault.
@@ -61,7 +86,9 @@ impl Fault {
 pub enum Recovery {
     Resume(NodeIx),
     Reconnect(NodeIx),
+    Permit(NodeIx),
     EtcdIsBack,
+    EtcdHasSpace,
 }
 
 impl World {
@@ -81,55 +108,55 @@ impl World {
         let live = self.live();
         let ttl = self.scenario.settings.ttl;
         let long = self.rng.time(Duration::from_millis(50), ttl * 2);
+        let one_of = |world: &mut Self, nodes: &[NodeIx], verb: &dyn Fn(&mut Self, NodeIx)| {
+            world.rng.pick(nodes).into_iter().for_each(|node| verb(world, node));
+        };
         match fault {
-            Fault::Crash => self.rng.pick(&live).into_iter().for_each(|node| self.crash(node)),
+            Fault::Crash => one_of(self, &live, &Self::crash),
             Fault::CrashCoordinator => {
                 self.coordinator().into_iter().for_each(|node| self.crash(node));
             }
-            Fault::Leave => self.rng.pick(&up).into_iter().for_each(|node| self.depart(node)),
+            Fault::Leave => one_of(self, &up, &Self::depart),
             Fault::Start => {
                 if live.len() < self.scenario.most_nodes {
                     self.start_node();
                 }
             }
-            Fault::Pause => {
-                self.rng.pick(&up).into_iter().for_each(|node| self.pause(node, long));
-            }
+            Fault::Pause => one_of(self, &up, &|world, node| world.pause(node, long)),
             Fault::PauseCoordinator => {
                 let coordinator = self.coordinator().filter(|node| up.contains(node));
                 coordinator.into_iter().for_each(|node| self.pause(node, long));
             }
-            Fault::Partition => {
-                self.rng.pick(&live).into_iter().for_each(|node| self.partition(node, long));
-            }
-            Fault::BreakWatches => {
-                self.rng.pick(&live).into_iter().for_each(|node| self.break_watches(node));
-            }
+            Fault::Partition => one_of(self, &live, &|world, node| world.partition(node, long)),
+            Fault::BreakWatches => one_of(self, &live, &Self::break_watches),
             Fault::Compact => self.compact(),
             Fault::Outage => self.stop_etcd(long),
+            Fault::LeaderChange => self.change_leader(),
+            Fault::Forbid => one_of(self, &live, &|world, node| world.forbid(node, long)),
+            Fault::Full => self.fill_etcd(long),
+            Fault::Wipe => self.wipe_etcd(long),
             Fault::WorkersFail => {
                 let training = self.training();
-                let chosen = self.rng.pick(&training);
-                chosen.into_iter().for_each(|node| self.nodes[node].agent.fails = true);
+                one_of(self, &training, &|world, node| world.nodes[node].agent.fails = true);
+            }
+            Fault::Finish => {
+                let training = self.training();
+                one_of(self, &training, &|world, node| world.nodes[node].agent.finishes = true);
             }
             Fault::Reopen => self.reopen(),
-            Fault::Deny => self.rng.pick(&live).into_iter().for_each(|node| self.deny(node)),
+            Fault::CloseByOperator => self.close_by_operator(),
+            Fault::Deny => one_of(self, &live, &Self::deny),
             Fault::Allow => self.allow_all(),
-            Fault::Restart => {
-                self.rng.pick(&live).into_iter().for_each(|node| self.restart(node, true));
-            }
+            Fault::Evict => one_of(self, &live, &Self::evict),
+            Fault::DeleteAll => self.delete_all(),
+            Fault::Restart => one_of(self, &live, &|world, node| world.kill_and_restart(node)),
             Fault::Double => {
                 if live.len() < self.scenario.most_nodes && self.scenario.node_ids {
-                    self.rng.pick(&live).into_iter().for_each(|node| self.restart(node, false));
+                    one_of(self, &live, &|world, node| world.double(node));
                 }
             }
             Fault::Trap => {
                 self.trap = super::traps::Trap::any(&mut self.rng, self.scenario.closes);
-            }
-            Fault::Finish => {
-                let training = self.training();
-                let chosen = self.rng.pick(&training);
-                chosen.into_iter().for_each(|node| self.nodes[node].agent.finishes = true);
             }
         }
     }
@@ -160,12 +187,51 @@ impl World {
         }
     }
 
+    pub fn forbid(&mut self, node: NodeIx, time: Duration) {
+        if !self.nodes[node].forbidden {
+            self.note(|| format!("n{node} has no rights for {:.3} s", time.as_secs_f64()));
+            self.nodes[node].forbidden = true;
+            // Its watches go on, unless their stream has to be opened anew.
+            if self.rng.chance(500) {
+                self.break_watches(node);
+            }
+            self.after(time, Event::Recover(Recovery::Permit(node)));
+        }
+    }
+
+    pub fn fill_etcd(&mut self, time: Duration) {
+        if !self.etcd_full {
+            self.note(|| format!("etcd has no space for {:.3} s", time.as_secs_f64()));
+            self.etcd_full = true;
+            self.after(time, Event::Recover(Recovery::EtcdHasSpace));
+        }
+    }
+
     pub fn stop_etcd(&mut self, time: Duration) {
         if !self.etcd_down {
             self.note(|| format!("etcd is down for {:.3} s", time.as_secs_f64()));
             self.etcd_down = true;
             (0..self.nodes.len()).for_each(|node| self.break_watches(node));
             self.after(time, Event::Recover(Recovery::EtcdIsBack));
+        }
+    }
+
+    /// Its data is gone when it is back.
+    pub fn wipe_etcd(&mut self, time: Duration) {
+        self.stop_etcd(time);
+        self.note(|| "etcd is wiped".into());
+        self.etcd = super::model::Etcd::default();
+        self.etcd_number += 1;
+        self.drop_messages();
+        self.denied.clear();
+        self.checks.begin_anew();
+    }
+
+    /// Nobody notices but the leases, which get their whole time again.
+    pub fn change_leader(&mut self) {
+        if !self.etcd_down {
+            self.note(|| "etcd has a new leader".into());
+            self.etcd.extend_leases(self.now);
         }
     }
 
@@ -181,11 +247,13 @@ impl World {
     }
 
     pub fn recover(&mut self, recovery: Recovery) {
+        let now = self.now;
         match recovery {
             Recovery::Resume(node) => {
                 if self.nodes[node].health == Health::Paused {
                     self.note(|| format!("n{node} goes on"));
                     self.nodes[node].health = Health::Up;
+                    self.nodes[node].disturbed = now;
                     self.catch_up(node);
                 }
             }
@@ -193,6 +261,13 @@ impl World {
                 if self.nodes[node].partitioned {
                     self.note(|| format!("n{node} is connected again"));
                     self.nodes[node].partitioned = false;
+                    self.nodes[node].disturbed = now;
+                }
+            }
+            Recovery::Permit(node) => {
+                if self.nodes[node].forbidden {
+                    self.note(|| format!("n{node} has its rights again"));
+                    self.nodes[node].forbidden = false;
                 }
             }
             Recovery::EtcdIsBack => {
@@ -200,6 +275,13 @@ impl World {
                     self.note(|| "etcd is back".into());
                     self.etcd_down = false;
                     self.etcd.extend_leases(self.now);
+                    self.nodes.iter_mut().for_each(|node| node.disturbed = now);
+                }
+            }
+            Recovery::EtcdHasSpace => {
+                if self.etcd_full {
+                    self.note(|| "etcd has space again".into());
+                    self.etcd_full = false;
                 }
             }
         }
@@ -213,12 +295,17 @@ impl World {
         for node in &mut self.nodes {
             node.agent.fails = false;
             node.agent.finishes = false;
+            if let Doing::Finishing(until) = &mut node.agent.doing {
+                *until = self.now.min(*until);
+            }
         }
         self.link = Link::CALM;
         self.recover(Recovery::EtcdIsBack);
+        self.recover(Recovery::EtcdHasSpace);
         for node in 0..self.nodes.len() {
             self.recover(Recovery::Resume(node));
             self.recover(Recovery::Reconnect(node));
+            self.recover(Recovery::Permit(node));
         }
         // What travels slowly arrives now. Copies that nobody waits for any more may still be late.
         let calls: Vec<(NodeIx, u64, u32)> = self
@@ -228,15 +315,18 @@ impl World {
             .flat_map(|(node, state)| state.calls.iter().map(move |(id, c)| (node, *id, c.attempt)))
             .collect();
         self.hurry(Link::CALM.latency, |event| match event {
-            Event::Arrive(node, call, attempt, _)
+            Event::Arrive(node, call, attempt, ..)
             | Event::Answer(node, call, attempt, _)
             | Event::Retry(node, call, attempt) => calls.contains(&(*node, *call, *attempt)),
             Event::OpenWatch(..) | Event::Deliver(..) | Event::LeaseLost(..) => true,
+            Event::HistoryLost(..) => true,
             _ => false,
         });
         if self.rng.chance(500) {
             self.allow_all();
         }
         self.healed = Some(self.now);
+        self.checks.opened_when_healed = self.checks.history.opened;
+        self.checks.live_when_healed = self.live().len() as u64;
     }
 }

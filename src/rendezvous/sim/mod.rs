@@ -8,6 +8,7 @@
 
 mod agent;
 mod conformance;
+mod crowds;
 mod faults;
 pub(super) mod hooks;
 mod invariants;
@@ -15,12 +16,17 @@ mod model;
 mod network;
 mod node;
 mod operator;
+mod placing;
+mod probe;
 mod rng;
 mod scale;
 mod scenario;
 mod seeds;
+mod single;
 mod trace;
 mod traps;
+mod unequal;
+mod watchers;
 mod watches;
 mod world;
 mod wrong;

@@ -1,9 +1,10 @@
-//! Between nodes and etcd: requests, answers, renewals; each may be late, lost or repeated.
+//! Between nodes and etcd: requests, answers, renewals; each may be late, lost, repeated or refused.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::node::{Call, NodeIx, Request};
+use super::model::refused;
+use super::node::{Call, Health, KeepAlive, NodeIx, Request};
 use super::world::{Event, World};
 use crate::etcd::kv::{Op, OpReply, RangeReply, Txn};
 use crate::etcd::{EtcdError, Refusal};
@@ -11,10 +12,23 @@ use crate::rendezvous::machine::{Answer, CallId, Input, Time};
 
 pub type Reply = Result<Answer, EtcdError>;
 
+/// As the client's.
+const STREAM_UP_TO: Duration = Duration::from_secs(120);
+/// For so long a driver tries to revoke a lease.
+const REVOKE: Duration = Duration::from_secs(2);
+
+impl Call {
+    /// Nobody waits for the answer.
+    pub fn is_aside(&self) -> bool {
+        matches!(*self.request, Request::Revoke(_))
+    }
+}
+
 impl World {
     pub fn call(&mut self, node: NodeIx, call: CallId, request: Request, deadline: Time) {
-        let call_state = Call { request: Rc::new(request), deadline, attempt: 0 };
-        self.nodes[node].calls.insert(call, call_state);
+        let (request, begun) = (Rc::new(request), self.now);
+        let state = Call { request, begun, deadline, attempt: 0, sent: false, ghost: false };
+        self.nodes[node].calls.insert(call, state);
         self.send(node, call);
     }
 
@@ -23,22 +37,26 @@ impl World {
         self.nodes[node].keep_alives.remove(&lease);
         self.nodes[node].last_aside += 1;
         let call = self.nodes[node].last_aside;
-        self.call(node, call, Request::Revoke(lease), self.now + Duration::from_secs(5));
+        self.call(node, call, Request::Revoke(lease), self.now + REVOKE);
     }
 
     fn send(&mut self, node: NodeIx, id: CallId) {
-        let reachable = self.reachable(node);
+        let lost = !self.reachable(node) || self.rng.chance(self.link.lost);
         let state = &mut self.nodes[node];
+        let left = state.health == Health::Left;
         let Some(call) = state.calls.get_mut(&id) else { return };
         call.attempt += 1;
+        call.sent |= !lost;
+        call.ghost = left && !call.is_aside();
         let (attempt, request, deadline) = (call.attempt, call.request.clone(), call.deadline);
+        let ghost = call.ghost;
         if let Request::Txn(txn) = &*request {
             state.costs.sent += txn_size(txn);
         }
         state.costs.rpcs += 1;
-        if reachable && !self.rng.chance(self.link.lost) {
+        if !lost {
             let travel = self.travel();
-            self.after(travel, Event::Arrive(node, id, attempt, request));
+            self.after(travel, Event::Arrive(node, id, attempt, ghost, request));
         }
         let patience = self.rng.time(self.link.patience / 2, self.link.patience);
         self.at(deadline.min(self.now + patience), Event::Retry(node, id, attempt));
@@ -57,7 +75,14 @@ impl World {
     }
 
     /// Also of a node that has died since: its request is on its way all the same.
-    pub fn request_arrives(&mut self, node: NodeIx, call: CallId, attempt: u32, request: &Request) {
+    pub fn request_arrives(
+        &mut self,
+        node: NodeIx,
+        call: CallId,
+        attempt: u32,
+        ghost: bool,
+        request: &Request,
+    ) {
         if self.etcd_down {
             return;
         }
@@ -65,8 +90,14 @@ impl World {
         if !current {
             self.note(|| format!("n{node} a late copy of call {call} takes effect"));
         }
-        let reply = self.apply(request);
+        let before = self.etcd.revision();
+        let reply = self.apply(node, request);
         self.note(|| format!("etcd: n{node} {} -> {}", call, super::trace::reply(&reply)));
+        if ghost {
+            let wrote = self.etcd.revision() > before;
+            let result = super::invariants::ghosts::writes_nothing(self, node, request, wrote);
+            self.require(result);
+        }
         self.written(Some(node));
         if current && self.reachable(node) && !self.rng.chance(self.link.lost) {
             let travel = self.travel();
@@ -74,13 +105,21 @@ impl World {
         }
     }
 
-    fn apply(&mut self, request: &Request) -> Reply {
+    fn apply(&mut self, node: NodeIx, request: &Request) -> Reply {
+        if self.nodes[node].forbidden && !matches!(request, Request::Revoke(_)) {
+            return Err(refused(Refusal::PermissionDenied, "permission denied"));
+        }
+        let no_space = || Err(refused(Refusal::NoSpace, "database space exceeded"));
         match request {
+            Request::Txn(txn) if self.etcd_full && self.etcd.would_put(txn) => no_space(),
+            Request::Grant(..) if self.etcd_full => no_space(),
             Request::Txn(txn) => self.etcd.txn(txn).map(Answer::Txn),
             Request::Grant(lease, ttl) => match self.etcd.grant(self.now, *lease, *ttl) {
-                // As the client does: the id is the caller's own.
-                Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => Ok(Answer::Granted),
-                other => other.map(|()| Answer::Granted),
+                // As the client does: the id is the caller's own, and the TTL that of the first grant.
+                Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
+                    Ok(Answer::Granted(self.etcd.granted(*lease).unwrap_or(*ttl)))
+                }
+                other => other.map(|()| Answer::Granted(*ttl)),
             },
             Request::TimeToLive(lease) => {
                 let left = self.etcd.time_to_live(self.now, *lease);
@@ -88,21 +127,31 @@ impl World {
             }
             Request::Revoke(lease) => {
                 self.etcd.revoke(*lease);
-                Ok(Answer::Granted)
+                Ok(Answer::Granted(Duration::ZERO))
             }
         }
     }
 
     pub fn answer_arrives(&mut self, node: NodeIx, id: CallId, attempt: u32, reply: &Reply) {
+        let now = self.now;
         let state = &mut self.nodes[node];
         let Some(call) = state.calls.get(&id).filter(|call| call.attempt == attempt) else {
             return;
         };
-        let aside = matches!(*call.request, Request::Revoke(_));
+        let (aside, begun) = (call.is_aside(), call.begun);
+        if let Request::Grant(_, ttl) = *call.request
+            && now > begun + ttl * 9 / 10
+        {
+            // There is no time left to renew it.
+            state.disturbed = now;
+        }
         state.calls.remove(&id);
         if let Ok(Answer::Txn(reply)) = reply {
             state.answered = reply.revision;
             state.costs.received += reply.replies.iter().map(reply_size).sum::<u64>() + 16;
+        }
+        if matches!(reply, Ok(Answer::Txn(_))) {
+            self.lose_history(node);
         }
         if !aside {
             self.feed(node, Input::Answer(id, reply.clone()));
@@ -117,32 +166,43 @@ impl World {
         if self.now < call.deadline {
             return self.send(node, id);
         }
-        let aside = matches!(*call.request, Request::Revoke(_));
+        let (aside, sent, waited) = (call.is_aside(), call.sent, self.now - call.begun);
         self.nodes[node].calls.remove(&id);
         if !aside {
-            let error = EtcdError::Ambiguous { causes: "simulated".into() };
+            let causes = "simulated".to_string();
+            let error = if sent {
+                EtcdError::Ambiguous { causes }
+            } else {
+                EtcdError::Unreachable { waited, causes }
+            };
             self.feed(node, Input::Answer(id, Err(error)));
         }
     }
 
     pub fn keep_alive(&mut self, node: NodeIx, lease: i64, ttl: Duration, first: Duration) {
+        let since = self.now;
         let state = &mut self.nodes[node];
         state.last_keep_alive += 1;
         let task = state.last_keep_alive;
-        state.keep_alives.insert(lease, (ttl, task));
+        state.keep_alives.insert(lease, KeepAlive { ttl, task, since });
         self.after(first, Event::Renew(node, lease, task));
     }
 
     pub fn renew(&mut self, node: NodeIx, lease: i64, task: u64) {
-        let renews = self.nodes[node].keep_alives.get(&lease).filter(|(_, t)| *t == task);
-        let Some((ttl, _)) = renews.copied() else { return };
+        let renews = self.nodes[node].keep_alives.get(&lease).filter(|known| known.task == task);
+        let Some(KeepAlive { ttl, .. }) = renews.copied() else { return };
         self.nodes[node].costs.renewals += 1;
         if !self.reachable(node) || self.rng.chance(self.link.lost) {
+            self.nodes[node].disturbed = self.now;
             let pause = self.rng.time(Duration::from_millis(100), Duration::from_millis(800));
             return self.after(pause, Event::Renew(node, lease, task));
         }
         if self.etcd.renew(self.now, lease) {
-            self.after(ttl / 3, Event::Renew(node, lease, task));
+            // A renewal by a stream tells the TTL, one by a call does not.
+            let told = self.etcd.granted(lease).filter(|_| ttl <= STREAM_UP_TO);
+            let period = told.unwrap_or(ttl) / 3;
+            let period = self.rng.time(period * 9 / 10, period);
+            self.after(period, Event::Renew(node, lease, task));
         } else {
             let travel = self.travel();
             self.after(travel, Event::LeaseLost(node, lease));

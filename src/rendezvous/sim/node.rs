@@ -1,12 +1,13 @@
 //! One node: the real protocol core and what its driver would keep for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::agent::Agent;
 use crate::etcd::WatchSpec;
 use crate::etcd::kv::Txn;
+use crate::rendezvous::keys::NodeId;
 use crate::rendezvous::machine::{CallId, Machine, Time, WatchId};
 
 /// Which node of the world: never used again for another one.
@@ -17,6 +18,8 @@ pub enum Health {
     Up,
     /// Stopped (SIGSTOP, a swapped-out machine): nothing of it runs, its lease is not renewed.
     Paused,
+    /// Its agent has left the run. The process is still there, and what its driver does goes on.
+    Left,
     /// Dead or gone: nothing of it will ever run again.
     Gone,
 }
@@ -33,9 +36,14 @@ pub enum Request {
 /// A call that the machine waits for, or one whose answer nobody wants (a revocation).
 pub struct Call {
     pub request: Rc<Request>,
+    pub begun: Time,
     pub deadline: Time,
     /// The copy of the request that is waited for; answers to earlier ones are not heard any more.
     pub attempt: u32,
+    /// A copy of it has left for etcd.
+    pub sent: bool,
+    /// The node had left when it was sent last.
+    pub ghost: bool,
 }
 
 #[allow(clippy::struct_excessive_bools, reason = "each is about something else")]
@@ -45,6 +53,8 @@ pub struct Watch {
     pub next: i64,
     /// What etcd has looked at for it.
     pub scanned: i64,
+    /// What has happened since, by its place in etcd's history.
+    pub pending: VecDeque<usize>,
     /// The machine has yet to be told where it began.
     pub untold: bool,
     pub open: bool,
@@ -54,6 +64,8 @@ pub struct Watch {
     pub opened: bool,
     /// A delivery is on its way.
     pub due: bool,
+    /// Which etcd its revisions are of: they mean nothing to one that was wiped since.
+    pub etcd: u64,
 }
 
 /// What a node has cost.
@@ -65,6 +77,18 @@ pub struct Costs {
     pub watches: u64,
     pub sent: u64,
     pub received: u64,
+    /// Events that watches have brought.
+    pub events: u64,
+}
+
+/// A lease that the driver renews.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepAlive {
+    /// As the machine told it.
+    pub ttl: Duration,
+    /// Which of the node's tasks it is.
+    pub task: u64,
+    pub since: Time,
 }
 
 pub struct Node {
@@ -74,17 +98,22 @@ pub struct Node {
     pub started: Time,
     /// Cut off from etcd.
     pub partitioned: bool,
+    /// etcd refuses what it asks for: its rights were taken away.
+    pub forbidden: bool,
+    /// When something last kept it from renewing its leases in time.
+    pub disturbed: Time,
     pub calls: BTreeMap<CallId, Call>,
     pub watches: BTreeMap<WatchId, Watch>,
-    /// The TTL, and which of the node's tasks renews it.
-    pub keep_alives: BTreeMap<i64, (Duration, u64)>,
+    pub keep_alives: BTreeMap<i64, KeepAlive>,
     pub last_keep_alive: u64,
+    pub leases: BTreeSet<NodeId>,
     /// When the next tick is due, so that it is sent once.
     pub tick: Option<Time>,
     /// Ticks in a row at one moment: a machine that asks for them for ever would spin.
     pub spins: u32,
-    /// The revision of the last answer of etcd that the machine took in.
+    /// The revision of the last answer of etcd that the machine took in, and of which etcd it is.
     pub answered: i64,
+    pub etcd: u64,
     pub costs: Costs,
     /// For calls whose answer nobody waits for.
     pub last_aside: CallId,
@@ -98,13 +127,17 @@ impl Node {
             started,
             health: Health::Up,
             partitioned: false,
+            forbidden: false,
+            disturbed: started,
             calls: BTreeMap::new(),
             watches: BTreeMap::new(),
             keep_alives: BTreeMap::new(),
             last_keep_alive: 0,
+            leases: BTreeSet::new(),
             tick: None,
             spins: 0,
             answered: 0,
+            etcd: 0,
             costs: Costs::default(),
             last_aside: CallId::MAX / 2,
         }
@@ -114,19 +147,18 @@ impl Node {
         self.health == Health::Up
     }
 
+    /// Its agent takes part, or will.
     pub fn is_live(&self) -> bool {
+        matches!(self.health, Health::Up | Health::Paused)
+    }
+
+    /// Something of it runs, or will.
+    pub fn runs(&self) -> bool {
         self.health != Health::Gone
     }
 
-    /// Wants to be in the next round.
-    pub fn is_joining(&self) -> bool {
-        self.machine.joining.is_some()
-    }
-
-    /// The head was read, and its watch has shown everything up to this revision.
-    pub fn has_seen_head(&self, revision: i64) -> bool {
-        let watch = self.machine.head.and_then(|head| self.watches.get(&head.watch));
-        self.machine.head_is_known()
-            && watch.is_some_and(|watch| watch.open && watch.scanned > revision)
+    /// Nothing has kept it from renewing its leases for so long.
+    pub fn was_calm_for(&self, now: Time, time: Duration) -> bool {
+        self.is_up() && !self.partitioned && now > self.disturbed + time
     }
 }

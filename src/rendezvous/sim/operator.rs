@@ -1,17 +1,14 @@
 //! What people do to a run from outside, and agents that are started again: with guarded writes of their
-//! own, as `torchetcd reopen`, `evict` and `allow` make them.
+//! own, as `torchetcd.aio` makes them.
 
-use std::time::Duration;
-
-use super::agent::Doing;
 use super::model::Touched;
-use super::node::NodeIx;
+use super::node::{Node, NodeIx};
 use super::world::World;
 use crate::etcd::kv::{Compare, Op, Txn};
 use crate::rendezvous::denied::Denial;
 use crate::rendezvous::keys::{escape, unescape};
-use crate::rendezvous::ranks::RankOrder;
-use crate::rendezvous::records::{self, Control, State};
+use crate::rendezvous::records::{self, Closed, Control, State};
+use crate::rendezvous::reopen::{self, Opening};
 
 impl World {
     /// `false` where the guard does not hold.
@@ -21,26 +18,21 @@ impl World {
         done
     }
 
+    /// The control record and its revision.
+    fn read_control(&self) -> Option<(Control, i64)> {
+        let revision = self.etcd.get(&self.keys.control())?.mod_revision;
+        Some((self.control()?.clone(), revision))
+    }
+
     /// A closed run is open again, in its next round.
     pub fn reopen(&mut self) {
-        let Some(Control { round, state: State::Closed(_), .. }) = self.control().cloned() else {
-            return;
-        };
-        let key = self.keys.control();
-        let Some(modified) = self.etcd.get(&key).map(|kv| kv.mod_revision) else { return };
-        self.note(|| format!("an operator reopens the run as round {}", round + 1));
-        let open = State::Open {
-            previous: None,
-            by: "operator".into(),
-            at: 1,
-            why: "reopened by operator: test".into(),
-        };
-        let record = records::encode(&Control::new(round + 1, open));
-        let txn = Txn::when([Compare::mod_revision(key.clone(), modified)]).then([Op::put(
-            key,
-            record,
-            self.keys.run_lease(),
-        )]);
+        let Some((control, modified)) = self.read_control() else { return };
+        let State::Closed(_) = control.state else { return };
+        self.note(|| format!("an operator reopens the run as round {}", control.round + 1));
+        let opening = Opening { by: "operator".into(), at: 1, why: "test".into() };
+        let if_members_gone = self.rng.chance(200);
+        let again = reopen::from_outside(&self.keys, &control, modified, opening, if_members_gone);
+        let txn = Txn::when(again.guards).then(again.writes);
         self.checks.history.reopening = true;
         if self.operate(&txn) {
             self.checks.closed = None;
@@ -48,12 +40,57 @@ impl World {
         self.checks.history.reopening = false;
     }
 
+    pub fn close_by_operator(&mut self) {
+        let Some((control, revision)) = self.read_control() else { return };
+        if matches!(control.state, State::Closed(_)) {
+            return;
+        }
+        self.note(|| "an operator closes the run".into());
+        let (by, reason) = ("operator".into(), "test".into());
+        let closed = Closed { by, reason, at: 1, last: control.last(), ended: None };
+        let closed = control.then(control.round, State::Closed(closed));
+        let record = records::encode(&closed, closed.version);
+        let key = self.keys.control();
+        let put = Op::put(key.clone(), record, self.keys.run_lease());
+        self.operate(&Txn::when([Compare::mod_revision(key, revision)]).then([put]));
+    }
+
+    /// `etcdctl del --prefix` of the whole run, or a purge, which takes the leases as well.
+    pub fn delete_all(&mut self) {
+        if self.etcd_down {
+            return;
+        }
+        let purge = self.rng.chance(300);
+        self.note(|| format!("an operator deletes all keys of the run, purge: {purge}"));
+        if purge {
+            let leases: Vec<i64> = self.nodes.iter().filter_map(Node::lease).collect();
+            for lease in leases {
+                self.etcd.revoke(lease);
+            }
+        }
+        self.operate(&Txn::when([]).then([Op::delete_prefix("/sim/run_a/")]));
+        if purge {
+            self.etcd.revoke(self.keys.run_lease());
+            self.written(None);
+        }
+    }
+
+    /// Takes the lease of a node without denying it.
+    pub fn evict(&mut self, node: NodeIx) {
+        if let Some(lease) = self.nodes[node].lease().filter(|_| !self.etcd_down) {
+            self.note(|| format!("an operator evicts n{node}"));
+            self.nodes[node].disturbed = self.now;
+            self.etcd.revoke(lease);
+            self.written(None);
+        }
+    }
+
     /// Puts a node on the deny list by one of its names, and maybe takes its lease.
     pub fn deny(&mut self, node: NodeIx) {
-        let settings = &self.nodes[node].machine.settings;
+        let settings = self.nodes[node].settings();
         let mut names = vec![settings.node.host.clone()];
         names.extend(settings.labels.node_id.clone());
-        names.extend(self.nodes[node].machine.lease.map(|lease| format!("{lease:016x}")));
+        names.extend(self.nodes[node].lease().map(|lease| format!("{lease:016x}")));
         let name = names.swap_remove(self.rng.below(names.len()));
         let key = format!("{}{}", self.keys.denials(), escape(&name));
         let control = self.keys.control();
@@ -62,15 +99,18 @@ impl World {
             return;
         }
         self.note(|| format!("an operator denies n{node} as {name}"));
-        let record = records::encode(&Denial { by: "operator".into(), ..Denial::default() });
+        let version = self.control().map_or(1, |control| control.version);
+        let denial = Denial { by: "operator".into(), ..Denial::default() };
+        let record = records::encode(&denial, version);
         let txn = Txn::when([Compare::mod_revision(control, there)]).then([Op::put(
             key,
             record,
             self.keys.run_lease(),
         )]);
-        let lease = self.nodes[node].machine.lease;
+        let lease = self.nodes[node].lease();
         if self.operate(&txn) && self.rng.chance(500) {
             if let Some(lease) = lease {
+                self.nodes[node].disturbed = self.now;
                 self.etcd.revoke(lease);
             }
             self.written(None);
@@ -103,58 +143,27 @@ impl World {
         if self.denied.is_empty() {
             return false;
         }
-        let machine = &self.nodes[node].machine;
-        let leases = machine.lease.into_iter().chain(machine.formers.clone());
+        let node = &self.nodes[node];
+        let leases = node.lease().into_iter().chain(node.formers());
         let mut names: Vec<String> = leases.map(|lease| format!("{lease:016x}")).collect();
-        names.push(machine.settings.node.host.clone());
-        names.extend(machine.settings.labels.node_id.clone());
+        names.push(node.settings().node.host.clone());
+        names.extend(node.settings().labels.node_id.clone());
         names.iter().any(|name| self.denied.contains(name))
     }
 
     /// The agent is started again in its place: after its end, or while it is still there.
-    pub fn restart(&mut self, node: NodeIx, kill: bool) {
-        if kill {
-            self.crash(node);
-        }
-        let labels = self.nodes[node].machine.settings.labels.clone();
-        let again = self.start_node_with(labels);
+    pub fn kill_and_restart(&mut self, node: NodeIx) {
+        self.crash(node);
+        self.double(node);
+    }
+
+    pub fn double(&mut self, node: NodeIx) {
+        let again = self.restart(node);
         self.note(|| format!("n{again} has the node_id of n{node}"));
     }
 
-    /// For how many of these nodes a world has places.
-    pub fn placeable(&self, nodes: &[NodeIx]) -> usize {
-        let mut ids = std::collections::BTreeSet::new();
-        let labels = |node: &NodeIx| &self.nodes[*node].machine.settings.labels;
-        let counts = |node: &&NodeIx| {
-            !self.is_denied(**node) && labels(node).node_id.clone().is_none_or(|id| ids.insert(id))
-        };
-        let nodes: Vec<NodeIx> = nodes.iter().filter(counts).copied().collect();
-        let order = self.scenario.settings.order;
-        order.placeable(nodes.iter().map(|node| labels(node).domain.as_deref()))
-    }
-
-    pub fn start_enough(&mut self) {
-        while self.placeable(&self.live()) < self.scenario.settings.min {
-            self.start_node();
-        }
-    }
-
-    pub fn largest(&self) -> usize {
-        self.scenario.settings.order.largest(self.scenario.settings.max)
-    }
-
-    pub fn has_segments(&self) -> bool {
-        matches!(self.scenario.settings.order, RankOrder::Topology { segment: 2.. })
-    }
-
-    /// Takes part, or tries to.
-    pub fn takes_part(&self, node: NodeIx) -> bool {
-        let doing = &self.nodes[node].agent.doing;
-        matches!(doing, Doing::Joining | Doing::Training { .. } | Doing::Stopping(_))
-    }
-
-    /// How long an agent may need to find out that it is not wanted.
-    pub fn time_to_be_told(&self) -> Duration {
-        self.scenario.poll + self.scenario.stop + Duration::from_secs(3)
+    pub fn restart(&mut self, node: NodeIx) -> NodeIx {
+        let settings = self.nodes[node].settings().clone();
+        self.start_as(settings)
     }
 }

@@ -27,6 +27,9 @@ fn bill(world: &mut World, round: u64) -> (Bill, Duration) {
         assert!(world.now < until, "round {round} is not complete");
     }
     let took = world.now - began;
+    // Whoever completed the round deletes what the one before has left.
+    let swept = world.now + Duration::from_secs(2);
+    world.run_until(swept).unwrap_or_else(|violation| panic!("{violation}"));
     (Bill::of(world, coordinator.unwrap_or(0)), took)
 }
 

@@ -2,6 +2,7 @@
 
 use super::model::Touched;
 use super::network::Reply;
+use super::node::Node;
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Event, Op, Txn};
 use crate::rendezvous::machine::{Action, Answer, Input};
@@ -36,6 +37,21 @@ pub fn reply(reply: &Reply) -> String {
         Ok(other) => format!("{other:?}"),
         Err(error) => error.to_string(),
     }
+}
+
+pub fn settings(node: &Node) -> String {
+    let settings = node.settings();
+    format!(
+        "version {}, {} to {} nodes, {}, leases of {:?} and {:?}, {:?}, stops in {:?}",
+        settings.version,
+        settings.min,
+        settings.max,
+        settings.order,
+        settings.ttl,
+        settings.run_ttl,
+        settings.on_member_loss,
+        node.agent.stop
+    )
 }
 
 pub fn touched(touched: &Touched) -> String {

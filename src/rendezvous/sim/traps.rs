@@ -56,6 +56,7 @@ pub enum Blow {
     BreakWatches,
     Compact,
     Outage,
+    Forbid,
     Close,
 }
 
@@ -81,6 +82,7 @@ impl Trap {
             Blow::BreakWatches,
             Blow::Compact,
             Blow::Outage,
+            Blow::Forbid,
         ];
         if closes {
             blows.extend([Blow::Close; 4]);
@@ -162,6 +164,7 @@ impl World {
             Blow::BreakWatches => self.break_watches(node),
             Blow::Compact => self.compact(),
             Blow::Outage => self.stop_etcd(time),
+            Blow::Forbid => self.forbid(node, time.min(self.link.slowest)),
         }
     }
 }

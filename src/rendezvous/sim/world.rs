@@ -1,18 +1,19 @@
 //! Many nodes, one etcd, one clock: a queue of things to happen, taken one by one.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::agent::{Agent, Doing};
+use super::invariants::round::Limits;
 use super::invariants::{Checks, Violation};
 use super::model::Etcd;
 use super::node::{Health, Node, NodeIx, Request};
 use super::rng::Rng;
 use super::scenario::{Link, Scenario};
+use super::watchers::Watchers;
 use crate::rendezvous::keys::Keys;
-use crate::rendezvous::labels::Labels;
 use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
 use crate::rendezvous::records::{Control, NodeInfo};
 
@@ -20,12 +21,14 @@ use crate::rendezvous::records::{Control, NodeInfo};
 const EXPIRY: Duration = Duration::from_millis(500);
 /// How often the invariants are looked at that are about time.
 const CHECK: Duration = Duration::from_millis(100);
+/// The same while nothing is expected to happen, and how often agents look then.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Something that will happen.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A copy of a request reaches etcd.
-    Arrive(NodeIx, CallId, u32, Rc<Request>),
+    /// A copy of a request reaches etcd; whether its node had left when it was sent.
+    Arrive(NodeIx, CallId, u32, bool, Rc<Request>),
     /// The answer to that copy reaches the node.
     Answer(NodeIx, CallId, u32, Rc<super::network::Reply>),
     /// The node gives up waiting for that copy's answer.
@@ -37,7 +40,15 @@ pub enum Event {
     Deliver(NodeIx, WatchId),
     Renew(NodeIx, i64, u64),
     LeaseLost(NodeIx, i64),
+    /// The watch ends: etcd was wiped.
+    HistoryLost(NodeIx, WatchId),
     Agent(NodeIx),
+    /// torch's launcher shuts the handler down.
+    Shutdown(NodeIx),
+    /// The process of an agent that has left ends.
+    Exit(NodeIx),
+    /// The scheduler starts another agent in its place.
+    Replace(NodeIx),
     Expire,
     Check,
     /// The scenario's next fault.
@@ -82,18 +93,28 @@ pub struct World {
     pub link: Link,
     pub nodes: Vec<Node>,
     pub etcd_down: bool,
+    /// It has no space left.
+    pub etcd_full: bool,
+    /// How often it was wiped.
+    pub etcd_number: u64,
     pub trap: Option<super::traps::Trap>,
     /// Faults happen.
     pub chaos: bool,
     /// From when on there are no faults.
     pub healed: Option<Time>,
+    /// Nothing is expected to happen.
+    pub quiet: bool,
+    /// How many agents the scheduler is about to start again.
+    pub replacements: u32,
     /// All nodes are gone for good.
     pub ended: bool,
     pub checks: Checks,
     pub last_write: Time,
     /// The names on the deny list.
     pub denied: BTreeSet<String>,
-    pub watchers: BTreeMap<(Vec<u8>, Option<Vec<u8>>), Vec<(NodeIx, WatchId)>>,
+    pub watchers: Watchers,
+    /// Whose lease each one is or was.
+    pub owners: HashMap<i64, NodeIx>,
     failure: Option<Violation>,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
@@ -115,13 +136,18 @@ impl World {
             scenario,
             nodes: Vec::new(),
             etcd_down: false,
+            etcd_full: false,
+            etcd_number: 0,
             trap: None,
             chaos: false,
             healed: None,
+            quiet: false,
+            replacements: 0,
             ended: false,
             last_write: Duration::ZERO,
             denied: BTreeSet::new(),
-            watchers: BTreeMap::new(),
+            watchers: Watchers::default(),
+            owners: HashMap::new(),
             failure: None,
             queue: BinaryHeap::new(),
             order: 0,
@@ -177,21 +203,23 @@ impl World {
     /// Starts a node whose agent joins at once.
     pub fn start_node(&mut self) -> NodeIx {
         let labels = self.scenario.labels(self.nodes.len(), &mut self.rng);
-        self.start_node_with(labels)
+        let common = Settings { labels, ..self.scenario.settings.clone() };
+        let settings = self.scenario.unequal.node(&common, &mut self.rng);
+        self.start_as(settings)
     }
 
-    pub fn start_node_with(&mut self, labels: Labels) -> NodeIx {
+    pub fn start_as(&mut self, settings: Settings) -> NodeIx {
         let index = self.nodes.len();
         let settings = Settings {
-            keys: self.keys.clone(),
             node: NodeInfo { host: format!("n{index}"), pid: 1 },
-            labels,
             seed: self.rng.next(),
-            ..self.scenario.settings.clone()
+            ..settings
         };
         let agent = Agent::new(&self.scenario, &mut self.rng);
-        self.nodes.push(Node::new(Machine::new(settings), agent, self.now));
-        self.note(|| format!("n{index} starts"));
+        let mut node = Node::new(Machine::new(settings), agent, self.now);
+        node.etcd = self.etcd_number;
+        self.note(|| format!("n{index} starts, {}", super::trace::settings(&node)));
+        self.nodes.push(node);
         self.after(Duration::ZERO, Event::Agent(index));
         index
     }
@@ -237,8 +265,8 @@ impl World {
     fn happen(&mut self, event: Event) {
         let Some(event) = self.for_a_node_that_runs(event) else { return };
         match event {
-            Event::Arrive(node, call, attempt, request) => {
-                self.request_arrives(node, call, attempt, &request);
+            Event::Arrive(node, call, attempt, ghost, request) => {
+                self.request_arrives(node, call, attempt, ghost, &request);
             }
             Event::Answer(node, call, attempt, reply) => {
                 self.answer_arrives(node, call, attempt, &reply);
@@ -253,11 +281,24 @@ impl World {
                 self.feed(node, Input::LeaseLost(lease));
                 self.spring_trap_at(super::traps::Moment::LeaseLost, Some(node), Some(node));
             }
-            Event::Agent(node) => self.agent_acts(node),
+            Event::HistoryLost(node, watch) => {
+                let message = crate::etcd::WatchMessage::HistoryLost;
+                self.feed(node, Input::Watched(watch, message));
+            }
+            Event::Agent(node) => {
+                let next = self.agent_acts(node);
+                let shortest = if self.quiet { QUIET } else { Duration::ZERO };
+                if let Some(next) = next {
+                    self.after(next.max(shortest), Event::Agent(node));
+                }
+            }
+            Event::Shutdown(node) => self.agent_ends(node),
+            Event::Exit(node) => self.exit(node),
+            Event::Replace(node) => self.replace(node),
             Event::Expire => self.expire_leases(),
             Event::Check => {
                 if !self.ended {
-                    self.after(CHECK, Event::Check);
+                    self.after(if self.quiet { QUIET } else { CHECK }, Event::Check);
                     self.check();
                 }
             }
@@ -276,11 +317,13 @@ impl World {
             | Event::Deliver(node, _)
             | Event::Renew(node, ..)
             | Event::LeaseLost(node, _)
-            | Event::Agent(node) => *node,
+            | Event::HistoryLost(node, _)
+            | Event::Agent(node)
+            | Event::Shutdown(node) => *node,
             _ => return Some(event),
         };
         match self.nodes[node].health {
-            Health::Up => return Some(event),
+            Health::Up | Health::Left => return Some(event),
             Health::Paused => self.deferred.entry(node).or_default().push(event),
             Health::Gone => {}
         }
@@ -307,11 +350,26 @@ impl World {
         }
     }
 
+    /// What was on its way does not arrive.
+    pub fn drop_messages(&mut self) {
+        let is_message = |event: &Event| matches!(event, Event::Arrive(..) | Event::Answer(..));
+        self.queue.retain(|Reverse(scheduled)| !is_message(&scheduled.event));
+    }
+
     /// Gives the machine an input and does what it asks for.
     pub fn feed(&mut self, node: NodeIx, input: Input) {
         self.note(|| format!("n{node} <- {}", super::trace::input(&input)));
-        let actions = self.nodes[node].machine.handle(self.now, input);
-        for action in actions {
+        let state = &mut self.nodes[node];
+        let actions = state.machine.handle(self.now, input);
+        if let Some(lease) = state.lease()
+            && state.leases.insert(lease)
+        {
+            self.owners.insert(lease, node);
+        }
+        // Who gets a result acts upon it only when all else is done.
+        let is_result = |action: &Action| matches!(action, Action::Joined(_) | Action::Closed(_));
+        let (results, others): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_result);
+        for action in others.into_iter().chain(results) {
             self.note(|| format!("n{node} -> {}", super::trace::action(&action)));
             self.perform(node, action);
         }
@@ -334,6 +392,7 @@ impl World {
             Action::KeepAlive(lease, ttl, first) => self.keep_alive(node, lease, ttl, first),
             Action::Watch(watch, spec) => self.watch(node, watch, spec),
             Action::Unwatch(watch) => self.unwatch(node, watch),
+            Action::Cancel(call) => drop(self.nodes[node].calls.remove(&call)),
             Action::Joined(result) => self.agent_joined(node, result),
             Action::Closed(result) => self.agent_closed(node, &result),
             Action::Observed(_) => {}
@@ -366,8 +425,10 @@ impl World {
     fn expire_leases(&mut self) {
         self.after(EXPIRY, Event::Expire);
         if !self.etcd_down {
-            for lease in self.etcd.expire(self.now) {
+            for (lease, granted) in self.etcd.expire(self.now) {
                 self.note(|| format!("etcd: lease {lease:016x} ran out"));
+                let result = super::invariants::leases::none_is_lost(self, lease, granted);
+                self.require(result);
             }
             self.written(None);
         }
@@ -380,9 +441,12 @@ impl World {
             self.last_write = self.now;
             self.wake_watchers(&touched);
             self.denial_touched(&touched);
-            let result = self.checks.key_touched(self.now, &touched);
+            let result = super::invariants::closers::may_close(self, writer, &touched);
             self.require(result);
-            let result = super::invariants::run_lease::is_renewed(self, &touched);
+            let result = super::invariants::leases::run_goes_on(self, &touched);
+            self.require(result);
+            let limits = self.limits_of(writer);
+            let result = self.checks.key_touched(self.now, &touched, limits, writer);
             self.require(result);
             self.spring_trap(writer, &touched);
         }
@@ -400,6 +464,12 @@ impl World {
         self.which(Node::is_live)
     }
 
+    /// Who trains in the world of a run that was deleted is none of the one that is there now.
+    pub fn is_of_the_run(&self, node: &Node) -> bool {
+        let epoch = self.checks.history.epoch;
+        !matches!(&node.agent.doing, Doing::Training { nth, .. } if nth.epoch < epoch)
+    }
+
     pub fn training(&self) -> Vec<NodeIx> {
         self.which(|node| node.is_up() && matches!(node.agent.doing, Doing::Training { .. }))
     }
@@ -411,7 +481,16 @@ impl World {
 
     /// The node that holds this lease.
     pub fn holder(&self, lease: i64) -> Option<NodeIx> {
-        self.nodes.iter().position(|node| node.machine.lease == Some(lease))
+        let owner = self.owners.get(&lease).copied();
+        owner.filter(|node| self.nodes[*node].lease() == Some(lease))
+    }
+
+    /// What a node goes by as a coordinator; what nodes mostly go by where it is nobody.
+    pub fn limits_of(&self, node: Option<NodeIx>) -> Limits {
+        node.map_or_else(
+            || Limits::of(&self.scenario.settings),
+            |node| Limits::of(self.nodes[node].settings()),
+        )
     }
 
     pub fn coordinator(&self) -> Option<NodeIx> {

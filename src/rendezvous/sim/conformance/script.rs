@@ -170,6 +170,12 @@ impl Script {
         };
         // At the compacted revision itself the versions differ.
         let start_revision = if revision == model.compacted() { 0 } else { revision };
-        WatchSpec { key, range_end, start_revision, deletes_only: self.rng.chance(400) }
+        WatchSpec {
+            key,
+            range_end,
+            start_revision,
+            deletes_only: self.rng.chance(400),
+            ..WatchSpec::default()
+        }
     }
 }

@@ -2,22 +2,24 @@
 
 use super::Violation;
 use super::history::History;
+use super::round::{Limits, Nth};
 use crate::rendezvous::machine::Outcome;
 use crate::rendezvous::sim::node::NodeIx;
 use crate::rendezvous::sim::world::World;
 
 /// The record of a completed round and the keys of its members say the same.
-pub fn of_the_record(
-    history: &History,
-    round: u64,
-    min: usize,
-    max: usize,
-) -> Result<(), Violation> {
-    let Some((number, state)) = history.round(round).map(|state| (round, state)) else {
-        return Ok(());
-    };
-    let Some((_, complete)) = &state.completed else { return Ok(()) };
-    let world = complete.world as usize;
+pub fn of_the_record(history: &History, nth: Nth) -> Result<(), Violation> {
+    let (Some(state), number) = (history.get(nth), nth.round) else { return Ok(()) };
+    let Some((_, complete, limits)) = &state.completed else { return Ok(()) };
+    let (Limits { min, max, .. }, world) = (*limits, complete.world as usize);
+    let told = (complete.story.min as usize, complete.story.max as usize);
+    if told != (min, max) || complete.order != limits.order {
+        let text = format!(
+            "round {number} tells limits of {told:?} and {}, its coordinator has {limits:?}",
+            complete.order
+        );
+        return Err(Violation::new("I1", text));
+    }
     if world < min || world > max {
         let text = format!("round {number} has a world of {world}, allowed are {min} to {max}");
         return Err(Violation::new("I1", text));
@@ -33,14 +35,15 @@ pub fn of_the_record(
 pub fn among_the_returned(
     world: &mut World,
     node: NodeIx,
+    nth: Nth,
     outcome: &Outcome,
 ) -> Result<(), Violation> {
-    let round = outcome.round;
+    let round = nth.round;
     if outcome.rank >= outcome.world {
         let text = format!("n{node} returned from round {round} with {outcome:?}");
         return Err(Violation::new("I1", text));
     }
-    let returned = world.checks.returned.of(round);
+    let returned = world.checks.returned.of(nth);
     if let Some((other, first)) = returned.iter().next()
         && (first.world, &first.master) != (outcome.world, &outcome.master)
     {
@@ -51,6 +54,6 @@ pub fn among_the_returned(
         let text = format!("n{other} and n{node} both have rank {} in {round}", outcome.rank);
         return Err(Violation::new("I1", text));
     }
-    world.checks.returned.add(node, outcome);
+    world.checks.returned.add(node, nth, outcome);
     Ok(())
 }

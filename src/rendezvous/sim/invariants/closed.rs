@@ -12,7 +12,10 @@ use crate::rendezvous::sim::world::World;
 pub struct ClosedAt(Time);
 
 pub fn closed(world: &mut World, node: NodeIx) -> Result<(), Violation> {
-    if world.checks.history.closed.is_none() && !world.checks.history.reopened {
+    if world.checks.history.closed.is_none()
+        && world.checks.history.reopened.is_none()
+        && world.checks.history.epoch == 0
+    {
         let text = format!("n{node} has closed the run, says it, and the record does not");
         return Err(Violation::new("I4", text));
     }
@@ -31,7 +34,7 @@ pub fn not_after_the_close(
 ) -> Result<(), Violation> {
     let Some(closed) = &world.checks.history.closed else { return Ok(()) };
     let answered = world.nodes[node].answered;
-    if answered < closed.revision {
+    if answered < closed.revision || world.nodes[node].etcd != world.etcd_number {
         return Ok(());
     }
     let text = format!(

@@ -66,7 +66,7 @@ impl Bill {
             } else {
                 bill.rpcs = bill.rpcs.max(rpcs);
                 bill.bytes = bill.bytes.max(bytes);
-                let keys = node.machine.lease.map_or(0, |lease| world.checks.written.of(lease));
+                let keys = node.lease().map_or(0, |lease| world.checks.written.of(lease));
                 bill.keys = bill.keys.max(keys);
             }
         }
@@ -79,7 +79,7 @@ impl Bill {
         let within = self.rpcs <= RPCS
             && self.keys <= KEYS
             && self.bytes <= BYTES
-            && self.coordinator_rpcs <= 2 * RPCS + n / 60
+            && self.coordinator_rpcs <= 2 * RPCS + n / 30
             && self.coordinator_bytes <= BYTES + 1000 * n
             && self.all_keys <= KEYS * n + 10;
         if within { Ok(()) } else { Err(Violation::new("costs", format!("{self:?}"))) }

@@ -26,11 +26,10 @@ pub fn not_for_long(world: &mut World) -> Result<(), Violation> {
     }
     let up: Vec<NodeIx> = world.up().into_iter().filter(|node| world.takes_part(*node)).collect();
     let denied = up.iter().copied().filter(|node| world.is_denied(*node)).collect();
-    let id = |node: NodeIx| world.nodes[node].machine.settings.labels.node_id.as_ref();
-    let twin = |node: &NodeIx| {
-        let of_its_id = |other: &&NodeIx| *other != node && id(**other) == id(*node);
-        id(*node).is_some() && up.iter().find(of_its_id).is_some()
-    };
+    let id = |node: &NodeIx| world.nodes[*node].settings().labels.node_id.as_ref();
+    let mut seen: BTreeMap<&String, usize> = BTreeMap::new();
+    up.iter().filter_map(id).for_each(|id| *seen.entry(id).or_default() += 1);
+    let twin = |node: &NodeIx| id(node).is_some_and(|id| seen.get(id) > Some(&1));
     let doubled = up.iter().copied().filter(twin).collect();
     let bound = world.time_to_be_told();
     let now = world.now;

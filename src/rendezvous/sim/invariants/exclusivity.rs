@@ -11,22 +11,23 @@ pub fn all_see_the_new_round(world: &World) -> Result<(), Violation> {
     let Some(opened) = round.opened else { return Ok(()) };
     for node in world.up() {
         let state = &world.nodes[node];
-        let Doing::Training { outcome, since } = &state.agent.doing else { continue };
-        if outcome.round >= current {
+        let Doing::Training { nth, since, .. } = &state.agent.doing else { continue };
+        if *nth >= current {
             continue;
         }
-        // In quiet times it sees it soon, in others once its watch has shown it.
+        // In quiet times it sees it soon, in others once its watch has shown it. After a refusal that was under
+        // way when all was healed it asks again in a second.
         let late = world.healed.is_some_and(|healed| {
-            world.now > healed.max(opened.at).max(*since) + Duration::from_secs(1)
+            world.now > healed.max(opened.at).max(*since) + Duration::from_secs(2)
         });
-        let status = state.machine.status();
-        if (state.has_seen_head(opened.revision) || late)
+        let status = state.status();
+        if (state.has_seen_head(opened.revision, world.etcd_number) || late)
             && status.waiting == 0
             && status.closed.is_none()
         {
             let text = format!(
-                "n{node} trains in round {}, round {current} was opened at {:?}, and it sees nobody waiting",
-                outcome.round, opened.at
+                "n{node} trains in {nth:?}, {current:?} was opened at {:?}, and it sees nobody waiting",
+                opened.at
             );
             return Err(Violation::new("I2", text));
         }

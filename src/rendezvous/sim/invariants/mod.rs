@@ -2,27 +2,33 @@
 
 pub mod agreement;
 pub mod closed;
+pub mod closers;
 pub mod costs;
+pub mod entered;
 pub mod excluded;
 pub mod exclusivity;
 pub mod garbage;
+pub mod ghosts;
 pub mod history;
+pub mod leases;
 pub mod loss;
 pub mod membership;
+pub mod parked;
 pub mod progress;
 pub mod ranks;
-pub mod run_lease;
+pub mod restarts;
+pub mod round;
 pub mod waiting;
 
 use std::fmt;
 
 use self::history::History;
+use self::round::{Limits, Nth};
 use super::model::Touched;
 use super::node::NodeIx;
 use super::scenario::Scenario;
 use super::world::World;
-use crate::rendezvous::machine::{OnMemberLoss, Outcome, RendezvousError, Time};
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::machine::{Outcome, RendezvousError, Time};
 
 /// An invariant that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,48 +51,62 @@ impl fmt::Display for Violation {
 
 /// What the invariants remember.
 pub struct Checks {
-    pub min: usize,
-    pub max: usize,
-    pub on_member_loss: OnMemberLoss,
     pub history: History,
     pub returned: membership::Returned,
     pub closed: Option<closed::ClosedAt>,
     pub progress: progress::Progress,
     pub written: costs::Written,
     pub excluded: excluded::Excluded,
-    order: RankOrder,
+    pub entered: entered::Entered,
+    /// How many rounds had been opened when the faults ended.
+    pub opened_when_healed: u64,
+    /// How many agents were there then.
+    pub live_when_healed: u64,
+    /// The writers of completed rounds.
+    pub completer: Option<(Nth, NodeIx)>,
 }
 
 impl Checks {
     pub fn new(scenario: &Scenario) -> Self {
-        let settings = &scenario.settings;
         Self {
-            min: settings.min,
-            max: settings.max,
-            on_member_loss: settings.on_member_loss,
-            history: History::new(&settings.keys),
+            history: History::new(&scenario.settings.keys),
             returned: membership::Returned::default(),
             closed: None,
             progress: progress::Progress::default(),
             written: costs::Written::default(),
             excluded: excluded::Excluded::default(),
-            order: settings.order,
+            entered: entered::Entered::default(),
+            opened_when_healed: 0,
+            live_when_healed: 0,
+            completer: None,
         }
     }
 
-    /// After each write.
-    pub fn key_touched(&mut self, now: Time, touched: &Touched) -> Result<(), Violation> {
+    /// After each write, by a node that goes by these limits.
+    pub fn key_touched(
+        &mut self,
+        now: Time,
+        touched: &Touched,
+        limits: Limits,
+        writer: Option<NodeIx>,
+    ) -> Result<(), Violation> {
         self.written.take(touched);
-        let completed = self.history.take(now, touched)?;
-        if self.history.control.is_none() {
-            self.returned = membership::Returned::default();
+        let completed = self.history.take(now, touched, limits)?;
+        if touched.kv.key == self.history.control_key.as_bytes() && touched.deleted {
             self.closed = None;
         }
-        if let Some(round) = completed {
-            agreement::of_the_record(&self.history, round, self.min, self.max)?;
-            ranks::in_order(&self.history, round, self.order)?;
+        if let Some(nth) = completed {
+            self.completer = writer.map(|writer| (nth, writer));
+            agreement::of_the_record(&self.history, nth)?;
+            ranks::in_order(&self.history, nth)?;
         }
         Ok(())
+    }
+
+    /// etcd was wiped.
+    pub fn begin_anew(&mut self) {
+        self.history.begin_anew();
+        self.closed = None;
     }
 }
 
@@ -97,9 +117,12 @@ pub fn returned(
     result: &Result<Outcome, RendezvousError>,
 ) -> Result<(), Violation> {
     if let Ok(outcome) = result {
-        membership::listed(world, node, outcome)?;
-        agreement::among_the_returned(world, node, outcome)?;
+        let nth = membership::listed(world, node, outcome)?;
+        agreement::among_the_returned(world, node, nth, outcome)?;
         closed::not_after_the_close(world, node, outcome)?;
+    }
+    if let Err(RendezvousError::Timeout(text)) = result {
+        parked::has_no_deadline(world, node, text)?;
     }
     Ok(())
 }
@@ -111,6 +134,8 @@ impl World {
             .and_then(|()| closed::nobody_is_blocked(self))
             .and_then(|()| loss::all_see_the_loss(self))
             .and_then(|()| progress::in_time(self))
+            .and_then(|()| entered::has_its_key(self))
+            .and_then(|()| restarts::not_without_end(self))
             .and_then(|()| excluded::not_for_long(self));
         self.require(result);
     }

@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 
 use super::Violation;
-use super::history::{History, Round};
+use super::history::History;
+use super::round::{Limits, Nth, Round};
 use crate::rendezvous::keys::NodeId;
 use crate::rendezvous::ranks::RankOrder;
 
-pub fn in_order(history: &History, round: u64, order: RankOrder) -> Result<(), Violation> {
-    let Some(state) = history.round(round) else { return Ok(()) };
+pub fn in_order(history: &History, nth: Nth) -> Result<(), Violation> {
+    let Some(state) = history.get(nth) else { return Ok(()) };
+    let Some(Limits { order, .. }) = state.limits() else { return Ok(()) };
+    let round = nth.round;
     match order {
-        RankOrder::Stable => stable(history, round),
+        RankOrder::Stable => stable(history, nth),
         RankOrder::Join => sorted(state, round, |node| state.joined.get(&node).copied()),
         RankOrder::Infra => sorted(state, round, |node| {
             let infra = state.labels.get(&node).and_then(|labels| labels.infra_rank);
@@ -44,14 +47,12 @@ fn in_segments(state: &Round, round: u64, segment: usize) -> Result<(), Violatio
 
 /// Who stays keeps its order, a replacement takes the rank it replaces, and who comes back by its
 /// `node_id` has its own.
-fn stable(history: &History, round: u64) -> Result<(), Violation> {
-    let (Some(old), Some(new)) = (history.round(round.wrapping_sub(1)), history.round(round))
-    else {
+fn stable(history: &History, nth: Nth) -> Result<(), Violation> {
+    let Some(new) = history.get(nth) else { return Ok(()) };
+    let previous = new.previous.map(|round| Nth { round, ..nth });
+    let (Some(old), round) = (previous.and_then(|nth| history.get(nth)), nth.round) else {
         return Ok(());
     };
-    if new.fresh {
-        return Ok(());
-    }
     let id = |round: &Round, node: &NodeId| round.labels.get(node)?.node_id.clone();
     let same = |former: &NodeId, node: &NodeId| {
         former == node || id(new, node).is_some_and(|own| id(old, former) == Some(own))

@@ -9,18 +9,24 @@ use crate::rendezvous::sim::world::World;
 
 pub fn positive_for_a_reason(world: &World, node: NodeIx, waiting: usize) -> Result<(), Violation> {
     let state = &world.nodes[node];
-    let Doing::Training { outcome, .. } = &state.agent.doing else { return Ok(()) };
+    let Doing::Training { outcome, nth, .. } = &state.agent.doing else { return Ok(()) };
     if waiting == 0 {
         return Ok(());
     }
     let history = &world.checks.history;
-    let Some(round) = history.round(outcome.round) else { return Ok(()) };
+    let Some(round) = history.get(*nth) else { return Ok(()) };
     // A reason counts that was there before the run was closed.
     let counts = |revision: i64| history.closed.is_none_or(|closed| revision < closed.revision);
-    let next = history.round(outcome.round + 1).and_then(|round| round.opened);
-    let restarts = world.checks.on_member_loss == OnMemberLoss::Restart;
+    if nth.epoch != history.epoch {
+        // The run has begun anew.
+        return Ok(());
+    }
+    let next = history.current().filter(|(current, _)| current > nth);
+    let next = next.and_then(|(_, round)| round.opened);
+    let restarts = state.settings().on_member_loss == OnMemberLoss::Restart;
     let lost = round.lost.map(|since| since.revision);
-    let room = (outcome.world as usize) < world.largest() || lost.is_some_and(counts);
+    let room = (outcome.world as usize) < round.limits().map_or(0, |limits| limits.largest())
+        || lost.is_some_and(counts);
     let member = round.members.get(&outcome.rank);
     let reasons = [
         next.map(|since| since.revision),
@@ -29,7 +35,7 @@ pub fn positive_for_a_reason(world: &World, node: NodeIx, waiting: usize) -> Res
     ];
     let expelled = member.is_none_or(|lease| !world.etcd.has_lease(*lease));
     // It was told so by a key that may be gone again.
-    let excluded = state.machine.status().excluded.is_some();
+    let excluded = state.status().excluded.is_some();
     if excluded || reasons.into_iter().flatten().any(counts) || expelled {
         return Ok(());
     }

@@ -40,6 +40,10 @@ impl Leases {
         true
     }
 
+    pub fn granted(&self, id: i64) -> Option<Duration> {
+        self.leases.get(&id).map(|lease| lease.ttl)
+    }
+
     pub fn extend(&mut self, now: Duration) {
         for lease in self.leases.values_mut() {
             lease.expires = now + lease.ttl;
@@ -52,9 +56,9 @@ impl Leases {
         Some((Duration::from_secs(left.as_secs()), lease.ttl))
     }
 
-    pub fn overdue(&self, now: Duration) -> Vec<i64> {
+    pub fn overdue(&self, now: Duration) -> Vec<(i64, Duration)> {
         let overdue = self.leases.iter().filter(|(_, lease)| lease.expires <= now);
-        overdue.map(|(id, _)| *id).collect()
+        overdue.map(|(id, lease)| (*id, lease.ttl)).collect()
     }
 
     pub fn attach(&mut self, id: i64, key: &[u8]) {

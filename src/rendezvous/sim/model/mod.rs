@@ -13,7 +13,7 @@ use std::time::Duration;
 use self::lease::Leases;
 use self::store::Store;
 pub use self::store::Touched;
-use crate::etcd::kv::{Event, Range, RangeReply, Txn, TxnReply};
+use crate::etcd::kv::{Event, Range, RangeReply, Txn, TxnReply, prefix_end};
 use crate::etcd::{EtcdError, Refusal, WatchSpec};
 
 #[derive(Default)]
@@ -36,6 +36,16 @@ impl Etcd {
     pub fn txn(&mut self, txn: &Txn) -> Result<TxnReply, EtcdError> {
         rules::check(txn)?;
         txn::run(&mut self.store, &mut self.leases, txn)
+    }
+
+    /// Whether a transaction would put anything, which an etcd that is full refuses.
+    pub fn would_put(&self, txn: &Txn) -> bool {
+        txn::puts(&self.store, txn)
+    }
+
+    /// How many keys were looked at since this was last asked.
+    pub fn take_visited(&self) -> u64 {
+        self.store.take_visited()
     }
 
     /// Answers with the revision of the store, as the header of etcd's answer does.
@@ -77,10 +87,16 @@ impl Etcd {
         self.leases.exists(id)
     }
 
-    /// Revokes the leases that have run out, each at a revision of its own, and names them.
-    pub fn expire(&mut self, now: Duration) -> Vec<i64> {
+    /// What the lease was granted for, which its renewals' answers tell.
+    pub fn granted(&self, id: i64) -> Option<Duration> {
+        self.leases.granted(id)
+    }
+
+    /// Revokes the leases that have run out, each at a revision of its own; names them, and what they were
+    /// granted for.
+    pub fn expire(&mut self, now: Duration) -> Vec<(i64, Duration)> {
         let overdue = self.leases.overdue(now);
-        for id in &overdue {
+        for (id, _) in &overdue {
             self.revoke(*id);
         }
         overdue
@@ -95,8 +111,8 @@ impl Etcd {
         self.store.compact(revision)
     }
 
-    /// The events of a watch from revision `from` on.
-    pub fn events(&self, spec: &WatchSpec, from: i64) -> Result<Vec<Event>, EtcdError> {
+    /// The events of a watch from revision `from` on, each with its place in the history.
+    pub fn events(&self, spec: &WatchSpec, from: i64) -> Result<Vec<(usize, Event)>, EtcdError> {
         if from < self.store.compacted() {
             let oldest = self.store.compacted();
             return Err(EtcdError::Compacted { requested: from, oldest });
@@ -104,14 +120,21 @@ impl Etcd {
         let mut events = self.store.events(spec, from);
         if from == self.store.compacted() {
             // Versions before 3.4.34 and 3.5.16 lose them (etcd issue 18089).
-            events.retain(|event| matches!(event, Event::Put(_)) || event.kv().mod_revision > from);
+            let lost =
+                |event: &Event| matches!(event, Event::Delete(kv) if kv.mod_revision <= from);
+            events.retain(|(_, event)| !lost(event));
         }
         Ok(events)
     }
 
     /// The events of a watch that was open when they happened: no compaction takes those away.
-    pub fn events_sent_before(&self, spec: &WatchSpec, from: i64) -> Vec<Event> {
+    pub fn events_sent_before(&self, spec: &WatchSpec, from: i64) -> Vec<(usize, Event)> {
         self.store.events(spec, from)
+    }
+
+    /// What a watch tells of one change to a key that it sees.
+    pub fn change(&self, index: usize, spec: &WatchSpec) -> Option<Event> {
+        self.store.change(index, spec)
     }
 
     /// The keys that were written or deleted since this was last asked.
@@ -124,13 +147,14 @@ impl Etcd {
         self.store.get(key.as_bytes()).cloned()
     }
 
-    /// All present keys with a prefix.
+    /// All present keys with a prefix, as only the simulator looks at them.
     pub fn list(&self, prefix: &str) -> Vec<crate::etcd::kv::KeyValue> {
-        self.store.range(&Range::prefix(prefix)).kvs
+        let kvs = self.store.find(prefix.as_bytes(), Some(&prefix_end(prefix.as_bytes())));
+        kvs.into_iter().cloned().collect()
     }
 }
 
-fn refused(kind: Refusal, message: &str) -> EtcdError {
+pub fn refused(kind: Refusal, message: &str) -> EtcdError {
     EtcdError::Refused { endpoint: "the model".into(), kind, message: message.into() }
 }
 

@@ -1,5 +1,6 @@
 //! The key space with its history.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -20,6 +21,8 @@ struct Change {
 pub struct Touched {
     pub kv: KeyValue,
     pub deleted: bool,
+    /// Where it stands in the history, for [`Store::change`].
+    pub index: usize,
 }
 
 pub struct Store {
@@ -30,6 +33,8 @@ pub struct Store {
     touched: usize,
     /// The transaction under way has written something.
     dirty: bool,
+    /// How many keys were looked at so far.
+    visited: Cell<u64>,
 }
 
 impl Default for Store {
@@ -42,6 +47,7 @@ impl Default for Store {
             history: Vec::new(),
             touched: 0,
             dirty: false,
+            visited: Cell::new(0),
         }
     }
 }
@@ -101,7 +107,20 @@ impl Store {
         self.revision + 1
     }
 
+    /// How many keys etcd has looked at since this was last asked.
+    pub fn take_visited(&self) -> u64 {
+        self.visited.take()
+    }
+
+    /// Whatever is asked of a range, etcd's index visits all keys in it: a limit cuts the answer only, since
+    /// the answer tells how many there are (`mvcc/index.go`, `Revisions`).
     pub fn within(&self, key: &[u8], range_end: Option<&[u8]>) -> Vec<&KeyValue> {
+        let found = self.find(key, range_end);
+        self.visited.set(self.visited.get() + found.len().max(1) as u64);
+        found
+    }
+
+    pub fn find(&self, key: &[u8], range_end: Option<&[u8]>) -> Vec<&KeyValue> {
         match range_end {
             None | Some([]) => self.keys.get(key).into_iter().collect(),
             Some([0]) => self.keys.range(key.to_vec()..).map(|(_, kv)| kv).collect(),
@@ -179,16 +198,23 @@ impl Store {
         Ok(())
     }
 
-    pub fn events(&self, spec: &WatchSpec, from: i64) -> Vec<Event> {
+    /// Each with its place in the history.
+    pub fn events(&self, spec: &WatchSpec, from: i64) -> Vec<(usize, Event)> {
         let first = self.history.partition_point(|change| change.kv.mod_revision < from);
         let end = spec.range_end.as_deref();
         let mut events = Vec::new();
         for (index, change) in self.history.iter().enumerate().skip(first) {
             if (change.deleted || !spec.deletes_only) && in_range(&change.kv.key, &spec.key, end) {
-                events.push(self.event(index, spec));
+                events.push((index, self.event(index, spec)));
             }
         }
         events
+    }
+
+    /// A change as a watch that sees its key tells it; `None` where it is only told of deletions.
+    pub fn change(&self, index: usize, spec: &WatchSpec) -> Option<Event> {
+        let told = self.history[index].deleted || !spec.deletes_only;
+        told.then(|| self.event(index, spec))
     }
 
     fn event(&self, index: usize, spec: &WatchSpec) -> Event {
@@ -199,7 +225,7 @@ impl Store {
         }
         // The previous value is read at the revision before, which may be compacted away; what the same
         // transaction did to the key before it deleted it does not count.
-        if spec.deletes_only && kv.mod_revision > self.compacted {
+        if spec.with_previous && kv.mod_revision > self.compacted {
             let same_revision = self.history[..index].iter().rev();
             let first = same_revision
                 .take_while(|earlier| earlier.kv.mod_revision == kv.mod_revision)
@@ -213,8 +239,12 @@ impl Store {
 
     pub fn take_touched(&mut self) -> Vec<Touched> {
         let fresh = &self.history[self.touched..];
-        let touched =
-            fresh.iter().map(|c| Touched { kv: c.kv.clone(), deleted: c.deleted }).collect();
+        let touched = fresh.iter().zip(self.touched..).map(|(change, index)| Touched {
+            kv: change.kv.clone(),
+            deleted: change.deleted,
+            index,
+        });
+        let touched = touched.collect();
         self.touched = self.history.len();
         touched
     }

@@ -22,6 +22,20 @@ pub fn run(store: &mut Store, leases: &mut Leases, txn: &Txn) -> Result<TxnReply
     Ok(TxnReply { revision, succeeded: path.succeeded, replies })
 }
 
+/// Whether it would put anything.
+pub fn puts(store: &Store, txn: &Txn) -> bool {
+    puts_by(txn, &choose(store, txn))
+}
+
+fn puts_by(txn: &Txn, path: &Path) -> bool {
+    let mut nested = path.nested.iter();
+    branch(txn, path.succeeded).iter().any(|op| match op {
+        Op::Put { .. } => true,
+        Op::Txn(inner) => nested.next().is_some_and(|path| puts_by(inner, path)),
+        Op::Get(_) | Op::Delete { .. } => false,
+    })
+}
+
 fn branch(txn: &Txn, succeeded: bool) -> &[Op] {
     if succeeded { &txn.success } else { &txn.failure }
 }

@@ -1,0 +1,195 @@
+"""What this process has seen of its runs and barriers, as numbers; `metrics.py` shows them.
+
+All handlers count here, so nothing is imported that only those need who look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_logger = logging.getLogger(__name__)
+
+#: The variable that asks an agent to serve them.
+METRICS_PORT = "TORCHETCD_METRICS_PORT"
+_GROUP = "torchetcd"
+#: What the native half counts, by the name of the metric, with the name of its label.
+NATIVE = {
+    "rpc_retries": ("retries", "cause"),
+    "connections": ("connections", "result"),
+    "logins": ("logins", "result"),
+    "watches": ("watches", "event"),
+    "lease_renewals": ("lease_renewals", "result"),
+}
+BOUNDS_S = (
+    0.01,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+)
+#: Why a round is over, and words of the native half that say so.
+OTHERS = "next_round"
+CAUSES = {
+    "member_lost": "was lost",
+    "lease_lost": "lost its lease",
+    "nodes_waiting": "waiting",
+    OTHERS: "opened round",
+}
+#: A process that makes one handler after the other must not grow.
+_RUNS = 64
+
+
+class Durations:
+    """A histogram."""
+
+    def __init__(self) -> None:
+        self.classes = [0] * (len(BOUNDS_S) + 1)
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.classes[bisect_left(BOUNDS_S, seconds)] += 1
+        self.seconds += seconds
+
+
+class OfRun:
+    def __init__(self) -> None:
+        self.barriers: dict[str, Durations] = {}
+        self.last_calls = Durations()
+        self.place: tuple[int, int, int] | None = None
+        self.changes = dict.fromkeys(CAUSES, 0)
+        self.closes = 0
+
+
+class _Barriers:
+    """What this process has seen of its runs; changed at transitions only."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[str, OfRun] = OrderedDict()
+
+    @contextlib.contextmanager
+    def run(self, run_id: str) -> Iterator[OfRun]:
+        with self._lock:
+            run = self._runs.setdefault(run_id, OfRun())
+            self._runs.move_to_end(run_id)
+            while len(self._runs) > _RUNS:
+                self._runs.popitem(last=False)
+            yield run
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[Iterable[tuple[str, OfRun]]]:
+        with self._lock:
+            yield self._runs.items()
+
+
+barriers = _Barriers()
+
+
+def _begin_in_child() -> None:
+    global barriers, _published
+    # The lock may have been held by a thread that is not here.
+    barriers, _published = _Barriers(), {}
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
+def barrier_ended(
+    run_id: str,
+    outcome: str,
+    seconds: float,
+    last_call_s: float | None,
+    place: tuple[int, int, int] | None,
+) -> None:
+    """Count a barrier, well ended or not; `place` is round, rank and world size."""
+    with barriers.run(run_id) as run:
+        run.barriers.setdefault(outcome, Durations()).add(seconds)
+        if last_call_s is not None:
+            run.last_calls.add(last_call_s)
+        run.place = place or run.place
+    told = {f"barrier.{outcome}": 1, "barrier.duration.ms": round(seconds * 1000)}
+    if last_call_s is not None:
+        told["last_call.duration.ms"] = round(last_call_s * 1000)
+    if place:
+        told |= {"round": place[0], "world_size": place[2]}
+    _put(told)
+
+
+def world_changes(run_id: str, broken: str | None) -> None:
+    """Count a round of this node that is over, or to be formed anew.
+
+    Args:
+        run_id: The run.
+        broken: What the native half says of it; `None` where more nodes wait, and that is all.
+    """
+    cause = next(
+        (cause for cause, words in CAUSES.items() if words in (broken or "waiting")), OTHERS
+    )
+    with barriers.run(run_id) as run:
+        run.changes[cause] += 1
+    _put({f"world_change.{cause}": 1})
+
+
+def run_closed(run_id: str) -> None:
+    """Count a close."""
+    with barriers.run(run_id) as run:
+        run.closes += 1
+    _put({"run.closed": 1})
+
+
+#: What torch was told of the native counters.
+_published: dict[str, int] = {}
+
+
+def _put(told: dict[str, int]) -> None:
+    """Give torch's handler of metrics what has happened, and by how much each counter has grown."""
+    from torch.distributed.elastic import metrics as torchs  # noqa: PLC0415 - imports torch
+
+    if isinstance(torchs.getStream(_GROUP).handler, torchs.NullMetricHandler):
+        return
+    told = dict(told)
+    for name, number in _flat(native()).items():
+        grown = number - _published.get(name, 0)
+        if grown:
+            told[name] = grown
+            _published[name] = number
+    try:
+        for name, value in told.items():
+            torchs.put_metric(name, value, _GROUP)
+    except Exception:
+        _logger.warning("A handler of torch's metrics failed.", exc_info=True)
+
+
+def _flat(counted: dict[str, Any]) -> dict[str, int]:
+    flat = {
+        f"rpcs.{rpc}.{result}": number
+        for rpc, calls in counted["rpcs"].items()
+        for result, number in calls["results"].items()
+    }
+    for name, (group, _) in NATIVE.items():
+        flat |= {f"{name}.{label}": number for label, number in counted[group].items()}
+    return flat
+
+
+def native() -> dict[str, Any]:
+    from torchetcd._torchetcd import metrics  # noqa: PLC0415 - loads the native half
+
+    return metrics()
