@@ -417,10 +417,11 @@ def test_certificates_replaced_while_in_use(
         waited: list[bytes] = []
         waiting = in_background(lambda: waited.append(store.get("late")))
         client.read_timeout = 1
+        # Before the cut: an attempt that had read the good file could still be under way afterwards.
+        ca_cert.write_bytes(Path(stranger.ca_cert).read_bytes())
         proxy.cut()
         with pytest.raises(EtcdConnectionFailed):
             client.read("/x")
-        ca_cert.write_bytes(Path(stranger.ca_cert).read_bytes())
         proxy.mend()
         with pytest.raises(EtcdConnectionFailed, match=r"1\.0 s: .*not signed by a CA in"):
             client.read("/x")
