@@ -11,7 +11,7 @@ from collections.abc import Callable
 class EtcdProxy:
     """Stands between a client and etcd, and breaks the connection at one chosen request."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", own_port: int = 0) -> None:
         self._port = port
         self._needle: bytes | None = None
         self._forward = True
@@ -22,7 +22,7 @@ class EtcdProxy:
         self._flows = threading.Event()
         self._flows.set()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
+        self._listener = socket.create_server((host, own_port), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.broken = 0
         self.connections = 0
@@ -46,6 +46,10 @@ class EtcdProxy:
     def freeze(self) -> None:
         """Stop forwarding without a word, as a cable does that is pulled out."""
         self._flows.clear()
+
+    def cut(self) -> None:
+        """Break all connections that are open."""
+        self._cut(*self._sockets)
 
     def __enter__(self) -> EtcdProxy:
         return self

@@ -1,17 +1,126 @@
-"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them."""
+"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them.
+
+And a server without anything behind it, which answers as a service mesh does then.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _HEAD = 9
-_DATA, _HEADERS, _RST_STREAM = 0, 1, 3
-_END_STREAM, _END_HEADERS = 1, 4
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS = 0, 1, 3, 4
+_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
+# gRPC's, of a message without fields: of all that is asked for, only `Status` has none.
+_EMPTY_MESSAGE = b"\0" * 5
 # A header that is in no table of HPACK's: the trailer of a stream that ended well.
 _OK = b"\0\x0bgrpc-status\x010"
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    """Receive so many bytes; OSError when the other side ends before."""
+    parts = b""
+    while len(parts) < size:
+        data = sock.recv(size - len(parts))
+        if not data:
+            raise OSError("ended")
+        parts += data
+    return parts
+
+
+def _frames(sock: socket.socket) -> Iterator[bytes]:
+    while True:
+        head = _exactly(sock, _HEAD)
+        yield head + _exactly(sock, int.from_bytes(head[:3], "big"))
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return (
+        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    )
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    """A header in no table of HPACK's, with texts that are not compressed."""
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+class Mesh:
+    """Answers each request at once by `grpc-status: 14`, as a sidecar with nothing behind it.
+
+    With `probed` it first says that it is a member which serves, once for each connection.
+    """
+
+    words = b"no healthy upstream"
+
+    def __init__(self, *, probed: bool = False) -> None:
+        self._probed = probed
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self.requests = 0
+        self._run(self._accept)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self._sockets.append(near)
+                self.connections += 1
+                self._run(self._answer, near)
+
+    def _answer(self, near: socket.socket) -> None:
+        said = not self._probed
+        with contextlib.suppress(OSError):
+            _exactly(near, len(_PREFACE))
+            near.sendall(_frame(_SETTINGS, 0, 0, b""))
+            for frame in _frames(near):
+                kind, stream = frame[3], int.from_bytes(frame[5:_HEAD], "big")
+                if kind == _SETTINGS and not frame[4] & _ACK:
+                    near.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+                if kind != _HEADERS:
+                    continue
+                self.requests += 1
+                # `:status 200` is in HPACK's static table.
+                head = b"\x88" + _field(b"content-type", b"application/grpc")
+                if not said:
+                    said = True
+                    near.sendall(_frame(_HEADERS, _END_HEADERS, stream, head))
+                    near.sendall(_frame(_DATA, 0, stream, _EMPTY_MESSAGE))
+                    near.sendall(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, _OK))
+                    continue
+                head += _field(b"grpc-status", b"14") + _field(b"grpc-message", self.words)
+                near.sendall(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, head))
+
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        _cut(self._listener)
+        self._threads[0].join()
+        _cut(*self._sockets)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._sockets):
+            sock.close()
+
+
+def _cut(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 class StreamEnder:
@@ -25,6 +134,8 @@ class StreamEnder:
         # Streams that etcd answers on and has not ended, and those that were ended here.
         self._open: dict[socket.socket, set[int]] = {}
         self._ended: dict[socket.socket, set[int]] = {}
+        # Connections on which nothing but `Status` is answered, and the streams that ask for it.
+        self._stalled: dict[socket.socket, set[int]] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
@@ -40,15 +151,22 @@ class StreamEnder:
         with self._lock:
             taken = self._take()
             for near, stream in taken:
-                size, kind = len(_OK).to_bytes(3, "big"), bytes([_HEADERS])
-                flags = bytes([_END_STREAM | _END_HEADERS])
-                near.sendall(size + kind + flags + stream.to_bytes(4, "big") + _OK)
+                near.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, _OK))
             return len(taken)
 
     def silence_streams(self) -> int:
         """Hand on no more answers of all that are open. Return how many."""
         with self._lock:
             return len(self._take())
+
+    def stall(self) -> int:
+        """Hand on no answers but those to `Status` on all connections that are open; return how many.
+
+        So does a member whose disk hangs, or that is being defragmented.
+        """
+        with self._lock:
+            self._stalled |= {near: set() for near in self._open}
+            return len(self._stalled)
 
     def _take(self) -> list[tuple[socket.socket, int]]:
         """Let nothing more through of what is open, and return it."""
@@ -74,28 +192,29 @@ class StreamEnder:
 
     def _requests(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while data := near.recv(1 << 16):
-                far.sendall(data)
-        self._cut(near, far)
+            far.sendall(_exactly(near, len(_PREFACE)))
+            for frame in _frames(near):
+                kind, stream = frame[3], int.from_bytes(frame[5:_HEAD], "big")
+                if kind == _DATA and frame[_HEAD:] == _EMPTY_MESSAGE:
+                    with self._lock:
+                        if near in self._stalled:
+                            self._stalled[near].add(stream)
+                far.sendall(frame)
+        _cut(near, far)
 
     def _answers(self, far: socket.socket, near: socket.socket) -> None:
-        held = b""
         with contextlib.suppress(OSError):
-            while data := far.recv(1 << 16):
-                held += data
-                # Whole frames only, so that one can be put between them.
-                while len(held) >= _HEAD:
-                    size = _HEAD + int.from_bytes(held[:3], "big")
-                    if len(held) < size:
-                        break
-                    frame, held = held[:size], held[size:]
-                    self._forward(near, frame)
-        self._cut(near, far)
+            # Whole frames, so that one can be put between them.
+            for frame in _frames(far):
+                self._forward(near, frame)
+        _cut(near, far)
 
     def _forward(self, near: socket.socket, frame: bytes) -> None:
         kind, flags, stream = frame[3], frame[4], int.from_bytes(frame[5:_HEAD], "big")
         with self._lock:
             if stream in self._ended[near]:
+                return
+            if stream and stream not in self._stalled.get(near, {stream}):
                 return
             if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
                 self._open[near].discard(stream)
@@ -108,20 +227,14 @@ class StreamEnder:
         self._threads.append(thread)
         thread.start()
 
-    @staticmethod
-    def _cut(*sockets: socket.socket) -> None:
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
     def __enter__(self) -> StreamEnder:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         # A blocked `accept` or `recv` ends by a shutdown, not by a close.
-        self._cut(self._listener)
+        _cut(self._listener)
         self._threads[0].join()
-        self._cut(*self._sockets)
+        _cut(*self._sockets)
         for thread in self._threads:
             thread.join()
         for sock in (self._listener, *self._sockets):

@@ -44,14 +44,9 @@ BOUNDS_S = (
     600.0,
     1800.0,
 )
-#: Why a round is over, and words of the native half that say so.
-OTHERS = "next_round"
-CAUSES = {
-    "member_lost": "was lost",
-    "lease_lost": "lost its lease",
-    "nodes_waiting": "waiting",
-    OTHERS: "opened round",
-}
+#: Why a round is over: in the words of the native half's `Cause`, and where more nodes wait, and that is all.
+NODES_WAITING = "nodes_waiting"
+CAUSES = ("member_lost", "lease_lost", NODES_WAITING, "next_round", "excluded")
 #: A process that makes one handler after the other must not grow.
 _RUNS = 64
 
@@ -133,16 +128,13 @@ def barrier_ended(
     _put(told)
 
 
-def world_changes(run_id: str, broken: str | None) -> None:
+def world_changes(run_id: str, cause: str) -> None:
     """Count a round of this node that is over, or to be formed anew.
 
     Args:
         run_id: The run.
-        broken: What the native half says of it; `None` where more nodes wait, and that is all.
+        cause: One of `CAUSES`.
     """
-    cause = next(
-        (cause for cause, words in CAUSES.items() if words in (broken or "waiting")), OTHERS
-    )
     with barriers.run(run_id) as run:
         run.changes[cause] += 1
     _put({f"world_change.{cause}": 1})

@@ -11,8 +11,21 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 
+#: Values of `EtcdException.refusal` that are looked for.
+PERMISSION_DENIED = "permission_denied"
+LEASE_NOT_FOUND = "lease_not_found"
+
+
 class EtcdException(Exception):
-    """Base class of everything that `torchetcd.etcd` raises about etcd."""
+    """Base class of everything that `torchetcd.etcd` raises about etcd.
+
+    Attributes:
+        refusal: Why etcd refused a request for good: `lease_not_found`, `lease_exists`,
+            `permission_denied`, `authentication_failed`, `too_large`, `no_space`, `corrupt` or `other`;
+            `None` where it did not.
+    """
+
+    refusal: str | None = None
 
     def __init__(self, message: object = None, payload: Mapping[str, Any] | None = None) -> None:
         """Keep `payload` beside the message."""

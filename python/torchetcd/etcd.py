@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torchetcd._credentials import Secret
 from torchetcd._etcd_address import Host, parse_addresses
 from torchetcd._etcd_errors import (
+    PERMISSION_DENIED,
     EtcdAlreadyExist,
     EtcdAmbiguous,
     EtcdClusterIdChanged,
@@ -272,7 +273,7 @@ class Client(KeyOperations):
             return self._native.members(timeout)
         except EtcdInsufficientPermissions as exc:
             # Only the root user may list members. A wrong password is another matter.
-            if "permission denied" not in str(exc):
+            if exc.refusal != PERMISSION_DENIED:
                 raise
             return self.endpoints
 

@@ -215,9 +215,9 @@ class EtcdRendezvous:
         if waiting and not self._told_why:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
-            broken = self._node.broken()
-            _counts.world_changes(self._run_id, broken)
-            reason = broken or f"{waiting} more nodes want to join"
+            more = (_counts.NODES_WAITING, f"{waiting} more nodes want to join")
+            cause, reason = self._node.broken() or more
+            _counts.world_changes(self._run_id, cause)
             self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
         return waiting

@@ -22,6 +22,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from torchetcd._credentials import find_credentials
 from torchetcd._etcd_address import refuse_credentials
+from torchetcd._etcd_errors import LEASE_NOT_FOUND
 from torchetcd._names import run_segment
 from torchetcd.etcd import (
     Client,
@@ -133,7 +134,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 if (mine := self._mine(value, lease, token)) is not None:
                     return mine
             except EtcdException as exc:
-                if "lease not found" not in str(exc):
+                if exc.refusal != LEASE_NOT_FOUND:
                     raise
                 # This process was stopped for longer than the lease lives.
                 renew = True

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,15 +10,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::candidates::{decides, open_endpoint};
 use super::config::Config;
 use super::connection::{ConnectError, Connection};
 use super::convert;
 use super::endpoint::Endpoint;
-use super::error::{EtcdError, Refusal, Verdict, classify, describe};
+use super::error::{EtcdError, Refusal, Verdict, classify, describe, is_answer};
 use super::full;
 use super::history::History;
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::metrics::{Connect, Ended, Retry, Rpc, metrics};
+use super::race::{Progress, race};
 use super::unique::unique;
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 
@@ -77,9 +80,21 @@ enum Attempt {
     LogInRefused,
 }
 
+impl Pace {
+    fn begin_anew(&mut self) {
+        self.backoff.reset();
+        self.log_in.reset();
+        self.next = Instant::now();
+    }
+}
+
 struct State {
     current: Option<Arc<Connection>>,
     next_endpoint: usize,
+    /// The address of the last connection that was given up.
+    left: Option<SocketAddr>,
+    /// Whether it had served before: then the next one is made without a pause.
+    served: bool,
     /// Whether there ever was a connection: settings that worked once are not given up at once.
     connected: bool,
     /// Why there is no connection.
@@ -96,6 +111,8 @@ impl Client {
         let state = State {
             current: None,
             next_endpoint,
+            left: None,
+            served: false,
             connected: false,
             causes: Causes::default(),
             closed: false,
@@ -355,7 +372,11 @@ impl Client {
                         }
                         Verdict::MaybeApplied => {
                             maybe_applied = repeat != Repeat::Read;
-                            if error.is_some() {
+                            // Who answers "leader changed" or "request timed out" is there.
+                            if error.as_ref().is_some_and(is_answer) {
+                                pause = Some(backoff.pause());
+                                self.leave_if_busy(&connection, backoff.attempts());
+                            } else if error.is_some() {
                                 self.discard(&connection);
                             }
                         }
@@ -380,15 +401,19 @@ impl Client {
     ) -> Option<Result<T, etcd_client::Error>> {
         let mut request = pin!(request);
         let mut limit = LATE;
+        let mut applied = None;
         loop {
             let until = deadline.min(Instant::now() + limit);
             if let Ok(answer) = tokio::time::timeout_at(until, &mut request).await {
-                connection.note_answer();
+                connection.note_answer(answer.is_ok());
                 return Some(answer);
             }
             let (client, connection) = (self.without_watches(), connection.clone());
             // Rare, and large.
-            let proof = Box::pin(async move { client.leave_if_silent(&connection, PROOF).await });
+            let proof = Box::pin(async move {
+                let silent = client.leave_if_silent(&connection, PROOF, &mut applied).await;
+                (silent, applied)
+            });
             if Instant::now() >= deadline {
                 // Not for this call, but the next one should not wait in vain as well.
                 tokio::spawn(proof);
@@ -396,7 +421,12 @@ impl Client {
             }
             tokio::select! {
                 answer = &mut request => return Some(answer),
-                silent = proof => if silent { return None },
+                (silent, then) = proof => {
+                    if silent {
+                        return None;
+                    }
+                    applied = then;
+                }
             }
             limit *= 2;
         }
@@ -411,34 +441,41 @@ impl Client {
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
+        if std::mem::take(&mut self.state().served) {
+            pace.begin_anew();
+        }
         tokio::time::sleep_until(pace.next).await;
-        let pause = match Box::pin(self.connect()).await? {
-            Attempt::Connected(connection) => {
-                pace.backoff.reset();
-                pace.log_in.reset();
-                return Ok(Some(connection));
-            }
-            Attempt::NoneAnswered => pace.backoff.pause(),
-            Attempt::LogInRefused => pace.log_in.pause(),
+        let (pause, connection) = match Box::pin(self.connect()).await? {
+            // A proxy may take connections and requests although there is nothing behind it.
+            Attempt::Connected(connection) => (pace.backoff.pause(), Some(connection)),
+            Attempt::NoneAnswered => (pace.backoff.pause(), None),
+            Attempt::LogInRefused => (pace.log_in.pause(), None),
         };
         pace.next = Instant::now() + pause;
-        Ok(None)
+        Ok(connection)
     }
 
-    /// Tries each endpoint once.
+    /// A connection beside the present one, to another member if there is one: for what must not wait in the
+    /// same queue. `None` where none can be had.
+    pub(super) async fn connection_beside(&self, other: &Connection) -> Option<Arc<Connection>> {
+        let first = self.state().next_endpoint;
+        let opened = Box::pin(self.open_first(first, Some(other.address))).await;
+        opened.into_iter().find_map(|(_, opened)| opened.ok()).map(Arc::new)
+    }
+
+    /// Tries each endpoint once, until one of them serves.
     async fn connect(&self) -> Result<Attempt, EtcdError> {
-        let endpoints = &self.shared.config.endpoints;
+        let (first, left, connected_before) = {
+            let mut state = self.state();
+            let first = state.next_endpoint;
+            state.next_endpoint += 1;
+            (first, state.left, state.connected)
+        };
         let mut untrusted = 0;
-        for _ in 0..endpoints.len() {
-            let (endpoint, connected_before) = {
-                let mut state = self.state();
-                let endpoint = &endpoints[state.next_endpoint % endpoints.len()];
-                state.next_endpoint = (state.next_endpoint + 1) % endpoints.len();
-                state.causes.begin(endpoint);
-                (endpoint, state.connected)
-            };
-            let opened = Connection::open(&self.shared.config, endpoint).await;
+        let mut outcome = Attempt::NoneAnswered;
+        for (number, opened) in self.open_first(first, left).await {
             metrics().connect(Connect::of(&opened, connected_before));
+            let endpoint = &self.shared.config.endpoints[number];
             let mut state = self.state();
             match opened {
                 Ok(connection) => {
@@ -447,6 +484,7 @@ impl Client {
                         return Err(EtcdError::Closed);
                     }
                     state.connected = true;
+                    state.next_endpoint = number + 1;
                     state.causes.remove(endpoint);
                     state.current = Some(connection.clone());
                     return Ok(Attempt::Connected(connection));
@@ -463,17 +501,37 @@ impl Client {
                 // So are passwords. The other members would say the same.
                 Err(ConnectError::LogInRefused(error)) if connected_before => {
                     state.causes.add(endpoint, error.to_string());
-                    return Ok(Attempt::LogInRefused);
+                    outcome = Attempt::LogInRefused;
                 }
                 Err(ConnectError::LogInRefused(error) | ConnectError::Final(error)) => {
                     return Err(error);
                 }
             }
         }
-        if untrusted == endpoints.len() {
+        if untrusted == self.shared.config.endpoints.len() {
             return Err(EtcdError::Untrusted { causes: self.state().causes.to_string() });
         }
-        Ok(Attempt::NoneAnswered)
+        Ok(outcome)
+    }
+
+    /// Opens the first connection that can be had, and gives what became of each endpoint by then. `left` is
+    /// the address that is tried last of those that one endpoint has.
+    async fn open_first(
+        &self,
+        first: usize,
+        left: Option<SocketAddr>,
+    ) -> Vec<(usize, Result<Connection, ConnectError>)> {
+        let config = &self.shared.config;
+        let log_in = tokio::sync::Mutex::new(());
+        let number_of = config.endpoints.len();
+        let attempt = |number: usize, progress: Arc<Progress>| {
+            let endpoint = &config.endpoints[number];
+            self.state().causes.begin(endpoint);
+            let log_in = &log_in;
+            async move { (number, open_endpoint(config, endpoint, left, &progress, log_in).await) }
+        };
+        let order = (0..number_of).map(|number| (first + number) % number_of).collect();
+        race(order, attempt, |(_, opened)| decides(opened)).await
     }
 
     fn current(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
@@ -486,6 +544,8 @@ impl Client {
         let mut state = self.state();
         if state.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
             state.current = None;
+            state.left = Some(connection.address);
+            state.served |= connection.served();
         }
     }
 
@@ -497,13 +557,15 @@ impl Client {
         }
     }
 
-    /// Leaves a connection whose member does not answer, and has its streams leave it too.
+    /// Leaves a connection whose member does not answer, or does nothing (see [`Connection::answers`]), and has
+    /// its streams leave it too.
     pub(super) async fn leave_if_silent(
         &self,
         connection: &Arc<Connection>,
         limit: Duration,
+        applied: &mut Option<u64>,
     ) -> bool {
-        let silent = !connection.answers(limit).await;
+        let silent = !connection.answers(limit, applied).await;
         if silent {
             self.discard(connection);
         }

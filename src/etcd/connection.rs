@@ -1,22 +1,18 @@
 //! One connection to one member of the cluster.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
-use super::config::{Config, Password};
+use super::config::{Config, Credentials, Password};
+use super::dial::{Dialled, dial, silent};
 use super::endpoint::Endpoint;
-use super::error::{EtcdError, Refusal, Verdict, classify, describe, describe_error, is_answer};
+use super::error::{EtcdError, Refusal, Verdict, classify, describe, is_answer};
 use super::metrics::metrics;
-
-/// HTTP/2 pings find a half-open connection. etcd closes connections that ping more often than each
-/// 5 s (etcd issue 8905).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// etcd hashes a password for about 60 ms of its CPU's time, and many clients may come at once.
 const LOG_IN: Duration = Duration::from_secs(30);
@@ -27,6 +23,8 @@ const LARGEST_ANSWER: usize = 256 << 20;
 
 pub(super) struct Connection {
     pub endpoint: Endpoint,
+    /// The one of the endpoint's host that it goes to.
+    pub address: SocketAddr,
     /// Whose credentials there are.
     pub user: Option<String>,
     client: Client,
@@ -39,11 +37,19 @@ pub(super) struct Connection {
     token: tokio::sync::Mutex<()>,
     token_epoch: AtomicU64,
     silent: watch::Sender<bool>,
-    /// When the member last proved to be there; held while it is being asked.
-    proved: tokio::sync::Mutex<Instant>,
+    /// Held while the member is being asked.
+    proof: tokio::sync::Mutex<Proof>,
     opened: Instant,
     /// Milliseconds after `opened` at which the last answer came.
     heard: AtomicU64,
+    served: AtomicBool,
+}
+
+/// What the member said last of itself.
+struct Proof {
+    at: Instant,
+    /// Where the log of its cluster was applied by it then.
+    applied: Option<u64>,
 }
 
 /// Why there is no connection.
@@ -57,43 +63,56 @@ pub(super) enum ConnectError {
     Final(EtcdError),
 }
 
+/// A member that serves, not yet logged in to.
+pub(super) struct Reached {
+    address: SocketAddr,
+    dialled: Dialled,
+    client: Client,
+}
+
+impl Reached {
+    pub async fn reach(
+        config: &Config,
+        endpoint: &Endpoint,
+        address: SocketAddr,
+        connected: impl FnOnce(),
+    ) -> Result<Self, ConnectError> {
+        let dialled = dial(config, endpoint, address).await?;
+        connected();
+        let client = client(&dialled, options()).await?;
+        probe(config, endpoint, &dialled, client.clone()).await?;
+        Ok(Self { address, dialled, client })
+    }
+}
+
+fn options() -> ConnectOptions {
+    ConnectOptions::new().with_require_leader(true)
+}
+
+async fn client(dialled: &Dialled, options: ConnectOptions) -> Result<Client, ConnectError> {
+    let channel = etcd_client::Channel::Tonic(dialled.channel.clone());
+    Client::from_channel(channel, Some(options))
+        .await
+        .map_err(|error| ConnectError::Unreachable(describe(&error)))
+}
+
 impl Connection {
-    pub async fn open(config: &Config, endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let channel = connect(config, endpoint).await?;
-        let options = ConnectOptions::new().with_require_leader(true);
-        let raw = || etcd_client::Channel::Tonic(channel.clone());
-        let mut client = Client::from_channel(raw(), Some(options.clone()))
-            .await
-            .map_err(|error| ConnectError::Unreachable(describe(&error)))?;
-        probe(config, endpoint, client.clone()).await?;
+    pub async fn open(
+        config: &Config,
+        endpoint: &Endpoint,
+        reached: Reached,
+    ) -> Result<Self, ConnectError> {
+        let Reached { address, dialled, mut client } = reached;
         let mut anonymous = false;
         if let Some(credentials) = &config.credentials {
-            let password = credentials.password.read().map_err(ConnectError::Final)?;
-            let options = options.with_user(credentials.user.clone(), password);
-            let log_in = Client::from_channel(raw(), Some(options));
-            match tokio::time::timeout(LOG_IN, log_in).await {
-                Ok(Ok(authenticated)) => client = authenticated,
-                Ok(Err(error)) if classify(&error) == Verdict::NoAuthentication => anonymous = true,
-                Ok(Err(error)) => {
-                    let text = describe(&error);
-                    return Err(match classify(&error) {
-                        Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
-                            let error = refusal(endpoint, Some(&credentials.user), kind, &text);
-                            match credentials.password {
-                                Password::Given(_) => ConnectError::Final(error),
-                                Password::File(_) => ConnectError::LogInRefused(error),
-                            }
-                        }
-                        _ => ConnectError::Unreachable(text),
-                    });
-                }
-                Err(_) => {
-                    return Err(ConnectError::Unreachable("no answer to the log-in".into()));
-                }
+            match log_in(endpoint, credentials, &dialled).await? {
+                Some(authenticated) => client = authenticated,
+                None => anonymous = true,
             }
         }
         Ok(Self {
             endpoint: endpoint.clone(),
+            address,
             user: config.credentials.as_ref().map(|credentials| credentials.user.clone()),
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             // What a stream refused it would ask for again and again; etcd limits what it sends at once.
@@ -104,9 +123,10 @@ impl Connection {
             token: tokio::sync::Mutex::new(()),
             token_epoch: AtomicU64::new(0),
             silent: watch::Sender::new(false),
-            proved: tokio::sync::Mutex::new(Instant::now()),
+            proof: tokio::sync::Mutex::new(Proof { at: Instant::now(), applied: None }),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
+            served: AtomicBool::new(false),
         })
     }
 
@@ -131,8 +151,16 @@ impl Connection {
     }
 
     /// Something has come from the member.
-    pub fn note_answer(&self) {
+    pub fn note_answer(&self, served: bool) {
         self.heard.store(self.age_ms(), Ordering::Relaxed);
+        if served {
+            self.served.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it did what it was asked for, once at least.
+    pub fn served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     fn age_ms(&self) -> u64 {
@@ -142,27 +170,43 @@ impl Connection {
     /// Whether the member is there, when an answer is late. It is asked for what it can say by itself:
     /// it may be slow because thousands want something at once, and who then left it, connected anew
     /// and asked again would add to that. Those who wonder at the same time share one question.
-    pub async fn answers(&self, limit: Duration) -> bool {
+    ///
+    /// Where it says that it has applied nothing since `applied`, which it had said while the same answer was
+    /// waited for, it does not work off a queue: its disk hangs, or it is being defragmented, and the other
+    /// members may well serve.
+    pub async fn answers(&self, limit: Duration, applied: &mut Option<u64>) -> bool {
         let (wondered, wondered_ms) = (Instant::now(), self.age_ms());
-        let mut proved = self.proved.lock().await;
-        if *proved >= wondered {
-            return true;
-        }
-        if *self.silent.borrow() {
+        let mut proof = self.proof.lock().await;
+        if self.is_silent() {
             return false;
         }
-        let answers = match tokio::time::timeout(limit, self.client().status()).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => is_answer(&error) && classify(&error) != Verdict::NotApplied,
-            // Others may have got theirs.
-            Err(_) => self.heard.load(Ordering::Relaxed) > wondered_ms,
-        };
-        if answers {
-            *proved = Instant::now();
-        } else {
+        if proof.at < wondered {
+            let said = tokio::time::timeout(limit, self.client().status()).await;
+            let answers = match &said {
+                Ok(Ok(_)) => true,
+                Ok(Err(error)) => is_answer(error) && classify(error) != Verdict::NotApplied,
+                // Others may have got theirs.
+                Err(_) => self.heard.load(Ordering::Relaxed) > wondered_ms,
+            };
+            if !answers {
+                self.silent.send_replace(true);
+                return false;
+            }
+            proof.at = Instant::now();
+            // Versions before 3.4 do not say it.
+            let said = said.ok().and_then(Result::ok).map(|said| said.raft_applied_index());
+            proof.applied = said.filter(|index| *index > 0);
+        }
+        let stalled = applied.is_some() && *applied == proof.applied;
+        *applied = proof.applied;
+        if stalled {
             self.silent.send_replace(true);
         }
-        answers
+        !stalled
+    }
+
+    pub fn is_silent(&self) -> bool {
+        *self.silent.borrow()
     }
 
     /// Returns when the member did not answer in time: streams need not wait for a ping to be lost.
@@ -195,47 +239,13 @@ impl Connection {
     }
 }
 
-async fn connect(config: &Config, endpoint: &Endpoint) -> Result<Channel, ConnectError> {
-    let mut builder = Channel::from_shared(endpoint.to_string())
-        .map_err(|error| ConnectError::Final(EtcdError::Configuration(error.to_string())))?
-        .connect_timeout(config.connect_timeout)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true);
-    if endpoint.tls {
-        let tls = config.tls_config(endpoint).map_err(ConnectError::Final)?;
-        builder = builder
-            .tls_config(tls)
-            .map_err(|error| ConnectError::Final(unusable(config, endpoint, &error)))?;
-    }
-    match tokio::time::timeout(config.connect_timeout, builder.connect()).await {
-        Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(error)) => Err(unreachable(config, endpoint, describe_error(&error))),
-        Err(_) => Err(silent("no connection", config)),
-    }
-}
-
-fn unusable(config: &Config, endpoint: &Endpoint, error: &tonic::transport::Error) -> EtcdError {
-    let mut text = describe_error(error).trim_end_matches('.').to_string();
-    if text.contains("no native certs") {
-        text = "this system has no CA certificates, and none was given".into();
-    }
-    let ca = config.tls.ca_cert.as_ref().map(|path| format!("CA '{}'", path.display()));
-    let identity = config.tls.identity().map(|files| format!("client certificate {files}"));
-    let files = ca.into_iter().chain(identity).collect::<Vec<_>>().join(", ");
-    let files = if files.is_empty() { files } else { format!(" ({files})") };
-    EtcdError::Configuration(format!(
-        "The TLS settings for {endpoint} cannot be used{files}: {text}."
-    ))
-}
-
 /// Asks the member whether it serves. That a connection was made does not say it: a proxy or the kernel
 /// may have taken it, with TLS 1.3 a client certificate is refused later, and a write that is sent into
 /// a connection without an answer may take effect any time.
 async fn probe(
     config: &Config,
     endpoint: &Endpoint,
+    dialled: &Dialled,
     mut client: Client,
 ) -> Result<(), ConnectError> {
     match tokio::time::timeout(config.connect_timeout, client.status()).await {
@@ -245,68 +255,9 @@ async fn probe(
         Ok(Ok(_)) => Ok(()),
         // Users without a token may not ask, but that is an answer too.
         Ok(Err(error)) if is_answer(&error) && classify(&error) != Verdict::NotApplied => Ok(()),
-        Ok(Err(error)) => Err(unreachable(config, endpoint, describe(&error))),
+        Ok(Err(error)) => Err(dialled.no_answer(config, endpoint, &describe(&error))),
         Err(_) => Err(silent("no answer", config)),
     }
-}
-
-fn silent(what: &str, config: &Config) -> ConnectError {
-    let limit = config.connect_timeout.as_secs_f64();
-    ConnectError::Unreachable(format!("{what} within {limit:.1} s"))
-}
-
-/// Says what the texts of rustls and hyper mean for who set this up.
-fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectError {
-    let has = |part: &str| text.contains(part);
-    if !endpoint.tls {
-        // What comes back from a TLS server is no HTTP/2.
-        let hint = if has("refused") || has("dns error") { "" } else { " (does it want https?)" };
-        return ConnectError::Unreachable(format!("{text}{hint}"));
-    }
-    if has("invalid peer certificate") {
-        return ConnectError::Untrusted(match (&config.tls.ca_cert, has("UnknownIssuer")) {
-            (Some(path), true) => {
-                format!("its certificate is not signed by a CA in '{}' ({text})", path.display())
-            }
-            (None, true) => format!(
-                "its certificate is not signed by a CA that this system trusts, and no CA certificate \
-                 was given ({text})"
-            ),
-            _ => text,
-        });
-    }
-    let alert = text.split_once("received fatal alert: ").map(|(_, alert)| alert);
-    let about_certificate = ["Certificate", "UnknownCA", "AccessDenied"];
-    if alert.is_some_and(|alert| about_certificate.iter().any(|part| alert.contains(part))) {
-        return ConnectError::Untrusted(match config.tls.identity() {
-            Some(files) => format!("it refuses the client certificate ({files}): {text}"),
-            None => format!("it wants a client certificate, and none was given: {text}"),
-        });
-    }
-    if alert
-        .is_some_and(|alert| alert.contains("HandshakeFail") || alert.contains("ProtocolVersion"))
-    {
-        // With TLS 1.2, OpenSSL says no more than this of a missing certificate.
-        let hint = match config.tls.identity() {
-            Some(_) => "",
-            None => ", or wants a client certificate, and none was given",
-        };
-        return ConnectError::Untrusted(format!(
-            "it speaks no TLS 1.2 or 1.3 with a cipher that we have{hint}: {text}"
-        ));
-    }
-    let no_tls = has("handshake eof") || has("InvalidContentType") || has("corrupt message");
-    ConnectError::Unreachable(match config.tls.identity() {
-        _ if no_tls => format!("{text} (does it want http?)"),
-        // With TLS 1.3 the alert that says so can be lost: the connection is reset behind it.
-        None if has("closed") || has("reset") => {
-            format!("{text} (does it want a client certificate, or http?)")
-        }
-        Some(files) if has("closed") || has("reset") => {
-            format!("{text} (does it accept the client certificate {files}?)")
-        }
-        _ => text,
-    })
 }
 
 /// etcd takes no writes until somebody has done this, but it goes on renewing leases.
@@ -324,4 +275,38 @@ fn refusal(endpoint: &Endpoint, user: Option<&str>, kind: Refusal, text: &str) -
         _ => text.to_string(),
     };
     EtcdError::Refused { endpoint: endpoint.to_string(), kind, message }
+}
+
+/// `None` where etcd has authentication turned off.
+async fn log_in(
+    endpoint: &Endpoint,
+    credentials: &Credentials,
+    dialled: &Dialled,
+) -> Result<Option<Client>, ConnectError> {
+    // Apart from the runtime's thread, as with TLS files.
+    let password = credentials.password.clone();
+    let password = match tokio::task::spawn_blocking(move || password.read()).await {
+        Ok(password) => password.map_err(ConnectError::Final)?,
+        Err(error) => return Err(ConnectError::Unreachable(error.to_string())),
+    };
+    let options = options().with_user(credentials.user.clone(), password);
+    let channel = etcd_client::Channel::Tonic(dialled.channel.clone());
+    let log_in = Client::from_channel(channel, Some(options));
+    let error = match tokio::time::timeout(LOG_IN, log_in).await {
+        Ok(Ok(authenticated)) => return Ok(Some(authenticated)),
+        Ok(Err(error)) => error,
+        Err(_) => return Err(ConnectError::Unreachable("no answer to the log-in".into())),
+    };
+    let text = describe(&error);
+    match classify(&error) {
+        Verdict::NoAuthentication => Ok(None),
+        Verdict::Final(kind @ Refusal::AuthenticationFailed) => {
+            let error = refusal(endpoint, Some(&credentials.user), kind, &text);
+            Err(match credentials.password {
+                Password::Given(_) => ConnectError::Final(error),
+                Password::File(_) => ConnectError::LogInRefused(error),
+            })
+        }
+        _ => Err(ConnectError::Unreachable(text)),
+    }
 }

@@ -47,7 +47,25 @@ pub enum Refusal {
     AuthenticationFailed,
     TooLarge,
     NoSpace,
+    /// etcd found that its members differ, and takes nothing until somebody has mended that.
+    Corrupt,
     Other,
+}
+
+impl Refusal {
+    /// As callers in Python see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeaseNotFound => "lease_not_found",
+            Self::LeaseExists => "lease_exists",
+            Self::PermissionDenied => "permission_denied",
+            Self::AuthenticationFailed => "authentication_failed",
+            Self::TooLarge => "too_large",
+            Self::NoSpace => "no_space",
+            Self::Corrupt => "corrupt",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// A refused read does not say which revision etcd still has; the end of a watch does.
@@ -119,7 +137,11 @@ pub(super) fn classify_message(message: &str) -> Option<Verdict> {
         Verdict::Final(Refusal::TooLarge)
     } else if has("database space exceeded") {
         Verdict::Final(Refusal::NoSpace)
+    } else if has("corrupt cluster") {
+        Verdict::Final(Refusal::Corrupt)
     } else if has("too many requests")
+        // There is no leader, or it is being changed: etcd says that it was not proposed.
+        || has("raft proposal dropped")
         // Of leases: more than a second's work waits to be applied.
         || has("waiting for the applied index took too long")
         // Of leases: the leader is not sure that it still is.
@@ -157,20 +179,26 @@ fn classify_status(status: &Status) -> Verdict {
     }
 }
 
-/// Whether etcd itself said so, not the transport.
+/// Whether etcd itself said so, not the transport, nor a proxy that has nothing behind it: those answer by
+/// a status too (a mesh's sidecar by `Unavailable`, a web server by what tonic makes of an HTTP status).
 pub(super) fn is_answer(error: &ClientError) -> bool {
+    const SPEAKERS: [&str; 4] = ["etcdserver:", "auth:", "lease:", "mvcc:"];
     match error {
-        ClientError::GRpcStatus(status) => std::error::Error::source(status).is_none(),
+        ClientError::GRpcStatus(status) => {
+            std::error::Error::source(status).is_none()
+                && SPEAKERS.iter().any(|speaker| status.message().starts_with(speaker))
+        }
         _ => false,
     }
 }
 
-/// Whether the connection itself was refused, so that no request was sent.
+/// Whether there was no connection any more, so that no request was sent. A channel of ours connects once
+/// (see `dial.rs`).
 fn connect_failed(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return io.kind() == std::io::ErrorKind::ConnectionRefused;
+        if error.is::<tonic::ConnectError>() {
+            return true;
         }
         source = error.source();
     }
@@ -246,6 +274,32 @@ mod tests {
         for message in ["etcdserver: leader changed", "etcdserver: request timed out"] {
             assert_eq!(verdict(Code::Unavailable, message), Verdict::MaybeApplied);
         }
+    }
+
+    #[test]
+    fn a_request_without_a_connection_was_not_sent() {
+        let why = std::io::Error::other("the certificate was refused, the name is gone, ...");
+        let error = tonic::Status::from_error(Box::new(tonic::ConnectError(Box::new(why))));
+        assert_eq!(classify(&ClientError::GRpcStatus(error)), Verdict::NotApplied);
+        let error = tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
+        assert_eq!(classify(&ClientError::GRpcStatus(error)), Verdict::MaybeApplied);
+    }
+
+    #[test]
+    fn only_etcd_answers_for_etcd() {
+        let answer =
+            |code, text: &str| is_answer(&ClientError::GRpcStatus(Status::new(code, text)));
+        assert!(answer(Code::Unavailable, "etcdserver: leader changed"));
+        assert!(answer(Code::Unknown, "auth: revision in header is old"));
+        assert!(!answer(Code::Unavailable, "no healthy upstream"));
+        assert!(!answer(Code::Unimplemented, "grpc-status header missing, mapped from HTTP 404"));
+    }
+
+    #[test]
+    fn a_member_that_differs_refuses_for_good() {
+        let corrupt = Verdict::Final(Refusal::Corrupt);
+        assert_eq!(verdict(Code::DataLoss, "etcdserver: corrupt cluster"), corrupt);
+        assert_eq!(verdict(Code::Unknown, "raft proposal dropped"), Verdict::Busy);
     }
 
     #[test]

@@ -66,9 +66,14 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
     let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
     let mut busy = 0;
-    let mut stream = None;
+    let mut way = Way::default();
     loop {
-        tokio::time::sleep_until(due).await;
+        tokio::select! {
+            biased;
+            // Nobody can renew it any more, and etcd does not say that it is lost.
+            () = client.closed() => std::future::pending().await,
+            () = tokio::time::sleep_until(due) => {}
+        }
         // Measured from the request: the answer's travel must not stretch the period.
         let asked = Instant::now();
         let outcome = if ttl > STREAM_UP_TO {
@@ -77,7 +82,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
             // At first half of what is left of the lease, so that there is time for another stream.
             let all = period * (1 << backoff.attempts().min(3));
             let patience = Patience { limit: answer_limit(ttl), all };
-            renew_by_stream(client, id, patience, &mut stream).await
+            renew_by_stream(client, id, patience, &mut way).await
         };
         // A second renewal was due before the first one came.
         let late = due.elapsed() > period;
@@ -92,14 +97,20 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
             }
             Renewal::Gone => return,
             Renewal::Busy(connection) => {
-                stream = None;
+                way.stream = None;
                 busy += 1;
                 client.leave_if_busy(&connection, busy);
                 // Time for several attempts, but not for all to come at once.
                 tokio::time::sleep(period.mul_f64(rand::random_range(0.25..=0.5))).await;
             }
+            Renewal::Late(connection) => {
+                let beside = client.connection_beside(&connection);
+                way = Way { stream: None, beside: in_time(period, beside).await };
+                // It is due.
+                let _ = backoff.pause();
+            }
             Renewal::Failed => {
-                stream = None;
+                way = Way::default();
                 // At once at first: a short TTL leaves little time.
                 tokio::time::sleep(backoff.pause()).await;
             }
@@ -113,6 +124,8 @@ enum Renewal {
     Gone,
     /// etcd has too much to do. It ends the stream then.
     Busy(Arc<Connection>),
+    /// The member is there, but not its answer.
+    Late(Arc<Connection>),
     Failed,
 }
 
@@ -123,7 +136,7 @@ impl Renewal {
             Self::Renewed(_) => Counted::InTime,
             Self::Gone => Counted::Lost,
             Self::Busy(_) => Counted::Busy,
-            Self::Failed => Counted::Failed,
+            Self::Late(_) | Self::Failed => Counted::Failed,
         }
     }
 }
@@ -134,6 +147,23 @@ async fn renew_by_call(client: &Client, id: i64) -> Renewal {
         Ok(false) => Renewal::Gone,
         Err(_) => Renewal::Failed,
     }
+}
+
+/// How the lease is renewed at present.
+#[derive(Default)]
+struct Way {
+    stream: Option<Stream>,
+    /// A connection of its own, where the client's own did not answer in time: much that is read on that one
+    /// can hold up all else on it (with TLS, etcd before 3.4.26 and 3.5.9; etcd issue 15402), and its member
+    /// may be one that cannot renew at present.
+    beside: Option<Arc<Connection>>,
+}
+
+async fn in_time(
+    limit: Duration,
+    connection: impl Future<Output = Option<Arc<Connection>>>,
+) -> Option<Arc<Connection>> {
+    tokio::time::timeout(limit, connection).await.ok().flatten()
 }
 
 /// An open stream and the connection it is on.
@@ -147,16 +177,11 @@ struct Stream {
 
 /// How long one answer may take: after a member has fallen silent there must be time for another one.
 fn answer_limit(ttl: Duration) -> Duration {
-    (ttl / 6).clamp(Duration::from_secs(1), Duration::from_secs(3))
+    (ttl / 6).min(Duration::from_secs(3))
 }
 
-async fn renew_by_stream(
-    client: &Client,
-    id: i64,
-    patience: Patience,
-    stream: &mut Option<Stream>,
-) -> Renewal {
-    let Some(opened) = stream else { return open_stream(client, id, patience, stream).await };
+async fn renew_by_stream(client: &Client, id: i64, patience: Patience, way: &mut Way) -> Renewal {
+    let Some(opened) = &mut way.stream else { return open_stream(client, id, patience, way).await };
     let answer = async {
         opened.keeper.keep_alive().await?;
         opened.answers.message().await
@@ -171,8 +196,12 @@ async fn renew_by_stream(
             Renewal::Failed
         }
         Some(Err(error)) => failed(client, &opened.connection, opened.epoch, &error).await,
-        None => Renewal::Failed,
+        None => late(&opened.connection),
     }
+}
+
+fn late(connection: &Arc<Connection>) -> Renewal {
+    if connection.is_silent() { Renewal::Failed } else { Renewal::Late(connection.clone()) }
 }
 
 /// How long an answer is waited for: each time it is late, until the member has to prove that it is there,
@@ -186,7 +215,8 @@ struct Patience {
 /// Waits for an answer while the member proves to be there whenever it is late: opening another stream
 /// would only add to what a slow member has to do. Not longer than the patience, though: the stream may
 /// be stuck where the member is not. A follower forwards a renewal to the leader, and where that one has
-/// fallen silent it holds the stream for 7 s (etcd's `ReqTimeout`), whoever leads by then.
+/// fallen silent it holds the stream for 7 s (etcd's `ReqTimeout`), whoever leads by then; a member that is
+/// being defragmented renews nothing.
 async fn while_it_answers<T>(
     client: &Client,
     connection: &Arc<Connection>,
@@ -195,51 +225,52 @@ async fn while_it_answers<T>(
 ) -> Option<T> {
     let end = Instant::now() + patience.all;
     let mut limit = patience.limit;
+    let mut applied = None;
     let mut answer = pin!(answer);
     loop {
         let late = end.min(Instant::now() + limit);
         if let Ok(answer) = tokio::time::timeout_at(late, &mut answer).await {
-            connection.note_answer();
+            connection.note_answer(true);
             return Some(answer);
         }
         tokio::select! {
             answer = &mut answer => return Some(answer),
-            silent = client.leave_if_silent(connection, patience.limit) => if silent { return None },
-        }
-        if Instant::now() >= end {
-            return None;
+            silent = client.leave_if_silent(connection, patience.limit, &mut applied) => {
+                if silent {
+                    return None;
+                }
+            }
+            () = tokio::time::sleep_until(end) => return None,
         }
         limit *= 2;
     }
 }
 
 /// Opening a stream renews the lease: etcd-client sends the first request with it.
-async fn open_stream(
-    client: &Client,
-    id: i64,
-    patience: Patience,
-    stream: &mut Option<Stream>,
-) -> Renewal {
-    let connection = loop {
-        match client.connection().await {
-            Ok(Some(connection)) => break connection,
-            // The next attempt to connect pauses by itself.
-            Ok(None) => {}
-            Err(_) => return Renewal::Failed,
-        }
+async fn open_stream(client: &Client, id: i64, patience: Patience, way: &mut Way) -> Renewal {
+    let connection = match &way.beside {
+        Some(connection) => connection.clone(),
+        None => loop {
+            match client.connection().await {
+                Ok(Some(connection)) => break connection,
+                // The next attempt to connect pauses by itself.
+                Ok(None) => {}
+                Err(_) => return Renewal::Failed,
+            }
+        },
     };
     let epoch = connection.token_epoch();
     let opening = async { connection.lease().keep_alive(id).await };
     match while_it_answers(client, &connection, patience, opening).await {
         Some(Ok((keeper, answers))) => {
-            *stream = Some(Stream { keeper, answers, connection, epoch });
+            way.stream = Some(Stream { keeper, answers, connection, epoch });
             Renewal::Renewed(None)
         }
         Some(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
             Renewal::Gone
         }
         Some(Err(error)) => failed(client, &connection, epoch, &error).await,
-        None => Renewal::Failed,
+        None => late(&connection),
     }
 }
 

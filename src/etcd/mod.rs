@@ -6,10 +6,12 @@
 //! leases that are renewed for as long as etcd has them.
 
 mod backoff;
+mod candidates;
 mod client;
 mod config;
 mod connection;
 mod convert;
+mod dial;
 mod endpoint;
 mod error;
 mod full;
@@ -23,8 +25,10 @@ pub mod metrics;
 mod once;
 #[cfg(test)]
 mod overload;
+mod race;
 #[cfg(test)]
 pub mod test_server;
+mod tls;
 mod unique;
 mod watch;
 

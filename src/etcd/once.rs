@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
+use super::backoff::Backoff;
 use super::client::{Client, Repeat};
 use super::error::EtcdError;
 use super::kv::{Compare, Op, OpReply, Ordering, Target, Txn, TxnReply, range_of};
@@ -63,6 +64,8 @@ impl OnceTxns {
         let mut receipt = self.take();
         let mut whole = receipt.guard(&txn, lease);
         let mut lost_answer = false;
+        // What answers at once that it does not serve, such as a proxy, must not be asked without a pause.
+        let mut backoff = Backoff::default();
         loop {
             let reply = match self.client.txn(&whole, Repeat::Never, deadline).await {
                 Ok(reply) => reply,
@@ -72,6 +75,8 @@ impl OnceTxns {
                         return Err(EtcdError::Ambiguous { causes });
                     }
                     lost_answer = true;
+                    let pause = Instant::now() + backoff.pause();
+                    tokio::time::sleep_until(deadline.min(pause)).await;
                     continue;
                 }
                 Err(error) => {

@@ -168,7 +168,7 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                     }
                     End::Broken => client.discard(&connection),
                     End::Late => {
-                        client.leave_if_silent(&connection, OPEN).await;
+                        client.leave_if_silent(&connection, OPEN, &mut None).await;
                     }
                 }
             }
@@ -259,7 +259,7 @@ impl Session<'_> {
                     Err(error) => return end_of(&error),
                     Ok(None) => return End::Broken,
                     Ok(Some(response)) => {
-                        self.connection.note_answer();
+                        self.connection.note_answer(!response.canceled());
                         // A refusal is an answer too, but no success.
                         if !response.canceled() {
                             backoff.reset();

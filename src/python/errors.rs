@@ -38,7 +38,13 @@ pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
         EtcdError::Closed => return PyRuntimeError::new_err(text),
         EtcdError::Configuration(_) => return PyValueError::new_err(text),
     };
-    raise(py, CLIENT, class, text)
+    let raised = raise(py, CLIENT, class, text);
+    if let EtcdError::Refused { kind, .. } = error
+        && let Err(error) = raised.value(py).setattr("refusal", kind.name())
+    {
+        return error;
+    }
+    raised
 }
 
 pub fn invalid_endpoint(error: &InvalidEndpoint) -> PyErr {

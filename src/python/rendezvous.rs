@@ -285,9 +285,10 @@ impl PyRendezvous {
         Ok(self.handle()?.status().waiting)
     }
 
-    /// Why the world of this member is over, or no longer whole; `None` while it is.
-    fn broken(&self) -> PyResult<Option<String>> {
-        Ok(self.handle()?.status().broken.map(|(_, reason)| reason))
+    /// Why the world of this member is over, or no longer whole, for metrics and for people; `None` while it is.
+    fn broken(&self) -> PyResult<Option<(&'static str, String)>> {
+        let broken = self.handle()?.status().broken;
+        Ok(broken.map(|broken| (broken.cause.name(), broken.reason)))
     }
 
     /// Why this node is none of the run: it was denied, or replaced.

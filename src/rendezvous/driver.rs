@@ -349,7 +349,7 @@ fn reason_to_stop(status: &Status, id: &RoundId) -> Option<String> {
     // A status in between may have been missed.
     let later = progress.round > id.round || progress.current.as_ref().is_some_and(|c| c != id);
     match &status.broken {
-        Some((broken, reason)) if broken == id => Some(reason.clone()),
+        Some(broken) if broken.id == *id => Some(broken.reason.clone()),
         _ if status.closed.is_none() && later => Some(format!("round {} is over", id.round)),
         _ => None,
     }

@@ -260,7 +260,7 @@ impl Run {
         assert!(calls <= 1, "one call at a time");
         assert!(self.watches.len() <= 8, "watches are left open: {:?}", self.watches);
         let status = self.machine.status();
-        let reason = status.broken.map_or(0, |(_, reason)| reason.len());
+        let reason = status.broken.map_or(0, |broken| broken.reason.len());
         assert!(reason < 3000, "a reason of {reason} bytes");
     }
 

@@ -167,6 +167,38 @@ pub enum RendezvousError {
     Left,
 }
 
+/// Why a member's world is over, or no longer whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// This node's own lease.
+    LeaseLost,
+    MemberLost,
+    /// Somebody opened another round, or the run's state is gone.
+    NextRound,
+    /// This node was denied or replaced, or the run is led by another version.
+    Excluded,
+}
+
+impl Cause {
+    /// As metrics call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeaseLost => "lease_lost",
+            Self::MemberLost => "member_lost",
+            Self::NextRound => "next_round",
+            Self::Excluded => "excluded",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    pub id: RoundId,
+    pub cause: Cause,
+    /// For people.
+    pub reason: String,
+}
+
 /// What can be told without asking etcd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -177,7 +209,7 @@ pub struct Status {
     pub run_ttl: u64,
     pub progress: Progress,
     /// Why nobody should wait any longer for a member of this round.
-    pub broken: Option<(RoundId, String)>,
+    pub broken: Option<Broken>,
     /// The state of the run is being watched.
     pub observed: bool,
     /// Why this node is none of the run: it was denied, or replaced.

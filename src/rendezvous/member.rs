@@ -1,7 +1,7 @@
 //! Between rounds: what a member of a world learns from its watches, without asking etcd.
 
 use super::keys::{NodeId, node_of};
-use super::machine::{Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
+use super::machine::{Broken, Cause, Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
 use super::records::{Control, Final, Loss, Member, RoundId, State};
 use super::variants::{Variant, wrong};
 use crate::etcd::kv::{Compare, Event, Op, Txn, TxnReply};
@@ -203,33 +203,34 @@ impl Machine {
     }
 
     /// Why a wait for another member of the round would be in vain.
-    pub(super) fn broken_round(&self) -> Option<(RoundId, String)> {
+    pub(super) fn broken_round(&self) -> Option<Broken> {
         let membership = self.membership.as_ref()?;
         let id = &membership.id;
         let RoundId { round, .. } = id;
-        let broken = |reason: String| Some((id.clone(), reason));
+        let broken = |cause, reason| Some(Broken { id: id.clone(), cause, reason });
         if membership.expelled {
-            return broken(format!("this node lost its lease in round {round}"));
+            return broken(Cause::LeaseLost, format!("this node lost its lease in round {round}"));
         }
         if let Some(error) = self.another_version() {
-            return broken(error.to_string());
+            return broken(Cause::Excluded, error.to_string());
         }
         if !self.is_closed()
             && let Some(error) = self.exclusion()
         {
-            return broken(error.to_string());
+            return broken(Cause::Excluded, error.to_string());
         }
         match &self.control.value {
             Some(Control { state: State::Closed(_), .. }) => None,
             Some(control) if is_current(control, id) => {
                 let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
                 let loss = self.loss_of(id).filter(|_| restarts)?;
-                broken(format!("{} of round {round} was lost", loss.member))
+                broken(Cause::MemberLost, format!("{} of round {round} was lost", loss.member))
             }
             Some(Control { round: current, state: State::Open { by, .. }, .. }) => {
-                broken(format!("round {round} is over: {by} opened round {current}"))
+                let reason = format!("round {round} is over: {by} opened round {current}");
+                broken(Cause::NextRound, reason)
             }
-            _ => broken(format!("round {round} is over")),
+            _ => broken(Cause::NextRound, format!("round {round} is over")),
         }
     }
 

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from torchetcd._etcd_errors import EtcdException
+from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException
 from torchetcd.aio._errors import RunInUseError, RunRecordError
 from torchetcd.aio._keys import RunKeys
 from torchetcd.aio._model import Node, RoundRecord
@@ -216,7 +216,7 @@ async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
         try:
             await raw.lease_revoke(_run_lease(keys))
         except EtcdException as exc:
-            if "permission denied" not in str(exc):
+            if exc.refusal != PERMISSION_DENIED:
                 raise
             # A role may not end leases of keys that it may not write: this one runs out by itself.
     return deleted

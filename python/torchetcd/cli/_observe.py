@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from torchetcd._etcd_address import Address, parse_addresses
+from torchetcd._etcd_errors import PERMISSION_DENIED
 from torchetcd._names import prefix_path, run_segment
 from torchetcd.cli import _certificates
 from torchetcd.cli._checks import Endpoint, Observations, Status
@@ -69,7 +70,7 @@ async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
             _tried(_status(raw, target.timeout)),
         )
         if isinstance(read, EtcdInsufficientPermissions):
-            if "permission denied" not in str(read):
+            if read.refusal != PERMISSION_DENIED:
                 return dataclasses.replace(seen, refused=str(read))
             seen = dataclasses.replace(seen, read_denied=True)
         elif read is not None and status is None:

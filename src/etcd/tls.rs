@@ -1,0 +1,280 @@
+//! TLS towards etcd: whom we trust, what we show, and what a refusal means for whoever set it up.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme,
+};
+
+use super::config::TlsFiles;
+use super::error::EtcdError;
+
+/// What etcd's gRPC server speaks above TLS.
+pub(super) const HTTP2: &[u8] = b"h2";
+
+/// Reads the files anew for each connection, so that a certificate replaced on disk is taken up. It blocks: a
+/// file may be on a file system that hangs.
+pub(super) fn client_config(files: &TlsFiles) -> Result<ClientConfig, EtcdError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let trusted = match &files.ca_cert {
+        Some(path) => certificates(path, "CA certificate")?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(files, &error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Trust::new(files, trusted, provider)?));
+    let mut config = match (&files.cert, &files.key) {
+        (None, None) => builder.with_no_client_auth(),
+        (Some(cert), key) => {
+            let chain = certificates(cert, "client certificate")?;
+            // As python-etcd takes it: one file may hold both the certificate and its key.
+            let key = private_key(key.as_ref().unwrap_or(cert))?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| unusable(files, &error))?
+        }
+        (None, Some(_)) => {
+            return Err(EtcdError::Configuration(
+                "A client key was given without the client certificate it belongs to.".into(),
+            ));
+        }
+    };
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    Ok(config)
+}
+
+fn unusable(files: &TlsFiles, why: &dyn fmt::Display) -> EtcdError {
+    let ca = files.ca_cert.as_ref().map(|path| format!("CA '{}'", path.display()));
+    let identity = files.identity().map(|files| format!("client certificate {files}"));
+    let named = ca.into_iter().chain(identity).collect::<Vec<_>>().join(", ");
+    let named = if named.is_empty() { named } else { format!(" ({named})") };
+    let why = why.to_string();
+    let why = why.trim_end_matches('.');
+    EtcdError::Configuration(format!("The TLS settings for etcd cannot be used{named}: {why}."))
+}
+
+/// What the first lines of PEM blocks hold.
+const CERTIFICATE: &str = "BEGIN CERTIFICATE-----";
+const PRIVATE_KEY: &str = "PRIVATE KEY-----";
+
+fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, EtcdError> {
+    let pem = read(path, what, CERTIFICATE)?;
+    CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable_file(path, what, &format!("is not valid PEM: {error}")))
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, EtcdError> {
+    const WHAT: &str = "client key";
+    let pem = read(path, WHAT, PRIVATE_KEY)?;
+    if String::from_utf8_lossy(&pem).contains("ENCRYPTED") {
+        let why = "is encrypted, and there is nobody to ask for its password";
+        return Err(unusable_file(path, WHAT, &why));
+    }
+    // The error may quote the key.
+    PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| unusable_file(path, WHAT, &"holds no private key that can be read"))
+}
+
+/// Reads a file in which there must be a PEM block: a CA file without one would only show as a server
+/// that is not trusted.
+fn read(path: &Path, what: &str, block: &str) -> Result<Vec<u8>, EtcdError> {
+    let pem = std::fs::read(path)
+        .map_err(|error| unusable_file(path, what, &format!("cannot be read: {error}")))?;
+    if !String::from_utf8_lossy(&pem).contains(block) {
+        return Err(unusable_file(path, what, &format!("holds no PEM block '{block}'")));
+    }
+    Ok(pem)
+}
+
+fn unusable_file(path: &Path, what: &str, why: &dyn fmt::Display) -> EtcdError {
+    EtcdError::Configuration(format!("The {what} file '{}' {why}.", path.display()))
+}
+
+/// Trusts what webpki trusts, and, as Go's clients of etcd do, a certificate that is itself one of the trusted
+/// ones: a single self-signed certificate (`openssl req -x509` makes it a CA's) is then both.
+#[derive(Debug)]
+struct Trust {
+    chain: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl Trust {
+    fn new(
+        files: &TlsFiles,
+        trusted: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, EtcdError> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(trusted.iter().cloned());
+        if roots.is_empty() {
+            let why = match files.ca_cert {
+                Some(_) => "the CA file holds no certificate that can be read",
+                None => "this system has no CA certificates, and none was given",
+            };
+            return Err(unusable(files, &why));
+        }
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(|error| unusable(files, &error))?;
+        Ok(Self { chain, trusted })
+    }
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let by_chain = self.chain.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match by_chain {
+            // Its time has been looked at before either of the two (webpki's `verify_cert.rs`).
+            Err(Error::InvalidCertificate(error))
+                if (is_of_a_ca(&error) || matches!(error, CertificateError::UnknownIssuer))
+                    && self.trusted.iter().any(|trusted| trusted == end_entity) =>
+            {
+                let parsed = ParsedCertificate::try_from(end_entity)?;
+                rustls::client::verify_server_name(&parsed, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+fn is_of_a_ca(error: &CertificateError) -> bool {
+    webpki_error(error) == Some(&webpki::Error::CaUsedAsEndEntity)
+}
+
+/// What rustls has no name for.
+fn webpki_error(error: &CertificateError) -> Option<&webpki::Error> {
+    match error {
+        CertificateError::Other(other) => other.0.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// What a failure of TLS means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// One side refuses the other's certificate or its version of TLS.
+    Untrusted(String),
+    /// The other side speaks no TLS.
+    NoTls(String),
+    Other(String),
+}
+
+/// Says what rustls' error means for whoever set this up.
+pub(super) fn explain(files: &TlsFiles, error: &Error) -> Failure {
+    match error {
+        Error::InvalidCertificate(why) => Failure::Untrusted(not_trusted(files, why, error)),
+        Error::AlertReceived(alert) => refused(files, *alert, error),
+        Error::PeerIncompatible(_) => Failure::Untrusted(no_common_ground("", error)),
+        Error::InvalidMessage(_) => Failure::NoTls(error.to_string()),
+        _ => Failure::Other(error.to_string()),
+    }
+}
+
+fn not_trusted(files: &TlsFiles, why: &CertificateError, error: &Error) -> String {
+    match (why, &files.ca_cert) {
+        (CertificateError::UnknownIssuer, Some(path)) => {
+            format!("its certificate is not signed by a CA in '{}' ({error})", path.display())
+        }
+        (CertificateError::UnknownIssuer, None) => format!(
+            "its certificate is not signed by a CA that this system trusts, and no CA certificate \
+             was given ({error})"
+        ),
+        (CertificateError::NotValidForName, _) => format!("{error}; {NAMES}"),
+        (CertificateError::NotValidForNameContext { presented, .. }, _) if presented.is_empty() => {
+            format!("{error}; {NAMES}")
+        }
+        _ => match webpki_error(why) {
+            Some(webpki::Error::CaUsedAsEndEntity) => format!(
+                "its certificate is a CA's (basicConstraints CA:TRUE), and only where the CA file \
+                 holds this very certificate can a server use it: make the server's own with \
+                 `openssl req -x509 -CA ... -CAkey ... -addext basicConstraints=CA:FALSE` ({error})"
+            ),
+            Some(webpki::Error::UnsupportedCertVersion) => format!(
+                "its certificate is an X.509 one of version 1, which names no host: make one of \
+                 version 3, with `-addext subjectAltName=DNS:...` ({error})"
+            ),
+            _ => error.to_string(),
+        },
+    }
+}
+
+/// Go's clients look nowhere else either.
+const NAMES: &str = "the names are those of the extension subjectAltName (with openssl: \
+                     `-addext subjectAltName=DNS:name,IP:address`), not the common name";
+
+fn refused(files: &TlsFiles, alert: AlertDescription, error: &Error) -> Failure {
+    use AlertDescription as Alert;
+    match alert {
+        Alert::NoCertificate
+        | Alert::BadCertificate
+        | Alert::UnsupportedCertificate
+        | Alert::CertificateRevoked
+        | Alert::CertificateExpired
+        | Alert::CertificateUnknown
+        | Alert::CertificateRequired
+        | Alert::UnknownCA
+        | Alert::AccessDenied => Failure::Untrusted(match files.identity() {
+            Some(files) => format!("it refuses the client certificate ({files}): {error}"),
+            None => format!("it wants a client certificate, and none was given: {error}"),
+        }),
+        Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity => {
+            // With TLS 1.2, OpenSSL says no more than this of a missing certificate.
+            let hint = match files.identity() {
+                Some(_) => "",
+                None => ", or wants a client certificate, and none was given",
+            };
+            Failure::Untrusted(no_common_ground(hint, error))
+        }
+        _ => Failure::Other(error.to_string()),
+    }
+}
+
+fn no_common_ground(hint: &str, error: &Error) -> String {
+    format!("it speaks no TLS 1.2 or 1.3 with a cipher that we have{hint}: {error}")
+}
