@@ -60,7 +60,8 @@ with Client(endpoint, read_timeout=40) as client:
 
 
 def _may_mount() -> bool:
-    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
 
 
 @pytest.mark.skipif(not _may_mount(), reason="only root can give a process names of its own")
@@ -103,7 +104,8 @@ class TestOneNameManyAddresses:
             command = [*named, _READER, f"etcd.test:{first.port}", prefix]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             with subprocess.Popen(command, **pipes, text=True) as reader:
-                assert reader.stdout and reader.stdout.readline() == "written\n"
+                assert reader.stdout
+                assert reader.stdout.readline() == "written\n"
                 (used,) = [proxy for proxy in proxies if proxy.connections]
                 used.freeze()
                 reader.communicate("go\n", timeout=60)
@@ -203,12 +205,15 @@ class TestMesh:
     """Something before etcd answers, and there is no etcd."""
 
     def test_its_words_are_told(self) -> None:
-        with Mesh() as mesh, Client("127.0.0.1", mesh.port, read_timeout=2) as client:
+        with (
+            Mesh() as mesh,
+            Client("127.0.0.1", mesh.port, read_timeout=2) as client,
+            opened(client, "/store", timeout=2) as store,
+        ):
             with pytest.raises(EtcdConnectionFailed, match="no healthy upstream"):
                 client.write("/x", "y")
-            with opened(client, "/store", timeout=2) as store:
-                with pytest.raises(StoreConnectionError, match="no healthy upstream"):
-                    store.set("x", "y")
+            with pytest.raises(StoreConnectionError, match="no healthy upstream"):
+                store.set("x", "y")
             assert mesh.connections < 60
 
     def test_a_write_does_not_spin(self) -> None:
@@ -254,9 +259,9 @@ class TestWrongPort:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             answering = in_background(lambda: _close_all(listener, self.answer))
             port = listener.getsockname()[1]
-            with Client("127.0.0.1", port, protocol=protocol, read_timeout=2) as client:
-                with pytest.raises((EtcdConnectionFailed, ValueError)) as caught:
-                    client.read("/x")
+            client = Client("127.0.0.1", port, protocol=protocol, read_timeout=2)
+            with client, pytest.raises(EtcdConnectionFailed) as caught:
+                client.read("/x")
             listener.shutdown(socket.SHUT_RDWR)
             answering.join()
         if protocol == "http":
@@ -278,9 +283,11 @@ class TestWrongPort:
 
 def test_a_connection_that_ended_while_idle(etcd_server: EtcdServer, prefix: str) -> None:
     """It is made anew, with all that a first one is asked for."""
-    with EtcdProxy(etcd_server.get_port()) as proxy:
-        with Client("127.0.0.1", proxy.port, read_timeout=20) as client:
-            client.write(prefix, "1")
-            proxy.cut()
-            assert client.read(prefix).value == "1"
-            assert proxy.connections == 2
+    with (
+        EtcdProxy(etcd_server.get_port()) as proxy,
+        Client("127.0.0.1", proxy.port, read_timeout=20) as client,
+    ):
+        client.write(prefix, "1")
+        proxy.cut()
+        assert client.read(prefix).value == "1"
+        assert proxy.connections == 2

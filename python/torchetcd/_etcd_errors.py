@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-
 #: Values of `EtcdException.refusal` that are looked for.
 PERMISSION_DENIED = "permission_denied"
 LEASE_NOT_FOUND = "lease_not_found"
