@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import random
 import time
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING
@@ -41,8 +42,17 @@ if TYPE_CHECKING:
 
 _DEFAULT_PORT = 2379
 _DEFAULT_TTL = 7200
-# The lease counts in seconds, so renewing it more often would gain nothing.
+# So much of the TTL may be gone when the lease is renewed; it counts in seconds. A renewal is a call
+# between the state's being read and its being written, in which another node can be first.
+_RENEW_AFTER = 0.01
 _RENEW_AFTER_S = 1.0
+# The pause after several lost writes in a row: at most so many times doubled, from so much on.
+_MOST_DOUBLINGS = 5
+_LONGEST_ATTEMPT_S = 0.25
+# Well below the 15 s without a heartbeat after which PyTorch's handler takes a node for dead.
+_LONGEST_PAUSE_S = 4.0
+# Not the generator that users seed, with the same number on each node.
+_RANDOM = random.SystemRandom()
 # How often a write is sent whose answer is lost every time.
 _ATTEMPTS = 10
 _CONNECTION_FAILED = "The connection to etcd has failed. See inner exception for details."
@@ -69,6 +79,9 @@ class EtcdRendezvousBackend(RendezvousBackend):
         name = run_segment(str(run_id))
         self._key = f"{key_prefix}/{name}" if key_prefix else name
         self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        # When a state was last handed out, and how many writes were lost since one was not.
+        self._told = time.monotonic()
+        self._losses = 0
         self._lease = 0
         self._lease_renewed = 0.0
         self._lease_process = -1
@@ -81,14 +94,15 @@ class EtcdRendezvousBackend(RendezvousBackend):
     def get_state(self) -> tuple[bytes, Token] | None:
         """See base class."""
         result = self._read()
-        return None if result is None else self._decode_state(result)
+        return None if result is None else self._handed_out(result)
 
     def set_state(
         self, state: bytes, token: Token | None = None
     ) -> tuple[bytes, Token, bool] | None:
         """See base class.
 
-        Returns `None` if a token was given and there is no state any more.
+        Returns `None` if a token was given and there is no state any more. What another write was
+        faster than comes back after a pause, so that those who lost do not all try again at once.
         """
         if token:
             try:
@@ -100,7 +114,27 @@ class EtcdRendezvousBackend(RendezvousBackend):
             result = self._write(b64encode(state).decode(), token or None)
         except EtcdException as exc:
             raise RendezvousConnectionError(_CONNECTION_FAILED) from exc
-        return self._current() if result is None else (*self._decode_state(result), True)
+        if result is None:
+            self._give_way()
+            # Read after the pause: what was current before it is old by now.
+            return self._current()
+        self._losses = 0
+        return *self._handed_out(result), True
+
+    def _give_way(self) -> None:
+        """Pause after a lost write, unless it is the first in a row.
+
+        All who lost against the same write would read the same state, write at the same time, and lose
+        again but for one: N nodes would need about N * N / 2 attempts. An attempt succeeds when no other
+        write falls between its read and its write, so that time is what the pauses are measured by.
+        The first loss says little: PyTorch's handler may have kept its state for a second.
+        """
+        self._losses += 1
+        if self._losses == 1:
+            return
+        attempt = min(time.monotonic() - self._told, _LONGEST_ATTEMPT_S)
+        longest = attempt * 2 ** min(self._losses - 1, _MOST_DOUBLINGS)
+        time.sleep(_RANDOM.uniform(0, min(longest, _LONGEST_PAUSE_S)))
 
     def _current(self) -> tuple[bytes, Token, bool] | None:
         found = self.get_state()
@@ -158,7 +192,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         # A forked child must not keep its parent's lease alive.
         anew = anew or not self._lease or self._lease_process != os.getpid()
         if not anew:
-            if now - self._lease_renewed < _RENEW_AFTER_S:
+            if now - self._lease_renewed < max(_RENEW_AFTER_S, self._ttl * _RENEW_AFTER):
                 return self._lease
             anew = not native.lease_keep_alive_once(self._lease)
         if anew:
@@ -166,6 +200,11 @@ class EtcdRendezvousBackend(RendezvousBackend):
             self._lease_process = os.getpid()
         self._lease_renewed = now
         return self._lease
+
+    def _handed_out(self, result: EtcdResult) -> tuple[bytes, Token]:
+        found = self._decode_state(result)
+        self._told = time.monotonic()
+        return found
 
     def _decode_state(self, result: EtcdResult) -> tuple[bytes, Token]:
         if result.dir:
