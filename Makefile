@@ -175,6 +175,15 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(PYTEST) $(PYTEST_ARGS); \
 	done
 
+# Its daemons live in a temporary folder, on ports that are free.
+.PHONY: test-slurm
+test-slurm: build  ## The Slurm example on a real Slurm of five nodes on this machine (needs Debian's slurm-wlm and munge)
+	@PATH="$$PATH:/usr/sbin"; for program in munged slurmctld slurmd sbatch; do \
+	    command -v $$program > /dev/null || { \
+	        echo "There is no $$program: apt-get install --no-install-recommends slurm-wlm munge"; exit 2; }; \
+	done
+	$(BIN)/python -m pytest --quiet tests/slurm $(PYTEST_ARGS)
+
 .PHONY: check-memory
 check-memory: build  ## Invalid memory accesses, by valgrind
 	$(BIN)/python tools/check_memory.py
