@@ -175,6 +175,34 @@ test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
 	    TORCHELASTIC_ETCD_BINARY_PATH=$$etcd $(PYTEST) $(PYTEST_ARGS); \
 	done
 
+# Its daemons live in a temporary folder, on ports that are free.
+.PHONY: test-slurm
+test-slurm: build  ## The Slurm example on a real Slurm of five nodes on this machine (needs Debian's slurm-wlm and munge)
+	@PATH="$$PATH:/usr/sbin"; for program in munged slurmctld slurmd sbatch; do \
+	    command -v $$program > /dev/null || { \
+	        echo "There is no $$program: apt-get install --no-install-recommends slurm-wlm munge"; exit 2; }; \
+	done
+	$(BIN)/python -m pytest --quiet tests/slurm $(PYTEST_ARGS)
+
+# In an environment of their own, which sees torch and this package in the other one.
+FRAMEWORKS := $(VENV)/frameworks
+
+$(FRAMEWORKS)/.tools: | $(VENV)/.tools
+	$(BIN)/python -m venv $(FRAMEWORKS)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	    > $$(echo $(FRAMEWORKS)/lib/python3*/site-packages)/beside.pth
+	$(FRAMEWORKS)/bin/python -m pip install --quiet \
+	    accelerate==1.15.0 deepspeed==0.19.8 lightning==2.6.6 ray==2.60.0 transformers==5.24.0
+	printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -m torch.distributed.run "$$@"\n' > $(FRAMEWORKS)/bin/torchrun
+	chmod +x $(FRAMEWORKS)/bin/torchrun
+	touch $@
+
+.PHONY: test-frameworks
+test-frameworks: build $(FRAMEWORKS)/.tools  ## The commands of the pages per framework, typed on two nodes (installs them; needs mpirun)
+	@command -v mpirun > /dev/null || { \
+	    echo "There is no mpirun: apt-get install --no-install-recommends openmpi-bin"; exit 2; }
+	$(FRAMEWORKS)/bin/python -m pytest --quiet tests/frameworks $(PYTEST_ARGS)
+
 .PHONY: check-memory
 check-memory: build  ## Invalid memory accesses, by valgrind
 	$(BIN)/python tools/check_memory.py

@@ -56,7 +56,7 @@ def main() -> None:
             save({"model": model.module.state_dict(), "step": step + 1}, args.checkpoint)
             print(f"step {step + 1:4d}  loss {loss.item():.5f}  world {world}", flush=True)
     if rank == 0:
-        print(f"done: {args.steps} steps, loss {loss.item():.5f}", flush=True)
+        print(f"done: {args.steps} steps", flush=True)
     dist.destroy_process_group()
 
 

@@ -27,13 +27,20 @@ import docs_commands
 from conftest import eventually
 from docs_blocks import ROOT
 from docs_terminals import environment
-from manifests import check_manifest
+from manifests import check_manifest, pod_template
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 
 EXAMPLES = ROOT / "examples"
 KUBERNETES = EXAMPLES / "kubernetes"
 MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
+# What starts agents, by file and kind.
+JOBS = [
+    ("job.yaml", "Job"),
+    ("pytorchjob.yaml", "PyTorchJob"),
+    ("jobset.yaml", "JobSet"),
+    ("trainer.yaml", "TrainingRuntime"),
+]
 # Agents of torch start slowly on a busy machine.
 PATIENCE_S = 300
 
@@ -164,13 +171,6 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def _pod(document: dict[str, Any]) -> dict[str, Any]:
-    spec = document["spec"]
-    if "pytorchReplicaSpecs" in spec:
-        spec = spec["pytorchReplicaSpecs"]["Worker"]
-    return spec["template"]
-
-
 def _kind(path: str, kind: str) -> dict[str, Any]:
     return next(document for document in _documents(KUBERNETES / path) if document["kind"] == kind)
 
@@ -189,7 +189,7 @@ class TestKubernetes:
         known = subprocess.run(
             [find_binary(), "--help"], capture_output=True, text=True, check=False
         )
-        for arg in _pod(_kind("etcd.yaml", "StatefulSet"))["spec"]["containers"][0]["args"]:
+        for arg in pod_template(_kind("etcd.yaml", "StatefulSet"))["spec"]["containers"][0]["args"]:
             flag = arg.partition("=")[0]
             assert f"{flag} " in known.stdout + known.stderr, flag
 
@@ -197,7 +197,7 @@ class TestKubernetes:
     def test_three_members(self, tmp_path: Path) -> None:
         """The manifest's own arguments make a cluster, which wants certificates; its probes pass."""
         _run(["sh", str(KUBERNETES / "certificates.sh"), "tls"], tmp_path)
-        container = _pod(_kind("etcd.yaml", "StatefulSet"))["spec"]["containers"][0]
+        container = pod_template(_kind("etcd.yaml", "StatefulSet"))["spec"]["containers"][0]
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(find_free_port()) for _ in range(9)]
             ports = [sock.getsockname()[1] for sock in sockets]
@@ -261,19 +261,51 @@ class TestKubernetes:
         assert args["--initial-cluster"] == ",".join(
             f"{name.partition('.')[0]}=https://{name}:2380" for name in names
         )
-        labels = _pod(members)["metadata"]["labels"]
+        labels = pod_template(members)["metadata"]["labels"]
         for part in ("PodDisruptionBudget", "Service", "NetworkPolicy"):
             spec = _kind("etcd.yaml", part)["spec"]
             selector = spec.get("podSelector") or spec["selector"]
             assert (selector.get("matchLabels") or selector).items() <= labels.items()
         assert _kind("etcd.yaml", "PodDisruptionBudget")["spec"]["minAvailable"] == len(names) - 1
         allowed = _kind("etcd.yaml", "NetworkPolicy")["spec"]["ingress"][0]["from"][0]
-        for path, kind in (("job.yaml", "Job"), ("pytorchjob.yaml", "PyTorchJob")):
+        for path, kind in JOBS:
             job = _kind(path, kind)
-            given = _pod(job)["metadata"]["labels"]
+            given = pod_template(job)["metadata"]["labels"]
             assert allowed["podSelector"]["matchLabels"].items() <= given.items()
             endpoint = _torchrun(job).rdzv_endpoint
             assert endpoint == ",".join(f"https://{name}:2379" for name in names)
+
+    @pytest.mark.parametrize(("path", "kind"), JOBS)
+    def test_each_pod_is_a_node_of_its_own(self, path: str, kind: str) -> None:
+        """A pod that is replaced takes its place back: its name outlives it."""
+        document = _kind(path, kind)
+        container = pod_template(document)["spec"]["containers"][0]
+        torchrun = _torchrun(document)
+        used = set(
+            re.findall(
+                r"\$\((\w+)\)",
+                " ".join([torchrun.rdzv_conf, torchrun.rdzv_id, torchrun.local_addr]),
+            )
+        )
+        assert "node_id=$(" in torchrun.rdzv_conf
+        given = {variable["name"] for variable in container["env"]} | {"JOB_COMPLETION_INDEX"}
+        assert used <= given
+
+    def test_prometheus_finds_the_agents(self) -> None:
+        monitor = _kind("podmonitor.yaml", "PodMonitor")["spec"]
+        (endpoint,) = monitor["podMetricsEndpoints"]
+        for path, kind in JOBS[:2]:
+            template = pod_template(_kind(path, kind))
+            container = template["spec"]["containers"][0]
+            assert (
+                monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            )
+            (port,) = container["ports"]
+            assert port["name"] == endpoint["port"]
+            env = {variable["name"]: variable.get("value") for variable in container["env"]}
+            assert env["TORCHETCD_METRICS_PORT"] == str(port["containerPort"])
+            # Not the loopback interface.
+            assert env["TORCHETCD_METRICS_ADDRESS"] == "$(POD_IP)"
 
     def test_files_of_the_secrets(self, tmp_path: Path) -> None:
         """What the manifests want is what the script makes, for the names that they use."""
@@ -292,9 +324,7 @@ class TestKubernetes:
         wanted = re.findall(r"https://([\w.-]+):", endpoint)
         assert set(wanted) <= set(shown.get_values_for_type(x509.DNSName))
 
-    @pytest.mark.parametrize(
-        ("path", "kind"), [("job.yaml", "Job"), ("pytorchjob.yaml", "PyTorchJob")]
-    )
+    @pytest.mark.parametrize(("path", "kind"), JOBS)
     def test_torchrun_understands(self, path: str, kind: str) -> None:
         parsed = _torchrun(_kind(path, kind))
         assert parsed.rdzv_backend == "etcd-v3"
@@ -312,14 +342,17 @@ def _answers(url: str) -> bool:
 
 
 def _arguments(document: dict[str, Any]) -> dict[str, str]:
-    args = _pod(document)["spec"]["containers"][0]["args"]
+    args = pod_template(document)["spec"]["containers"][0]["args"]
     return dict(arg.split("=", 1) for arg in args)
 
 
 def _torchrun(document: dict[str, Any]) -> Any:
     """What the pod's torchrun understands, with the variables that Kubeflow's operator sets."""
-    container = _pod(document)["spec"]["containers"][0]
-    assert container["command"] == ["torchrun"]
+    container = pod_template(document)["spec"]["containers"][0]
+    program, *arguments = container["command"] + container.get("args", [])
+    assert program == "torchrun"
+    if document["kind"] == "TrainingRuntime":
+        arguments += _kind("trainer.yaml", "TrainJob")["spec"]["trainer"]["args"]
     variables = {}
     policy = document["spec"].get("elasticPolicy")
     if policy:
@@ -330,13 +363,12 @@ def _torchrun(document: dict[str, Any]) -> Any:
             "PET_RDZV_ID": policy["rdzvId"],
             "PET_NNODES": f"{policy['minReplicas']}:{policy['maxReplicas']}",
             "PET_MAX_RESTARTS": str(policy["maxRestarts"]),
-            "PET_RDZV_CONF": ",".join(f"{one['key']}={one['value']}" for one in policy["rdzvConf"]),
             "PET_NPROC_PER_NODE": document["spec"]["nprocPerNode"],
         }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        return get_args_parser().parse_args(container["args"])
+        return get_args_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""`examples/slurm/train.sbatch` on a real Slurm: `make test-slurm`.
+
+The nodes are daemons on this machine (`slurm_cluster.py`). Each test waits for what the job writes, and asks
+Slurm how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs_blocks import ROOT
+from slurm_cluster import Job, Slurm
+from torchetcd.etcd_server import EtcdServer
+
+SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
+TRAIN = ROOT / "examples" / "train.py"
+
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with Slurm(nodes=5) as made:
+        yield made
+
+
+class Submit:
+    """Submits the example with what a test needs, and ends it when the test is over."""
+
+    def __init__(self, slurm: Slurm, endpoint: str, folder: Path) -> None:
+        self._slurm, self._endpoint, self._folder = slurm, endpoint, folder
+        self.jobs: list[Job] = []
+
+    def train(self, *options: str, steps: int = 150, **env: str) -> Job:
+        """`examples/train.py` for so many steps of 0.1 s and more."""
+        checkpoint = str(self._folder / "checkpoint.pt")
+        arguments = [str(TRAIN), "--steps", str(steps), "--checkpoint", checkpoint]
+        return self(*options, "--", *arguments, **env)
+
+    def __call__(self, *arguments: str, **env: str) -> Job:
+        env = {"ETCD": self._endpoint, "LAST_CALL_S": "3"} | env
+        output = self._folder / "job.out"
+        job = self._slurm.submit(SCRIPT, output, "--cpus-per-task=2", *arguments, **env)
+        self.jobs.append(job)
+        return job
+
+
+@pytest.fixture
+def submit(slurm: Slurm, etcd_server: EtcdServer, tmp_path: Path) -> Iterator[Submit]:
+    made = Submit(slurm, etcd_server.get_endpoint(), tmp_path)
+    yield made
+    for job in made.jobs:
+        slurm.ask("scancel", job.number, check=False)
+        job.await_end()
+    slurm.bring_back()
+
+
+def _worlds(job: Job) -> list[int]:
+    return [int(size) for size in re.findall(r"world of (\d): training", job.text())]
+
+
+def _first_steps(job: Job) -> list[int]:
+    return [int(step) for step in re.findall(r"training from step (\d+)", job.text())]
+
+
+def test_a_clean_end(slurm: Slurm, submit: Submit) -> None:
+    job = submit.train("--nodes=4", "--exclusive", steps=50)
+    job.await_text("training from")
+    step = slurm.ask("scontrol", "show", "step", f"{job.number}.0")
+    # Two for each task, as --cpus-per-task says, and not all of the node.
+    assert "CPUs=8 Tasks=4" in step
+    ended = job.await_end()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "0")
+    assert _worlds(job) == [4]
+    assert slurm.sacct(job)[-1] == "COMPLETED"
+
+
+def test_an_agent_is_killed(slurm: Slurm, submit: Submit) -> None:
+    """srun says 137; the training has succeeded."""
+    job = submit.train("--nodes=4")
+    job.await_text("training from")
+    os.kill(slurm.agent_on("n3"), signal.SIGKILL)
+    ended = job.await_end()
+    assert "The training has succeeded; an agent ended with exit code 137" in job.text()
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0")
+    assert _worlds(job) == [4, 3]
+    assert slurm.sacct(job)[-1] == "COMPLETED"
+
+
+def test_a_node_fails(slurm: Slurm, submit: Submit) -> None:
+    job = submit.train("--nodes=4")
+    job.await_text("training from")
+    slurm.lose_node("n4")
+    ended = job.await_end()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
+    assert _worlds(job) == [4, 3]
+    assert slurm.sacct(job)[-1] == "COMPLETED"
+
+
+def test_the_first_node_fails(slurm: Slurm, submit: Submit) -> None:
+    """The script is gone with it. The others finish; the job, queued again, finds nothing to do."""
+    job = submit.train("--nodes=4", steps=100)
+    job.await_text("training from")
+    slurm.lose_node(job.fields()["BatchHost"])
+    ended = job.await_end()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert _first_steps(job)[-1] == 100
+    assert "done: 100 steps" in job.text()
+
+
+def test_requeued_by_hand(slurm: Slurm, submit: Submit) -> None:
+    job = submit.train("--nodes=4")
+    job.await_text("step   20")
+    slurm.ask("scontrol", "requeue", job.number)
+    ended = job.await_end()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert _worlds(job) == [4, 4]
+    assert _first_steps(job)[0] == 0
+    assert _first_steps(job)[1] >= 20
+
+
+def test_the_time_is_up(slurm: Slurm, submit: Submit) -> None:
+    """Signalled before its limit, the script queues the job again, which goes on from the checkpoint."""
+    job = submit.train("--nodes=4", "--signal=B:USR1@30")
+    job.await_text("step   20")
+    # The shortest limit: what is left of it is less than the time at which the signal is due, or soon is.
+    slurm.ask("scontrol", "update", f"jobid={job.number}", "timelimit=1")
+    job.await_text("The time is nearly up: the job is queued again")
+    slurm.ask("scontrol", "update", f"jobid={job.number}", "timelimit=60")
+    ended = job.await_end()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    assert _first_steps(job)[-1] >= 20
+
+
+def test_a_spare_node(slurm: Slurm, etcd_server: EtcdServer, submit: Submit) -> None:
+    """Five nodes for a world of four: the fifth takes the place of one that is lost."""
+    job = submit.train("--nodes=5", MIN_NODES="4", MAX_NODES="4")
+    job.await_text("training from")
+    run_id = f"slurm-{job.number}-0"
+    endpoint = etcd_server.get_endpoint()
+    shown = json.loads(slurm.ask("torchetcd", "show", run_id, "--endpoint", endpoint, "--json"))
+    members = shown["run"]["members"]
+    assert len(members) == 4
+    os.kill(members[-1]["pid"], signal.SIGKILL)
+    ended = job.await_end()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
+    assert _worlds(job) == [4, 4]
+
+
+def test_a_script_that_fails(slurm: Slurm, submit: Submit, tmp_path: Path) -> None:
+    """It is queued again as often as was said, and no more."""
+    script = tmp_path / "fails.py"
+    script.write_text("import sys\nsys.exit('no data')\n")
+    job = submit("--nodes=2", "--", str(script), MAX_RESTARTS="0", MAX_REQUEUES="1")
+    ended = job.await_end()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1")
+    assert job.text().count("The training has failed (exit code 1): the job is queued again") == 1
+    assert slurm.sacct(job)[-1] == "FAILED"
