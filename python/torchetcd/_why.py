@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torchetcd._closed import how_it_ended
 from torchetcd._missing import Departed, who_is_missing
-from torchetcd._naming import in_a_sentence, its_lease, name_of, ranked, ways_to_name
+from torchetcd._naming import denied_as, in_a_sentence, its_lease, name_of, ranked, ways_to_name
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, listed, plain, some
 
@@ -283,8 +283,8 @@ def _denied(run: Run) -> list[str]:
     for denial in run.denied[:3]:
         why = f": {plain(denial.reason)}" if denial.reason else ""
         sentences.append(
-            f"{plain(denial.name)} may not join, by decision of {plain(denial.by)}{why} "
-            f"(`torchetcd allow {_argument(run.id)} {_argument(denial.name)}` takes that back)."
+            f"{denied_as(denial)} may not join, by decision of {plain(denial.by)}{why} "
+            f"(`torchetcd allow {_argument(run.id)} {_argument(denied_as(denial))}` takes that back)."
         )
     if len(run.denied) > 3:
         sentences.append(f"{len(run.denied) - 3} more names are denied.")

@@ -205,12 +205,14 @@ class Client:
 
         Args:
             run_id: The run.
-            node: The id of a node, a `node_id`, or a host: then all its nodes.
+            node: A host, with or without its domain, or a `node_id`: then all nodes of that name, and
+                whatever is started there; or HOST:PID or the id of a node: that one alone.
             reason: Why, in one clause for people.
             by: Who does it; the user and host of this process without it.
             prefix: Where it is.
-            deny: Keep the name out from now on, until `allow`. Without it an agent that is still there
-                joins again. The id of a node denies only that one, and no agent that is started anew.
+            deny: Keep those that were found out from now on, by the whole name that they have, until
+                `allow`; the name as it is given where nobody was found. Without it an agent that is
+                still there joins again.
 
         Returns:
             The nodes that were there.
@@ -222,8 +224,12 @@ class Client:
         keys = RunKeys.of(run_id, prefix)
         return await _operations.evict(self.raw, keys, node, _reason(reason), _by(by), deny=deny)
 
-    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> bool:
-        """Take a denial back and return whether there was one."""
+    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> tuple[str, ...]:
+        """Let those in again whom `evict` of the same name keeps out.
+
+        Returns:
+            What the deny list called them; nothing if it had nobody of that name.
+        """
         return await _operations.allow(self.raw, RunKeys.of(run_id, prefix), name)
 
     async def purge(self, run_id: str, prefix: str = DEFAULT_PREFIX, *, force: bool = False) -> int:

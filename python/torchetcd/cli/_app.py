@@ -14,9 +14,10 @@ from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
 from torchetcd.cli._follow import timeline, watch
+from torchetcd.cli._keep_out import allow, evict
 from torchetcd.cli._look import runs, show, why
 from torchetcd.cli._serve import serve
-from torchetcd.cli._steer import allow, close, evict, purge, reopen
+from torchetcd.cli._steer import close, purge, reopen
 
 _DEBUG = "TORCHETCD_DEBUG"
 _EPILOG = (

@@ -88,12 +88,22 @@ def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> st
     return value
 
 
-def _run(_context: click.Context, _argument: click.Parameter, value: str) -> str:
+def check_run(run: str | None) -> str | None:
+    """Check a run's id, where one was given.
+
+    Raises:
+        click.BadParameter: if it cannot be one.
+    """
     try:
-        run_segment(value)
+        if run is not None:
+            run_segment(run)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
-    return value
+    return run
+
+
+def _run(_context: click.Context, _argument: click.Parameter, value: str | None) -> str | None:
+    return check_run(value)
 
 
 _OPTIONS = (
@@ -185,3 +195,12 @@ def run_argument(command: _Command) -> _Command:
     from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
 
     return click.argument("run", metavar="RUN", callback=_run, shell_complete=complete_run)(command)
+
+
+def optional_run(command: _Command) -> _Command:
+    """Give a command the argument RUN, which may be left out."""
+    from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
+
+    return click.argument(
+        "run", metavar="[RUN]", required=False, callback=_run, shell_complete=complete_run
+    )(command)
