@@ -17,7 +17,7 @@ from torchetcd.cli._output import emit, table, write_json
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Look at etcd itself, and say what to do.")
 @click.argument("run", metavar="[RUN]", required=False)
 @with_target
 def doctor(target: Target, run: str | None) -> int:

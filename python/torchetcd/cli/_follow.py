@@ -31,7 +31,7 @@ _FRAME_S = 0.05
 _LAST = 20
 
 
-@click.command()
+@click.command(short_help="Follow a run as things happen.")
 @run_argument
 @click.option("--once", is_flag=True, help="Show the run as it is now, and end.")
 @with_target
@@ -132,7 +132,7 @@ def line_of(event: Event) -> dict[str, Any]:
     return fields
 
 
-@click.command()
+@click.command(short_help="Tell what happened in a run, and when.")
 @run_argument
 @click.option(
     "--html", metavar="FILE", type=click.Path(dir_okay=False), help="Draw it, into one HTML file."

@@ -216,7 +216,7 @@ def _told(  # noqa: PLR0913 - all there is to say
     return f"{was}, and {listed(map(plain, kept_out))} may not join until {undo}."
 
 
-@click.command()
+@click.command(short_help="Let an evicted node rejoin.")
 @_names_argument
 @which_options
 @with_target

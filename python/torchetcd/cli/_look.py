@@ -41,7 +41,7 @@ def runs(target: Target) -> int:
     return OK
 
 
-@click.command()
+@click.command(short_help="Show a run: nodes, what is needed, earlier rounds.")
 @run_argument
 @with_target
 def show(target: Target, run: str) -> int:
@@ -61,7 +61,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str | None)
         raise click.BadParameter(str(exc)) from None
 
 
-@click.command()
+@click.command(short_help="Say why a barrier is not complete, and who is missing.")
 @run_argument
 @click.option(
     "--expect",

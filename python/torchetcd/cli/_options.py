@@ -23,6 +23,25 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds, whose error says what is allowed."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number and check it."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = float("nan")
+        # Of what is no number every comparison is false.
+        if not (self.min or 0) <= seconds <= (self.max or float("inf")):
+            self.fail(f"{value!r} is not a number from {self.min:g} to {self.max:g}.", param, ctx)
+        return seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """The etcd that a command talks to, and how it answers."""
@@ -119,7 +138,7 @@ _OPTIONS = (
     click.option(
         "--protocol",
         envvar="TORCHETCD_PROTOCOL",
-        type=click.Choice(["http", "https"]),
+        type=click.Choice(["http", "https"], case_sensitive=False),
         help="For endpoints that do not say it: http, but https with --ca-cert or --cert. "
         "[TORCHETCD_PROTOCOL]",
     ),
@@ -158,7 +177,7 @@ _OPTIONS = (
     click.option(
         "--timeout",
         envvar="TORCHETCD_TIMEOUT",
-        type=click.FloatRange(0.1, 86400),
+        type=Seconds(0.1, 86400),
         default=10.0,
         show_default=True,
         help="Seconds that a call to etcd may take. [TORCHETCD_TIMEOUT]",
@@ -180,7 +199,10 @@ def with_target(command: _Command) -> _Command:
             source = click.get_current_context().get_parameter_source("endpoint")
             if source is not ParameterSource.DEFAULT:
                 raise
-            message = f"{str(exc).rstrip('.')}; no other one was given by --endpoint or TORCHETCD_ENDPOINT."
+            message = (
+                f"{str(exc).rstrip('.')}; set --endpoint or TORCHETCD_ENDPOINT "
+                "(localhost:2379 is the default)."
+            )
             raise Failure(message) from None
 
     made: Any = called

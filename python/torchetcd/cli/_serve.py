@@ -13,7 +13,7 @@ from torchetcd.cli._output import write_json_line
 from torchetcd.etcd_server import EtcdServer
 
 
-@click.command()
+@click.command(short_help="Run a local etcd for trying things out.")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False),

@@ -26,7 +26,7 @@ from torchetcd.cli._several import (
 )
 
 
-@click.command()
+@click.command(short_help="Close a run for all its nodes.")
 @optional_run
 @which_options
 @reason_option
