@@ -334,12 +334,12 @@ class TestNothing:
         )
 
     def test_a_similar_name(self) -> None:
-        text = explain(run(state="none"), ["my_job", "other"])
+        text = explain(run(state="none"), [run(id="my_job"), run(id="other")])
         assert "A run with a similar name is there: 'my_job'." in text
         assert "other" not in text.replace("another", "")
 
     def test_other_names(self) -> None:
-        text = explain(run(state="none"), [f"{letter * 9}" for letter in "abcdefgh"])
+        text = explain(run(state="none"), [run(id=letter * 9) for letter in "abcdefgh"])
         assert "Other runs are there: 'aaaaaaaaa', " in text
         assert "and 3 more." in text
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
 from torchetcd._etcd_address import Host
-from torchetcd.aio import _operations, _reading, _timeline, _watching
+from torchetcd.aio import _explaining, _operations, _reading, _timeline, _watching
 from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
 from torchetcd.aio._model import Event, Node, Run, Timeline
 from torchetcd.aio._raw import RawClient
@@ -123,6 +123,24 @@ class Client:
             RunNotFoundError: if nothing of it is in etcd.
         """
         return await _reading.describe(self.raw, RunKeys.of(run_id, prefix), leases=leases)
+
+    async def why(
+        self, run_id: str, prefix: str = DEFAULT_PREFIX, *, expected: Sequence[str] = ()
+    ) -> str:
+        """Say in one paragraph what a run waits for and who is missing, or what else its state is.
+
+        It asks for the run, and where nodes lack for its history and for other runs that may have them,
+        no longer than a few seconds.
+
+        Args:
+            run_id: The run; that there is none is said, too.
+            prefix: Where it is.
+            expected: Who should be there, by host, `node_id` or infra rank, where that is known.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        known = await _explaining.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
+        run = known.run if known.run is not None else _explaining.nothing(run_id, prefix)
+        return _explaining.explain(run, known.others, known.timeline, expected)
 
     def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
