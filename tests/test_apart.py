@@ -38,9 +38,9 @@ class TestValues:
             "one job, its nodes were started with different run ids; give all of them the same --rdzv-id."
         ) in text
         assert said_of_all([alone("job-2772"), MINE]) == [
-            "Runs 'job-1771' (1 node) and 'job-2772' (1 node) each wait for 2 nodes, and have nodes that came "
-            "at about the same time: if they are one job, its nodes were started with different run ids; "
-            "give all of them the same --rdzv-id."
+            "Runs 'job-1771' (1 node) and 'job-2772' (1 node) each wait for 2 nodes, and have nodes that "
+            "came at about the same time: if they are one job, its nodes were started with different run "
+            "ids; give all of them the same --rdzv-id."
         ]
 
     def test_each_node_has_an_id_of_its_own(self) -> None:

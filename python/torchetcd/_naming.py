@@ -112,8 +112,8 @@ def close_names(nodes: Iterable[Node], name: str) -> list[str]:
     for node in nodes:
         for own in filter(None, (node.host, node.node_id)):
             forms |= {own: own, _label(own) or own: own}
-    close = difflib.get_close_matches(name, forms, n=3, cutoff=0.6)
-    return list(dict.fromkeys(plain(forms[form]) for form in close))
+    close = difflib.get_close_matches(name, forms, n=6, cutoff=0.6)
+    return list(dict.fromkeys(plain(forms[form]) for form in close))[:3]
 
 
 def denials_called(denials: Iterable[Denial], name: str) -> list[Denial]:

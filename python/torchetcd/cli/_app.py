@@ -20,15 +20,18 @@ from torchetcd.cli._follow import timeline, watch
 from torchetcd.cli._group import Group
 from torchetcd.cli._keep_out import allow, evict
 from torchetcd.cli._look import runs, show, why
+from torchetcd.cli._nodes import nodes
 from torchetcd.cli._serve import serve
 from torchetcd.cli._steer import close, purge, reopen
+from torchetcd.cli._wait import wait_command
 
 _DEBUG = "TORCHETCD_DEBUG"
 # Commands write files and ask etcd with errors of their own: of these only the output is left.
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _EPILOG = (
-    "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why) or "
-    "something is wrong (doctor); 5 the run is closed (why); 130 interrupted."
+    "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why), the "
+    "time is up (wait), nobody was taken out (evict) or something is wrong (doctor); 5 the run is closed "
+    "(why, wait); 130 interrupted."
 )
 
 
@@ -48,9 +51,11 @@ def app() -> None:
 
 for command in (
     runs,
+    nodes,
     show,
     why,
     watch,
+    wait_command,
     timeline,
     close,
     reopen,

@@ -21,7 +21,7 @@ _MOVES = (model.Joined, model.Left, model.Opened, model.Reopened, model.LastCall
 def _what(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one line for each kind of event
     match event:
         case model.Snapshot():
-            return _snapshot(event.run)
+            return state_sentence(event.run)
         case model.Joined():
             return f"{who(event.node)} joined"
         case model.Waiting():
@@ -62,7 +62,8 @@ def who(node: Node) -> str:
     return f"{name}, rank {node.rank})" if node.rank is not None else f"{name})"
 
 
-def _snapshot(run: Run) -> str:
+def state_sentence(run: Run) -> str:
+    """Say what a run is."""
     if run.state == "none":
         return "nothing of the run is there yet"
     if run.state == "closed" and run.closed is not None:
