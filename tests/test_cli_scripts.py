@@ -62,10 +62,9 @@ class TestNodes:
             node["run"] for node in cli("nodes", "--host", "n1", *there, "--json").json["nodes"]
         ] == ["a"]
         done = cli("nodes", "--host", "gpu-17", *there)
-        assert (done.code, done.out) == (
-            0,
-            f"No node of a run below {prefix} is called gpu-17. Close to it: gpu-017.x, gpu-018.x or "
-            "gpu-019.x.\n",
+        assert done.code == 0
+        assert done.out.startswith(
+            f"No node of a run below {prefix} is called gpu-17. Close to it: gpu-017.x, "
         )
 
     def test_none(self, cli: Cli) -> None:
