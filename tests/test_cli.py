@@ -317,6 +317,29 @@ class TestProcess:
             assert (process.returncode, err) == (0, "")
         eventually(lambda: not _listens(host, int(port)))
 
+    @pytest.mark.etcd
+    def test_serve_to_everybody(self) -> None:
+        """It says what that means: there are no users."""
+        with piped("unused", "serve", "--host", "0.0.0.0", "--json") as process:
+            assert process.stdout is not None
+            endpoint = json.loads(process.stdout.readline())["endpoint"]
+            assert endpoint.partition(":")[0] == socket.gethostname()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+        assert err.startswith("torchetcd: whoever reaches this port can read and change all")
+
+    @pytest.mark.etcd
+    def test_serve_where_it_cannot(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with piped("unused", "serve", "--port", str(port)) as process:
+                out, err = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, out) == (1, "")
+        assert err == (
+            f"torchetcd: etcd cannot listen at port {port} of 'localhost': Address already in use.\n"
+        )
+
 
 def _listens(host: str, port: int) -> bool:
     with socket.socket() as probe:
