@@ -58,7 +58,7 @@ class TestWhy:
         done = cli("why", run.run_id)
         assert done.code == 4
         assert "3 of the 4 nodes that round 1 needs have joined for" in done.out
-        assert "Missing, to judge by the names of the others, is worker-2 (a guess" in done.out
+        assert "Probably missing, judging by the other names: worker-2." in done.out
         assert "Those that have joined: worker-[0,1,3]." in done.out
         assert done.out.count("\n") == 1
         assert not done.err

@@ -72,6 +72,25 @@ class TestNodes:
         assert (done.code, done.out) == (0, "There is no node in any run below /nobody/here.\n")
 
 
+class TestShow:
+    def test_leases_of_many_nodes_are_asked_for_by_an_option(
+        self, cli: Cli, written: Written
+    ) -> None:
+        """Each is a call: of two thousand nodes nobody wants them each time."""
+        for number in range(64):
+            written.join(1, f"gpu-{number}")
+        assert cli("show", written.run_id).out.count(" of 60 s") == 64
+        written.join(1, "gpu-64")
+        done = cli("show", written.run_id)
+        assert "LEASE" not in done.out
+        assert done.out.endswith("--leases shows what the leases of these 65 nodes have left.\n")
+        (one, *_) = cli("show", written.run_id, "--json").json["run"]["joined"]
+        assert (one["lease_left_s"], one["lease_ttl_s"]) == (None, None)
+        done = cli("show", written.run_id, "--leases")
+        assert done.out.count(" of 60 s") == 65
+        assert "--leases" not in done.out
+
+
 class TestWait:
     @pytest.mark.parametrize(
         ("wanted", "within"), [("complete", ()), ("nodes=2", ("--within", "600"))]

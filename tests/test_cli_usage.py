@@ -115,7 +115,7 @@ class TestErrors:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         done = cli("timeline", world.run_id, "--png", str(tmp_path / "x.png"))
         assert done.code == 1
-        assert "pip install matplotlib" in done.err
+        assert "pip install 'torchetcd[plot]'" in done.err
 
     def test_the_environment(
         self, cli: Cli, world: Written, etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch

@@ -151,11 +151,7 @@ def _guessed(guess: Absent, *, needed: bool) -> list[str]:
         among = listed(guess.candidates, "or" if guess.more == 1 else "and")
         several = len(guess.candidates) > 2 or guess.names
         parts.append(f"{number} of {among}" if several else among)
-    verb = "is" if len(guess.names) + guess.more == 1 else "are"
-    return [
-        f"Missing, to judge by the names of the others, {verb} {' and '.join(parts)} (a guess: etcd is "
-        "not told who is to come)."
-    ]
+    return [f"Probably missing, judging by the other names: {' and '.join(parts)}."]
 
 
 def _not_known(run: Run, unknown: int) -> str:

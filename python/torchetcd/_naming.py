@@ -133,9 +133,10 @@ def denied_as(denial: Denial) -> str:
     return plain(denial.name if denial.host is None else f"{denial.host}:{denial.pid}")
 
 
-def shared_hosts(nodes: Iterable[Node]) -> set[str]:
-    """Give the hosts that more than one of the nodes has."""
-    return {host for host, number in Counter(node.host for node in nodes).items() if number > 1}
+def share_a_host(nodes: Iterable[Node]) -> bool:
+    """Whether two of the nodes have one host, and no `node_id` that tells them apart."""
+    hosts = Counter(node.host for node in nodes if not node.node_id)
+    return any(number > 1 for number in hosts.values())
 
 
 class KnownAs:

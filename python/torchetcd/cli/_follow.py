@@ -142,7 +142,7 @@ def line_of(event: Event) -> dict[str, Any]:
     "--png",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Draw it, into a picture (needs matplotlib).",
+    help="Draw it, into a picture (needs torchetcd[plot]).",
 )
 @with_target
 def timeline(target: Target, run: str, html: str | None, png: str | None) -> int:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from torchetcd._apart import apart_from, said_of_all
 from torchetcd._missing import not_come, still_needed
+from torchetcd._naming import everybody
 from torchetcd._sequences import expand
 from torchetcd.aio import Run, RunNotFoundError, explain
 from torchetcd.aio._explaining import Known, ask, nothing
@@ -16,6 +17,9 @@ from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, run_argument, with_target
 from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
+
+# Each node's lease is one call to etcd.
+_LEASES = 64
 
 
 @click.command()
@@ -41,14 +45,24 @@ def runs(target: Target) -> int:
 
 @click.command(short_help="Show a run: nodes, what is needed, earlier rounds.")
 @run_argument
+@click.option(
+    "--leases",
+    is_flag=True,
+    help=f"Ask for what each node's lease has left, also of more than {_LEASES} nodes: one call each.",
+)
 @with_target
-def show(target: Target, run: str) -> int:
+def show(target: Target, run: str, *, leases: bool) -> int:
     """Show a run: members, spares, who waits, what is needed, earlier rounds."""
-    found = wait(describe(target, run, leases=True))
+    found = wait(describe(target, run))
+    nodes = len(everybody(found))
+    if nodes and (leases or nodes <= _LEASES):
+        found = wait(describe(target, run, leases=True))
     if target.json:
         write_json({"run": document(found)})
     else:
         emit(details(found))
+        if nodes > _LEASES and not leases:
+            emit(Text(), Text(f"--leases shows what the leases of these {nodes} nodes have left."))
     return OK
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from torchetcd._closed import how_it_ended
 from torchetcd._missing import still_needed
-from torchetcd._naming import denied_as, shared_hosts
+from torchetcd._naming import denied_as, share_a_host
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, plain
 from torchetcd.cli._output import cell, heading, table
@@ -95,7 +95,7 @@ def details(run: Run) -> RenderableType:
     """Show all that is known of a run."""
     parts: list[RenderableType] = [_facts(run)]
     everybody = [*run.members, *run.joined, *run.waiting, *run.spares, *run.missing]
-    ids = bool(shared_hosts(everybody))
+    ids = share_a_host(everybody)
     for title, nodes, columns in (
         ("Members", run.members, _MEMBER),
         ("Joined", run.joined, _JOINED),
