@@ -157,6 +157,29 @@ class TestWhoIsMeant:
         assert done.code == 4
         assert self._there(cli, written.run_id) == {own}
 
+    def test_a_short_name_of_two_hosts(self, cli: Cli, written: Written) -> None:
+        """Nobody knows which of them is meant."""
+        hosts = {"gpu-017.here", "gpu-017.there"}
+        for host in hosts:
+            written.join(1, host)
+        done = cli("evict", written.run_id, "gpu-017", *_YES)
+        assert done.code == 4
+        assert all(host in done.out for host in hosts)
+        assert self._there(cli, written.run_id) == hosts
+        assert cli("evict", written.run_id, "gpu-017.here", *_YES).code == 0
+        assert self._there(cli, written.run_id) == {"gpu-017.there"}
+
+    def test_a_node_id_with_a_domain(self, cli: Cli, written: Written) -> None:
+        """Such as in a container, whose host name is a number."""
+        run = written.run_id
+        written.join(1, "f3a9", node_id="gpu-017.x")
+        for number in range(2):
+            written.join(1, f"c{number}", node_id=f"worker.{number}")
+        assert cli("evict", run, "worker", *_YES).code == 4
+        assert cli("evict", run, "gpu-017", *_YES).code == 0
+        assert self._denied(cli, run) == {"worker", "gpu-017.x"}
+        assert self._there(cli, run) == {"c0", "c1"}
+
     def test_one_of_two_on_a_host(self, cli: Cli, written: Written) -> None:
         run = written.run_id
         first, second = written.join(1, "gpu-1.x"), written.join(1, "gpu-1.x")

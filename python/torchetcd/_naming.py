@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torchetcd._words import listed, plain, some
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # More names than anybody reads in a sentence.
 _NAMED = 12
+_CLOSE = 3
 
 
 def name_of(node: Node, among: Iterable[Node] = ()) -> str:
@@ -85,35 +86,47 @@ def called(nodes: Iterable[Node], name: str) -> dict[str, list[Node]]:
 
     The first of these that anybody has: the id of a node, its `node_id`, its host, HOST:PID, and the host
     (or `node_id`) without its domain, which is what schedulers and people call it. A name with a domain
-    means a host that calls itself without one, too.
+    means a host that calls itself without one, too. A short name of several hosts means none of them.
     """
     nodes = list(nodes)
     host, _, pid = name.rpartition(":")
-    found: dict[str, list[Node]] = {}
-    for way in (
+    exact: tuple[Callable[[Node], str | None], ...] = (
         lambda node: node.id if node.id == name else None,
         lambda node: name if node.node_id == name else None,
         lambda node: name if node.host == name else None,
         lambda node: node.id if str(node.pid) == pid and alike(node.host, host) else None,
-        lambda node: next((own for own in (node.host, node.node_id) if alike(own, name)), None),
+    )
+    for way in exact:
+        if found := _sorted_by(way, nodes):
+            return found
+    for short in (
+        lambda node: node.host if alike(node.host, name) else None,
+        lambda node: node.node_id if alike(node.node_id, name) else None,
     ):
-        for node in nodes:
-            known_as = way(node)
-            if known_as is not None:
-                found.setdefault(known_as, []).append(node)
-        if found:
-            break
+        found = _sorted_by(short, nodes)
+        if len(found) == 1:
+            return found
+    return {}
+
+
+def _sorted_by(way: Callable[[Node], str | None], nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = {}
+    for node in nodes:
+        known_as = way(node)
+        if known_as is not None:
+            found.setdefault(known_as, []).append(node)
     return found
 
 
 def close_names(nodes: Iterable[Node], name: str) -> list[str]:
     """Give names of nodes that look like one that nobody has."""
-    forms: dict[str, str] = {}
+    forms: dict[str, dict[str, None]] = {}
     for node in nodes:
         for own in filter(None, (node.host, node.node_id)):
-            forms |= {own: own, _label(own) or own: own}
+            for form in (own, _label(own) or own):
+                forms.setdefault(form, {})[own] = None
     close = difflib.get_close_matches(name, forms, n=6, cutoff=0.6)
-    return list(dict.fromkeys(plain(forms[form]) for form in close))[:3]
+    return list(dict.fromkeys(plain(own) for form in close for own in forms[form]))[:_CLOSE]
 
 
 def denials_called(denials: Iterable[Denial], name: str) -> list[Denial]:
