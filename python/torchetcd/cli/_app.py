@@ -26,8 +26,6 @@ from torchetcd.cli._steer import close, purge, reopen
 from torchetcd.cli._wait import wait_command
 
 _DEBUG = "TORCHETCD_DEBUG"
-# Commands write files and ask etcd with errors of their own: of these only the output is left.
-_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _EPILOG = (
     "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why), the "
     "time is up (wait), nobody was taken out (evict) or something is wrong (doctor); 5 the run is closed "
@@ -94,14 +92,21 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         _drop_output()
         return OK
     except Exception as exc:
-        if isinstance(exc, OSError) and exc.errno in _NOT_WRITTEN:
-            _drop_output()
-            return _failed(f"The output cannot be written: {exc.strerror}.", ERROR)
         if os.environ.get(_DEBUG) == "1":
             raise
-        text = str(exc) or type(exc).__name__
-        return _failed(_sentence(text), ERROR)
+        return _failed(_sentence(_what_failed(exc)), ERROR)
     return code if isinstance(code, int) else OK
+
+
+# Commands write files and ask etcd with errors of their own: of these only the output is left.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _what_failed(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno in _NOT_WRITTEN:
+        _drop_output()
+        return f"The output cannot be written: {exc.strerror}"
+    return str(exc) or type(exc).__name__
 
 
 def _drop_output() -> None:
