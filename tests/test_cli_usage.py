@@ -131,6 +131,7 @@ class TestErrors:
             ("TIMEOUT", "abc", "'abc' is not a number from 0.1 to 86400."),
             ("CA_CERT", "/nowhere", "File '/nowhere' does not exist."),
             ("PROTOCOL", "ftp", "'ftp' is not one of 'http', 'https'."),
+            ("ENDPOINT", "h:x", "The etcd endpoint 'h:x' is not valid"),
             ("PREFIX", "/a/\udc80", "The etcd prefix must"),
         ],
     )
@@ -138,8 +139,9 @@ class TestErrors:
         self, cli: Cli, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
     ) -> None:
         """The error names the variable: nobody has typed the option."""
+        monkeypatch.setenv("TORCHETCD_ENDPOINT", "localhost:1")
         monkeypatch.setenv(f"TORCHETCD_{variable}", value)
-        done = cli("runs")
+        done = cli.bare("runs")
         assert done.code == 2
         assert done.err.startswith(f"torchetcd: Invalid value for TORCHETCD_{variable}: {said}")
 

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from torchetcd._credentials import find_credentials
+from torchetcd._etcd_address import parse_addresses
 from torchetcd._names import prefix_path, run_segment
 from torchetcd.cli._exits import Failure
 from torchetcd.etcd import EtcdConnectionFailed
@@ -99,6 +100,14 @@ def target_of(given: dict[str, Any], **other: Any) -> Target:
     return Target(**{**chosen, "json": False, **other})
 
 
+def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        parse_addresses(value, 2379, "http")
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    return value
+
+
 def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
         prefix_path(value)
@@ -133,6 +142,7 @@ _OPTIONS = (
         default="localhost:2379",
         show_default=True,
         metavar="HOST:PORT,...",
+        callback=_endpoint,
         help="etcd's endpoints, separated by commas. [TORCHETCD_ENDPOINT]",
     ),
     click.option(
