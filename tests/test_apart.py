@@ -114,9 +114,9 @@ class TestRealNodes:
             for made in (one, two):
                 made.node(17, 17, keep_alive_ttl=60).start("join")
             for made in (one, two):
-                made.await_joined(1)
+                made.await_joined(1, timeout=60)
                 # Who coordinates says how many are needed.
-                eventually(lambda made=made: made.keys("/rdzv/head/coordinator"))
+                eventually(lambda made=made: made.keys("/rdzv/head/coordinator"), 60)
             for name, other in (ids, ids[::-1]):
                 done = cli("why", name)
                 assert done.code == 4

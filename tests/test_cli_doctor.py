@@ -88,7 +88,10 @@ class TestOpen:
     def test_a_full_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The size and the alarm agree: the quota is the member's own, also before etcd 3.6."""
         with EtcdServer(extra_args=["--quota-backend-bytes=16777216"]) as server:
-            with server.get_client() as client, pytest.raises(EtcdException, match="space"):
+            with (
+                server.get_client(read_timeout=60) as client,
+                pytest.raises(EtcdException, match="space"),
+            ):
                 _fill(client)
             found = told(Cli(server.get_endpoint(), capsys)("doctor", "--json"))
         assert "The alarm NOSPACE is on" in found["alarms", "problem"][0]

@@ -8,11 +8,14 @@ import time
 import pytest
 
 from aio_helpers import Written
-from cli_helpers import PATIENCE_S, Cli, piped
+from cli_helpers import Cli, piped
 from conftest import eventually
 from rendezvous_helpers import Run
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
+
+# A process has to import, and nodes to start, on a machine that may be busy with other tests.
+PATIENT_S = 90.0
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ class TestWait:
         with piped(etcd_server.get_endpoint(), *args) as process:
             for node in run.nodes(2, keep_alive_ttl=60):
                 node.start("join")
-            out, err = process.communicate(timeout=PATIENCE_S)
+            out, err = process.communicate(timeout=PATIENT_S)
         assert (process.returncode, err) == (0, "")
         assert out.startswith(f"Run '{run.run_id}': round 1 is ")
 
@@ -114,7 +117,7 @@ class TestWait:
                 1, "closed", reason="x", ended={"result": "failed", "text": "t"}
             )
             written.put("head/control", closed)
-            out, _ = process.communicate(timeout=PATIENCE_S)
+            out, _ = process.communicate(timeout=PATIENT_S)
         assert process.returncode == 0
         told = json.loads(out)
         assert told["text"].startswith(f"Run '{written.run_id}': closed by a (pid 1): t")
@@ -175,8 +178,8 @@ class TestWait:
                 written.client._native.lease_revoke(written.lease)
                 return process.poll() is not None
 
-            eventually(goes_away, PATIENCE_S)
-            out, err = process.communicate(timeout=PATIENCE_S)
+            eventually(goes_away, PATIENT_S)
+            out, err = process.communicate(timeout=PATIENT_S)
         assert (process.returncode, out) == (3, "")
         assert err == (
             f"torchetcd: Nothing is left of run '{written.run_id}' below /torchelastic/p2p.\n"
