@@ -334,7 +334,7 @@ class TestSeveral:
         done = cli("evict", "--all", "gpu-1", *_YES, *there)
         assert (done.code, done.out) == (
             0,
-            "gpu-1.x (pid 1) is out of 2 runs, and gpu-1.x may not join until "
+            "gpu-1.x (pid 1) is out of run 'exp-1', and gpu-1.x may not join any of 2 runs until "
             "`torchetcd allow --all gpu-1`.\n",
         )
         # By its whole name also where it has not been yet; a closed run would be kept for longer.
@@ -347,6 +347,26 @@ class TestSeveral:
         done = cli("allow", "--all", "gpu-1", *there)
         assert done.out == "gpu-1 may join 2 runs again (on the deny list: gpu-1.x).\n"
         assert self._denied(cli, prefix) == {"exp-1": [], "exp-2": [], "other": []}
+
+    def test_the_question_about_a_host(
+        self, runs: dict[str, Written], prefix: str, etcd_server: EtcdServer
+    ) -> None:
+        for name in ("exp-1", "exp-2"):
+            runs[name].join(1, "gpu-1.x")
+        args = ("evict", "--all", "gpu-1", "--prefix", prefix, "--reason", "x")
+        with Terminal(etcd_server.get_endpoint(), *args, size=(24, 250)) as terminal:
+            terminal.await_text(
+                "Take gpu-1.x (pid 1) and gpu-1.x (pid 1) out of 2 runs ('exp-1' and 'exp-2'), and keep "
+                "gpu-1.x out of 3 runs ('exp-1', 'exp-2' and 'other')? [y/N]"
+            )
+            terminal.type("n\n")
+            assert terminal.wait() == 1
+
+    def test_only_closed_runs(self, cli: Cli, runs: dict[str, Written], prefix: str) -> None:
+        for run in runs.values():
+            run.put("head/control", run.control(1, "closed", reason="x"))
+        done = cli("evict", "--all", "gpu-1", *_YES, "--prefix", prefix)
+        assert (done.code, done.out) == (4, "None of these runs is open: nobody was taken out.\n")
 
     def test_what_fails_for_one_is_done_for_the_others(
         self, cli: Cli, runs: dict[str, Written], prefix: str

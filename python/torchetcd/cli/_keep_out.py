@@ -113,9 +113,11 @@ def evict(  # noqa: PLR0913 - options of a command
         if run is None:
             told["runs"] = [each.id for each in runs]
         write_json(told)
+    elif not runs:
+        print("None of these runs is open: nobody was taken out.")
     elif run is None or not code:
-        where = _where(runs) if run is None else f"run '{plain(run)}'"
-        print(_told(runs, node, gone, kept_out, where=where, argument=run))
+        taken = [each for each in runs if any(o.run == each.id and o.result for o in outcomes)]
+        print(_told(runs, taken, node, gone, kept_out, several=run is None))
     return code or (OK if gone else FINDINGS)
 
 
@@ -164,14 +166,15 @@ def _question(
     """Ask what is about to happen, and to whom."""
     everyone = _together(found.values())
     nodes = [one for those in everyone.values() for one in those]
-    where = some_runs(runs) if runs else "no run"
     if nodes:
         out = listed(some([who(one) for one in nodes], _NAMED))
+        there = [run for run in runs if found[run.id]]
         kept = f", and keep {listed(_people(node, everyone))} out" if deny else ""
-        return f"Take {out} out of {where}{kept}?"
+        of = f" of {some_runs(runs)}" if deny and len(there) < len(runs) else ""
+        return f"Take {out} out of {some_runs(there)}{kept}{of}?"
     if not deny or not runs:
         return None
-    return f"{_nobody(runs, node, where)} Keep {plain(node)} out from now on?"
+    return f"{_nobody(runs, node)} Keep {plain(node)} out from now on?"
 
 
 def _together(found: Iterable[_Found]) -> _Found:
@@ -182,38 +185,34 @@ def _together(found: Iterable[_Found]) -> _Found:
     return everyone
 
 
-def _nobody(runs: Sequence[Run], node: str, where: str) -> str:
+def _nobody(runs: Sequence[Run], node: str) -> str:
     close = close_names([one for run in runs for one in everybody(run)], node)
     there = f" Close to it: {listed(close, 'or')}." if close else ""
-    return f"No node of {where} is called {plain(node)} at the moment.{there}"
-
-
-def _where(runs: Sequence[Run]) -> str:
-    return count(len(runs), "run") if runs else "the runs, none of which is open"
+    return f"No node of {some_runs(runs)} is called {plain(node)} at the moment.{there}"
 
 
 def _told(  # noqa: PLR0913 - all there is to say
     runs: Sequence[Run],
+    taken: Sequence[Run],
     node: str,
     gone: Sequence[Node],
     kept_out: Sequence[str],
     *,
-    where: str,
-    argument: str | None,
+    several: bool,
 ) -> str:
-    rerun = "--all" if argument is None else shlex.quote(plain(argument))
+    rerun = "--all" if several else shlex.quote(plain(runs[0].id))
     undo = f"`torchetcd allow {rerun} {shlex.quote(plain(node))}`"
     if not gone:
         still = f" {plain(node)} may not join all the same, until {undo}." if kept_out else ""
-        return f"{_nobody(runs, node, where)} Nobody was taken out.{still}"
+        return f"{_nobody(runs, node)} Nobody was taken out.{still}"
     is_ = "is" if len(gone) == 1 else "are"
-    was = f"{listed(some([who(one) for one in gone], _NAMED))} {is_} out of {where}"
+    was = f"{listed(some([who(one) for one in gone], _NAMED))} {is_} out of {some_runs(taken)}"
     if not kept_out:
         return f"{was}."
-    ids = {one.id for one in gone}
-    if ids & set(kept_out):
+    if {one.id for one in gone} & set(kept_out):
         return f"{was}, and may not join until {undo}. An agent that is started there anew may."
-    return f"{was}, and {listed(map(plain, kept_out))} may not join until {undo}."
+    any_of = f" any of {count(len(runs), 'run')}" if len(taken) < len(runs) else ""
+    return f"{was}, and {listed(map(plain, kept_out))} may not join{any_of} until {undo}."
 
 
 @click.command(short_help="Let an evicted node rejoin.")

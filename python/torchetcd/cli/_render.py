@@ -233,7 +233,7 @@ def _nodes(
     ]
     if ids:
         shown.insert(shown.index(_PID) + 1, _ID)
-    made = table(*(name for name, _ in shown), right=("RANK", "PID", "INFRA", "GIVES UP IN"))
+    made = table(*(name for name, _ in shown), right=("RANK", "PID", "ID", "INFRA", "GIVES UP IN"))
     for node in nodes:
         made.add_row(*(cell(value(run, node)) for _, value in shown))
     return made
