@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cli_helpers import PATIENCE_S, Cli, Terminal, piped
+from cli_helpers import PATIENCE_S, Cli, Terminal, environment, piped
 from conftest import eventually
 from rendezvous_helpers import Run
-from torchetcd.cli import main
-from torchetcd.etcd import EtcdConnectionFailed
 from torchetcd.etcd_server import EtcdServer
 
 
@@ -59,7 +58,7 @@ class TestWhy:
         done = cli("why", run.run_id)
         assert done.code == 4
         assert "3 of the 4 nodes that round 1 needs have joined for" in done.out
-        assert "Missing, to judge by the names of the others, is worker-2 (a guess" in done.out
+        assert "Probably missing, judging by the other names: worker-2." in done.out
         assert "Those that have joined: worker-[0,1,3]." in done.out
         assert done.out.count("\n") == 1
         assert not done.err
@@ -180,169 +179,6 @@ class TestLook:
         )
 
 
-class TestSteer:
-    def test_close_and_reopen(self, cli: Cli, run: Run) -> None:
-        node = run.node(2, 2)
-        node.start("join")
-        run.await_joined(1)
-        done = cli("close", run.run_id, "--reason", "wrong data", "--by", "ann", "--yes")
-        assert (done.code, done.out) == (0, f"Run '{run.run_id}' is closed.\n")
-        with pytest.raises(Exception, match="RendezvousClosedError.*ann: wrong data"):
-            node.finish()
-        done = cli("close", run.run_id, "--reason", "again", "--yes")
-        assert "was closed already: nothing was changed." in done.out
-        assert cli("close", run.run_id, "--reason", "x", "--yes", "--json").json["changed"] is False
-        done = cli("why", run.run_id)
-        assert done.code == 5
-        assert "was closed by ann at" in done.out
-        assert cli("reopen", run.run_id, "--reason", "fixed").out == (
-            f"Run '{run.run_id}' is open: nodes can join.\n"
-        )
-        assert "was not closed" in cli("reopen", run.run_id, "--reason", "fixed").out
-        assert cli("why", run.run_id).code == 4
-
-    def test_evict_and_allow(self, cli: Cli, run: Run) -> None:
-        nodes = [run.node(1, 2, node_id=f"n{n}", keep_alive_ttl=60) for n in range(2)]
-        for node in nodes:
-            node.start("join")
-        for node in nodes:
-            node.finish()
-        done = cli("evict", run.run_id, "n1", "--reason", "bad GPU", "--yes")
-        assert done.out.startswith("n1 on ")
-        assert "and n1 may not join until `torchetcd allow`." in done.out
-        assert nodes[0].call("await_waiting", PATIENCE_S) == 1
-        told = cli("why", run.run_id).out
-        assert "n1 may not join, by decision of" in told
-        with pytest.raises(Exception, match="bad GPU"):
-            nodes[1].call("join")
-        assert cli("allow", run.run_id, "n1").out == f"n1 may join run '{run.run_id}' again.\n"
-        assert cli("allow", run.run_id, "n1", "--json").json["changed"] is False
-        assert cli("evict", run.run_id, "nobody", "--reason", "x", "--no-deny", "--yes").out == (
-            f"No node of run '{run.run_id}' is nobody at the moment.\n"
-        )
-
-    def test_purge(self, cli: Cli, run: Run) -> None:
-        start(run, 0, of=2)
-        run.await_joined(1)
-        done = cli("purge", run.run_id, "--yes")
-        assert done.code == 1
-        assert "has 1 live node" in done.err
-        done = cli("purge", run.run_id, "--yes", "--force", "--json")
-        assert done.json["deleted"] > 0
-        assert done.code == 0
-
-    def test_nobody_can_be_asked(self, cli: Cli, world: Run) -> None:
-        for args in (("close", world.run_id, "--reason", "x"), ("purge", world.run_id)):
-            done = cli(*args)
-            assert done.code == 2
-            assert "give --yes to go on." in done.err
-        assert cli("why", world.run_id).code == 0
-
-    @pytest.mark.parametrize(
-        "command",
-        [
-            ("close", "--reason", "x", "--yes"),
-            ("reopen", "--reason", "x"),
-            ("evict", "n", "--reason", "x", "--yes"),
-            ("purge", "--yes"),
-        ],
-    )
-    def test_no_such_run(self, cli: Cli, run_id: str, command: tuple[str, ...]) -> None:
-        done = cli(command[0], run_id, *command[1:])
-        assert done.code == 3
-        assert f"There is no run '{run_id}'" in done.err
-
-
-class TestErrors:
-    """One sentence each, and the exit code that the documentation says."""
-
-    @pytest.mark.parametrize("command", ["runs", "why", "watch", "timeline"])
-    def test_nobody_listens(self, cli: Cli, command: str) -> None:
-        run = () if command == "runs" else ("r",)
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))  # and no listen(): refused
-            endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-            done = cli.bare(command, *run, "--endpoint", endpoint, "--timeout", "0.5")
-        assert (done.code, done.out) == (1, "")
-        assert done.err.startswith("torchetcd: ")
-        assert endpoint in done.err
-        assert done.err.count("\n") == 1
-
-    def test_no_endpoint_was_given(
-        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, etcd_server: EtcdServer
-    ) -> None:
-        from torchetcd.cli._options import Target
-
-        def refused(_target: Target, _endpoint: str | None = None) -> None:
-            raise EtcdConnectionFailed("nobody is there.")
-
-        monkeypatch.setattr(Target, "client", refused)
-        monkeypatch.delenv("TORCHETCD_ENDPOINT", raising=False)
-        assert cli.bare("runs").err == (
-            "torchetcd: nobody is there; no other one was given by --endpoint or TORCHETCD_ENDPOINT.\n"
-        )
-        assert cli("runs").err == "torchetcd: nobody is there.\n"
-
-    @pytest.mark.parametrize(
-        ("args", "said"),
-        [
-            (("what",), "No such command 'what'"),
-            (("runs", "--what"), "No such option"),
-            (("show",), "Missing argument 'RUN'"),
-            (("close", "r"), "Missing option '--reason'"),
-            (("runs", "--password", "x"), "No such option"),
-            (("runs", "--key", __file__), "--key needs --cert"),
-            (("runs", "--ca-cert", "/nowhere"), "'/nowhere' does not exist"),
-            (("runs", "--timeout", "0"), "0"),
-            (("runs", "--endpoint", "http://u:geheim@h"), "must not hold a user or a password"),
-            (("runs", "--endpoint", "h:x"), "'h:x' is not valid"),
-            (("runs", "--user", "me"), "without a password"),
-            (("timeline", "r", "--html", "a", "--png", "b"), "not both"),
-            (("completion", "csh"), "'csh' is not one of"),
-        ],
-    )
-    def test_usage(
-        self, cli: Cli, args: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("TORCHETCD_USER", raising=False)
-        done = cli.bare(*args)
-        assert (done.code, done.out) == (2, "")
-        assert said in done.err
-        assert "geheim" not in done.err
-        assert "--help`." in done.err
-        assert done.err.count("\n") == 1
-
-    def test_without_click(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in [name for name in sys.modules if name.startswith("torchetcd.cli.")]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "click", None)
-        assert main(["runs"]) == 1
-        assert capsys.readouterr().err == (
-            "torchetcd: the command line needs the Python package click: pip install 'torchetcd[cli]'\n"
-        )
-
-    def test_without_matplotlib(
-        self, cli: Cli, world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name in [name for name in sys.modules if name.startswith("matplotlib")]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-        done = cli("timeline", world.run_id, "--png", str(tmp_path / "x.png"))
-        assert done.code == 1
-        assert "pip install matplotlib" in done.err
-
-    def test_the_environment(
-        self, cli: Cli, world: Run, etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TORCHETCD_ENDPOINT", etcd_server.get_endpoint())
-        assert cli.bare("why", world.run_id).code == 0
-        monkeypatch.setenv("TORCHETCD_PREFIX", "/elsewhere")
-        assert cli.bare("why", world.run_id).code == 3
-
-
 def test_no_torch_is_imported() -> None:
     """It takes seconds, and is there for nothing."""
     source = (
@@ -350,46 +186,6 @@ def test_no_torch_is_imported() -> None:
         "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", source], check=True)
-
-
-class TestHelp:
-    def test_of_the_bare_command(self, cli: Cli) -> None:
-        assert cli.bare() == cli.bare("--help")
-
-    def test_of_all_commands(self, cli: Cli) -> None:
-        done = cli.bare("--help")
-        assert done.code == 0
-        for name in ("runs", "show", "why", "watch", "timeline", "close", "reopen", "evict"):
-            assert f"  {name} " in done.out
-            told = cli.bare(name, "--help")
-            assert told.code == 0
-            assert "TORCHETCD_ENDPOINT" in told.out
-            assert all(len(line) <= 100 for line in told.out.splitlines())
-
-    def test_version(self, cli: Cli) -> None:
-        import torchetcd
-
-        assert cli.bare("--version").out == f"torchetcd, version {torchetcd.__version__}\n"
-
-    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    def test_completion(self, cli: Cli, shell: str) -> None:
-        done = cli.bare("completion", shell)
-        assert done.code == 0
-        assert "_TORCHETCD_COMPLETE" in done.out
-
-    def test_runs_are_completed(
-        self,
-        world: Run,
-        etcd_server: EtcdServer,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        monkeypatch.setenv("TORCHETCD_ENDPOINT", etcd_server.get_endpoint())
-        monkeypatch.setenv("_TORCHETCD_COMPLETE", "bash_complete")
-        monkeypatch.setenv("COMP_WORDS", f"torchetcd why {world.run_id[:5]}")
-        monkeypatch.setenv("COMP_CWORD", "2")
-        assert main([]) == 0
-        assert f"plain,{world.run_id}\n" in capsys.readouterr().out
 
 
 class TestProcess:
@@ -483,6 +279,32 @@ class TestProcess:
             assert process.stderr is not None
             assert process.stderr.read() == ""
 
+    @pytest.mark.parametrize(
+        ("redirections", "said"),
+        [
+            (">&-", "Standard output is closed: there is nowhere to print to."),
+            (">/dev/full", "The output cannot be written: No space left on device."),
+            ("<&-", "Refusing to continue without confirmation; pass --yes."),
+        ],
+    )
+    def test_streams_that_are_closed_or_full(
+        self, world: Run, etcd_server: EtcdServer, redirections: str, said: str
+    ) -> None:
+        """One sentence, and no traceback."""
+        asks = redirections.startswith("<")
+        command = f"close {world.run_id} --reason x" if asks else f"show {world.run_id}"
+        done = subprocess.run(
+            f"{shlex.quote(sys.executable)} -m torchetcd.cli {command} {redirections}",
+            shell=True,
+            env=environment(etcd_server.get_endpoint()),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2 if asks else 1, "")
+        assert done.stderr.startswith(f"torchetcd: {said}")
+        assert done.stderr.count("\n") == 1
+
     @pytest.mark.etcd
     def test_serve(self) -> None:
         with piped("unused", "serve", "--json") as process:
@@ -494,6 +316,29 @@ class TestProcess:
             _, err = process.communicate(timeout=PATIENCE_S)
             assert (process.returncode, err) == (0, "")
         eventually(lambda: not _listens(host, int(port)))
+
+    @pytest.mark.etcd
+    def test_serve_to_everybody(self) -> None:
+        """It says what that means: there are no users."""
+        with piped("unused", "serve", "--host", "0.0.0.0", "--json") as process:
+            assert process.stdout is not None
+            endpoint = json.loads(process.stdout.readline())["endpoint"]
+            assert endpoint.partition(":")[0] == socket.gethostname()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+        assert err.startswith("torchetcd: whoever reaches this port can read and change all")
+
+    @pytest.mark.etcd
+    def test_serve_where_it_cannot(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with piped("unused", "serve", "--port", str(port)) as process:
+                out, err = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, out) == (1, "")
+        assert err == (
+            f"torchetcd: etcd cannot listen at port {port} of 'localhost': Address already in use.\n"
+        )
 
 
 def _listens(host: str, port: int) -> bool:

@@ -12,7 +12,8 @@ from cryptography import x509
 
 from certificates import Authority
 from torchetcd.cli import _certificates
-from torchetcd.cli._checks import Endpoint, Finding, Observations, Status, findings, percentile
+from torchetcd.cli._checks import findings, percentile
+from torchetcd.cli._seen import Endpoint, Finding, Observations, Status
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -115,6 +116,25 @@ class TestVersions:
         found = only(seen(endpoint({"version": version})), "version", level)
         assert f"is etcd {version}" in found.text
 
+    @pytest.mark.parametrize(
+        ("uri", "members", "level"),
+        [
+            ("http://localhost:2379", 1, "note"),
+            ("https://127.0.0.1:2379", 1, "note"),
+            ("http://[::1]:2379", 1, "note"),
+            ("http://localhost:2379", 3, "problem"),
+            ("http://etcd-1:2379", 1, "problem"),
+            ("http://localhost:2379", None, "problem"),
+        ],
+    )
+    def test_one_for_trying_things_out(self, uri: str, members: int | None, level: str) -> None:
+        """It is what `torchetcd serve` runs with the package's own extra: no reason to stop."""
+        known = None if members is None else (("a", False),) * members
+        one = endpoint({"version": "3.5.1"}, uri=uri)
+        found = only(seen(one, members=known), "version", level)
+        assert "3.5.0 to 3.5.2 can lose or damage data" in found.text
+        assert "3.5.6 or later" in found.advice
+
     def test_different_ones(self) -> None:
         found = only(seen(GOOD, endpoint({"version": "3.5.20"})), "version", "note")
         assert "3.5.20 and 3.6.15" in found.text
@@ -133,6 +153,28 @@ class TestCluster:
 
     def test_no_leader(self) -> None:
         assert "sees no leader" in only(seen(endpoint({"leader": 0})), "leader", "problem").text
+
+    def test_changes_of_the_leader(self) -> None:
+        def of(leaders: int, hours: float, **other) -> Observations:
+            since = NOW - hours * 3600
+            return seen(GOOD, endpoint(leaders_seen=leaders, running_since=since, **other))
+
+        assert only(of(1, 2), "leader", "ok").text == (
+            "There is a leader. http://localhost:2379 has seen 0 changes of the leader in 2 h."
+        )
+        assert "2 changes of the leader in 1 min" in only(of(3, 1 / 60), "leader", "ok").text
+        assert "40 changes of the leader in 10 d" in only(of(41, 240), "leader", "ok").text
+        found = only(of(41, 10), "leader", "warning")
+        assert found.text.startswith(
+            "http://localhost:2379 has seen 40 changes of the leader in 10 h: each"
+        )
+        assert "disks, load and network" in found.advice
+
+    def test_a_change_of_the_leader_under_our_eyes(self) -> None:
+        found = only(seen(endpoint({"term": 7}, last_term=8)), "leader", "warning")
+        assert found.text.startswith("The leader changed while http://localhost:2379 was looked at")
+        assert only(seen(endpoint({"term": 7}, last_term=7)), "leader", "ok")
+        assert only(seen(endpoint({"term": 7}, last_term=None)), "leader", "ok")
 
     def test_a_learner(self) -> None:
         observed = seen(GOOD, endpoint({"is_learner": True}))
@@ -157,7 +199,8 @@ class TestCluster:
 
 class TestRights:
     def test_nobody_needs_a_user(self) -> None:
-        assert "lets everybody in" in only(seen(), "auth", "note").text
+        found = only(seen(), "auth", "note")
+        assert found.text == "etcd accepts unauthenticated clients."
 
     def test_to_read(self) -> None:
         one = dataclasses.replace(GOOD, reads_ms=(), read_denied=True)
@@ -181,6 +224,26 @@ class TestSpace:
     def test_a_status_tells_it_to_everybody(self) -> None:
         one = endpoint({"errors": ("memberID:1 alarm:NOSPACE ",)})
         assert "NOSPACE" in only(seen(one, alarms=None), "alarms", "problem").text
+
+    @pytest.mark.parametrize(
+        ("quota", "said", "advice"),
+        [
+            (0, "so the quota of a member is smaller than that.", "--quota-backend-bytes"),
+            (2048, "There is room again, but the alarm NOSPACE is on", "etcdctl alarm disarm"),
+        ],
+    )
+    def test_the_size_does_not_contradict_the_alarm(
+        self, quota: int, said: str, advice: str
+    ) -> None:
+        one = endpoint({"db_quota": quota * 1024 * 1024, "errors": ("memberID:1 alarm:NOSPACE ",)})
+        found = only(seen(one, alarms=None), "quota", "problem")
+        assert said in found.text
+        assert advice in found.advice
+
+    def test_a_full_one_with_its_alarm(self) -> None:
+        sizes = {"db_size": 31 * 1024**2, "db_size_in_use": 30 * 1024**2, "db_quota": 32 * 1024**2}
+        found = only(seen(endpoint(sizes), alarms=("NOSPACE",)), "quota", "problem")
+        assert "97% of 32.0 MiB" in found.text
 
     def test_corrupt(self) -> None:
         assert "different data" in only(seen(alarms=("CORRUPT",)), "alarms", "problem").text

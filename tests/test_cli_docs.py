@@ -173,7 +173,7 @@ class TestHang:
 
     @pytest.mark.etcd
     def test_serve(self) -> None:
-        assert "\ntorchetcd serve\n" in HANG
+        assert "\ntorchetcd serve --port 2379\n" in HANG
         with piped("unused", "serve") as process:
             assert process.stdout is not None
             first = process.stdout.readline()

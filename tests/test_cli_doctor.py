@@ -12,7 +12,7 @@ import pytest
 from certificates import Authority
 from cli_helpers import Cli, Done
 from etcd_auth import CHEAP, ROOT_PASSWORD, Users
-from torchetcd.etcd import Client
+from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer
 
 
@@ -46,6 +46,11 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
+def _fill(client: Client) -> None:
+    for number in range(40):
+        client.write(f"/full/{number}", "x" * 1_000_000)
+
+
 class TestOpen:
     def test_as_text(self, cli: Cli) -> None:
         done = cli("doctor")
@@ -70,6 +75,29 @@ class TestOpen:
         before = revision()
         assert "commits take" in cli("doctor").out
         assert revision() == before
+
+    def test_changes_of_the_leader(self, cli: Cli) -> None:
+        """Nothing but etcd's page of metrics tells how many there were."""
+        found = told(cli("doctor", "--json"))
+        (text,) = found["leader", "ok"]
+        assert re.fullmatch(
+            r"There is a leader\. \S+ has seen 0 changes of the leader in .+\.", text
+        )
+
+    @pytest.mark.etcd
+    def test_a_full_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The size and the alarm agree: the quota is the member's own, also before etcd 3.6."""
+        with EtcdServer(extra_args=["--quota-backend-bytes=16777216"]) as server:
+            with (
+                server.get_client(read_timeout=60) as client,
+                pytest.raises(EtcdException, match="space"),
+            ):
+                _fill(client)
+            found = told(Cli(server.get_endpoint(), capsys)("doctor", "--json"))
+        assert "The alarm NOSPACE is on" in found["alarms", "problem"][0]
+        (text,) = found["quota", "problem"]
+        assert re.search(r"\d+% of 16\.0 MiB\.", text)
+        assert ("quota", "ok") not in found
 
     def test_an_endpoint_that_is_not_there(self, cli: Cli, etcd_server: EtcdServer) -> None:
         with socket.socket() as taken:
@@ -164,6 +192,7 @@ class TestTls:
         )
         assert client_says.startswith(f"The client certificate {mine.cert} is valid until")
         assert ("rights", "ok") in found
+        assert "of the leader in" in found["leader", "ok"][0]
         assert ("reach", "problem") in none
         assert ("reach", "problem") in bad
         assert any(f"client certificate {old.cert} expired at" in t for t in bad["tls", "problem"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -17,7 +18,8 @@ import pytest
 
 from conftest import eventually
 from torchetcd import etcd_server
-from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
+from torchetcd.aio import Member, RawClient
+from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd
 
 pytestmark = pytest.mark.etcd
@@ -30,6 +32,31 @@ def _listens(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), 1).close()
         return True
     return False
+
+
+def _members(client: Client) -> list[Member]:
+    async def ask() -> list[Member]:
+        return await RawClient(client).members()
+
+    return asyncio.run(ask())
+
+
+@contextlib.contextmanager
+def _at_a_port(host: str) -> Iterator[tuple[EtcdServer, int]]:
+    """Start a server at a port that is given. Others may take one that was free just now."""
+    for attempt in range(5):
+        with find_free_port() as sock:
+            port = sock.getsockname()[1]
+        server = EtcdServer(host=host, port=port)
+        try:
+            server.start()
+        except RuntimeError:
+            if attempt == 4:
+                raise
+            continue
+        with server:
+            yield server, port
+        return
 
 
 def _fake_etcd(path: Path, script: str) -> str:
@@ -125,6 +152,54 @@ class TestStartStop:
         # A server on all interfaces would answer at this address, too.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", server.get_port()), 1)
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [
+            ("localhost", "localhost"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.0.0.9", "127.0.0.9"),
+            ("0.0.0.0", socket.gethostname()),
+        ],
+    )
+    def test_at_a_host_and_port_that_are_given(self, host: str, shown: str) -> None:
+        with _at_a_port(host) as (server, port):
+            assert (server.get_host(), server.get_port()) == (shown, port)
+            assert server.get_endpoint() == f"{shown}:{port}"
+            with server.get_client() as client:
+                client.write("/x", "y")
+                assert [member.client_urls for member in _members(client)] == [
+                    [f"http://{shown}:{port}"]
+                ]
+            # Of loopback each address is another one.
+            assert _listens(port) == (host != "127.0.0.9")
+
+    def test_ipv6(self) -> None:
+        try:
+            with socket.create_server(("::1", 0), family=socket.AF_INET6):
+                pass
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        with EtcdServer(host="::1") as server:
+            assert server.get_endpoint() == f"[::1]:{server.get_port()}"
+            with server.get_client() as client:
+                client.write("/x", "y")
+
+    @pytest.mark.parametrize(
+        ("host", "said"),
+        [
+            ("localhost", "port {} of 'localhost': Address already in use."),
+            ("192.0.2.1", "port {} of '192.0.2.1': Cannot assign requested address."),
+            ("a..b", "port {} of 'a..b': "),
+        ],
+    )
+    def test_where_it_cannot_listen(self, host: str, said: str) -> None:
+        with find_free_port() as taken:
+            port = taken.getsockname()[1]
+            server = EtcdServer(host=host, port=port)
+            with pytest.raises(RuntimeError, match="etcd cannot listen at") as raised:
+                server.start()
+        assert said.format(port) in str(raised.value)
 
     def test_two_at_once(self) -> None:
         with EtcdServer() as first, EtcdServer() as second:

@@ -243,7 +243,8 @@ class TestHandler:
             eventually(lambda: sum(one.done() for one in joining) == THREADS - 1)
             refused = {one.result() for one in joining if one.done()}
             assert refused == {
-                "This node is joining a round already: it can take part once, in one thread."
+                "Another thread is in rendezvous_barrier() or next_rendezvous() of run "
+                f"'{handler.get_run_id()}': a node takes part once, in one thread."
             }
             peer = _handler(client, prefix)
             rank = peer.next_rendezvous().rank

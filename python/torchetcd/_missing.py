@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchetcd._naming import in_a_sentence, its_lease, ranked, ways_to_name
+from torchetcd._naming import KnownAs, in_a_sentence, its_lease, ranked, ways_to_name
 from torchetcd._sequences import Absent, absent, compact, ranges
 from torchetcd._words import duration, listed
 
@@ -55,12 +55,8 @@ def still_needed(run: Run) -> int | None:
 
 def not_come(run: Run, expected: Iterable[str]) -> list[str]:
     """Find those of the expected names (hosts, node_ids or infra ranks) that no node here has."""
-    here = [*run.joined, *run.members, *run.waiting, *run.spares]
-    names = {name for node in here for name in (node.host, node.node_id, node.infra_rank)}
-    known = {str(name) for name in names if name is not None}
-    # A scheduler's names of hosts are often short, and theirs of themselves are not, or the reverse.
-    known |= {name.split(".")[0] for name in known}
-    return [name for name in expected if name not in known and name.split(".")[0] not in known]
+    known = KnownAs([*run.joined, *run.members, *run.waiting, *run.spares])
+    return [name for name in expected if name not in known]
 
 
 def _expected(run: Run, expected: Sequence[str]) -> list[str]:
@@ -155,11 +151,7 @@ def _guessed(guess: Absent, *, needed: bool) -> list[str]:
         among = listed(guess.candidates, "or" if guess.more == 1 else "and")
         several = len(guess.candidates) > 2 or guess.names
         parts.append(f"{number} of {among}" if several else among)
-    verb = "is" if len(guess.names) + guess.more == 1 else "are"
-    return [
-        f"Missing, to judge by the names of the others, {verb} {' and '.join(parts)} (a guess: etcd is "
-        "not told who is to come)."
-    ]
+    return [f"Probably missing, judging by the other names: {' and '.join(parts)}."]
 
 
 def _not_known(run: Run, unknown: int) -> str:

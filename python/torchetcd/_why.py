@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torchetcd._apart import apart_from, said_of
 from torchetcd._closed import how_it_ended
 from torchetcd._missing import Departed, who_is_missing
-from torchetcd._naming import in_a_sentence, its_lease, name_of, ranked, ways_to_name
+from torchetcd._naming import denied_as, in_a_sentence, its_lease, name_of, ranked, ways_to_name
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, listed, plain, some
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def explain(
     run: Run,
-    others: Sequence[str] = (),
+    others: Sequence[Run] = (),
     left: Sequence[Departed] = (),
     expected: Sequence[str] = (),
 ) -> str:
@@ -27,7 +28,7 @@ def explain(
 
     Args:
         run: The run, as `torchetcd.aio.Client.describe` gives it.
-        others: Ids of other runs below the same prefix, for when there is nothing of this one.
+        others: Other runs below the same prefix, some of which may have nodes of this one.
         left: Who came to the round and has gone, as `torchetcd._missing.departed` finds it.
         expected: Who should be there, by host, `node_id` or infra rank, where the caller knows.
     """
@@ -40,14 +41,16 @@ def explain(
     elif run.state == "final":
         sentences = _complete(run)
     else:
-        sentences = _forming(run, left, expected)
+        sentences = _forming(run, others, left, expected)
     return " ".join(sentences)
 
 
 # --- a round that is not complete --------------------------------------------------------------------
 
 
-def _forming(run: Run, left: Sequence[Departed], expected: Sequence[str]) -> list[str]:
+def _forming(
+    run: Run, others: Sequence[Run], left: Sequence[Departed], expected: Sequence[str]
+) -> list[str]:
     joined, least, most = len(run.joined), run.min_nodes, run.max_nodes
     last = max((node.since for node in run.joined if node.since is not None), default=None)
     since = f" for {duration(run.observed_at - last)}" if last is not None else ""
@@ -78,6 +81,7 @@ def _forming(run: Run, left: Sequence[Departed], expected: Sequence[str]) -> lis
             f"{run.round} needs {'has' if joined == 1 else 'have'} joined{since}."
         ]
     sentences += who_is_missing(run, left, expected)
+    sentences += said_of(apart_from(run, others))
     sentences += _denied(run)
     sentences += _here(run)
     sentences += _last_call(run, enough=enough)
@@ -239,7 +243,7 @@ def _run_ttl(run: Run) -> str:
     return duration(run.run_ttl) if run.run_ttl else "run_ttl (2 hours unless given)"
 
 
-def _nothing(run: Run, others: Sequence[str]) -> list[str]:
+def _nothing(run: Run, others: Sequence[Run]) -> list[str]:
     who = f"run '{plain(run.id)}'"
     there = [*run.members, *run.joined, *run.waiting, *run.spares]
     sentences = [
@@ -249,13 +253,14 @@ def _nothing(run: Run, others: Sequence[str]) -> list[str]:
         else f"The record of {who} is gone, though {in_a_sentence(there)} "
         f"{'is' if len(there) == 1 else 'are'} there; the next node that joins makes it anew."
     ]
-    alike = difflib.get_close_matches(run.id, others, n=3, cutoff=0.6)
+    ids = [other.id for other in others]
+    alike = difflib.get_close_matches(run.id, ids, n=3, cutoff=0.6)
     if alike:
         what = "A run with a similar name is" if len(alike) == 1 else "Runs with similar names are"
         names = listed(f"'{plain(name)}'" for name in alike)
         sentences.append(f"{what} there: {names}.")
     elif others:
-        named = some([f"'{plain(name)}'" for name in others], 6)
+        named = some([f"'{plain(name)}'" for name in ids], 6)
         is_ = "Another run is" if len(others) == 1 else "Other runs are"
         sentences.append(f"{is_} there: {listed(named)}.")
     sentences.append(
@@ -283,8 +288,8 @@ def _denied(run: Run) -> list[str]:
     for denial in run.denied[:3]:
         why = f": {plain(denial.reason)}" if denial.reason else ""
         sentences.append(
-            f"{plain(denial.name)} may not join, by decision of {plain(denial.by)}{why} "
-            f"(`torchetcd allow {_argument(run.id)} {_argument(denial.name)}` takes that back)."
+            f"{denied_as(denial)} may not join, by decision of {plain(denial.by)}{why} "
+            f"(`torchetcd allow {_argument(run.id)} {_argument(denied_as(denial))}` takes that back)."
         )
     if len(run.denied) > 3:
         sentences.append(f"{len(run.denied) - 3} more names are denied.")

@@ -178,7 +178,10 @@ class EtcdRendezvous:
         if not self._in_barrier.acquire(blocking=False):
             # Raises in a forked child, where it is not said that anybody will release the lock.
             self._node.progress()
-            message = "This node is joining a round already: it can take part once, in one thread."
+            message = (
+                f"Another thread is in rendezvous_barrier() or next_rendezvous() of run '{self._run_id}': a "
+                "node takes part once, in one thread."
+            )
             raise RuntimeError(message)
         try:
             return self._join(local_addr)

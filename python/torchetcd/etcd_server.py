@@ -27,6 +27,8 @@ _logger = logging.getLogger(__name__)
 _BINARY_VARIABLE = "TORCHELASTIC_ETCD_BINARY_PATH"
 _HOST = "localhost"
 _LOOPBACK = "127.0.0.1"
+# All interfaces, and the address of one of them.
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _POLL_S = 0.01
 # How long a server may take to end by itself before it is killed.
 _STOP_S = 10.0
@@ -117,8 +119,12 @@ def _can_skip_fsync(binary: str) -> bool:
     return b"--unsafe-no-fsync" in told.stdout + told.stderr
 
 
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 class EtcdServer:
-    """A local etcd server on free ports of the loopback interface.
+    """A local etcd server on a free port of the loopback interface, unless another place is given.
 
     Any etcd from 3.4 to 3.7 will do. It is looked for, in this order: where the environment
     variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, on
@@ -133,10 +139,23 @@ class EtcdServer:
         data_dir: The directory for the data, which is kept. Without it there is a temporary one,
             which is deleted when the server stops.
         extra_args: More arguments for etcd.
+        host: Where it listens for clients: a name or address of this machine, or 0.0.0.0 or :: for all its
+            interfaces. Whoever reaches it there can use it.
+        port: Where it listens for clients; a free port without it.
     """
 
-    def __init__(self, data_dir: str | None = None, *, extra_args: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        *,
+        extra_args: Sequence[str] = (),
+        host: str = _HOST,
+        port: int = 0,
+    ) -> None:
         """Prepare a server; `start` starts it."""
+        self._host = host
+        self._wanted_port = port
+        self._listens_at = host
         self._port = -1
         self._data_dir = data_dir
         self._extra_args = list(extra_args)
@@ -152,17 +171,17 @@ class EtcdServer:
 
     def get_host(self) -> str:
         """Return the host name for clients."""
-        return _HOST
+        return socket.gethostname() if self._host in _WILDCARDS else self._host
 
     def get_endpoint(self) -> str:
         """Return the endpoint as ``host:port``."""
-        return f"{_HOST}:{self._port}"
+        return f"{_in_url(self.get_host())}:{self._port}"
 
     def get_client(self, **options: Any) -> Client:
         """Return a new client of this server; `options` are those of `Client`."""
         options.setdefault("protocol", "https" if self._tls else "http")
         options.setdefault("read_timeout", 10)
-        return Client(host=_HOST, port=self._port, **options)
+        return Client(host=_WILDCARDS.get(self._host, self._host), port=self._port, **options)
 
     def start(
         self, timeout: float = 60, num_retries: int = 3, stderr: int | TextIO | None = None
@@ -171,19 +190,22 @@ class EtcdServer:
 
         Args:
             timeout: Seconds that one attempt may take.
-            num_retries: How many attempts to make, each on new ports.
+            num_retries: How many attempts to make, each on new ports; only one where the port is given.
             stderr: Where etcd's log goes, as `subprocess.Popen` takes it. Without it the log is
                 kept for the message of an error.
 
         Raises:
             FileNotFoundError: if there is no etcd on this machine.
             TimeoutError: if it did not answer in time.
-            RuntimeError: if it ended, or is running already.
+            RuntimeError: if it ended, is running already, or cannot have its port.
         """
         if self._process is not None:
             message = f"The etcd server at {self.get_endpoint()} is running already."
             raise RuntimeError(message)
         binary = find_binary()
+        self._listens_at = self._address()
+        if self._wanted_port:
+            num_retries = 1
         self._work_dir = tempfile.mkdtemp(prefix="torchetcd_server_")
         self._owner = os.getpid()
         atexit.register(self.stop)
@@ -212,13 +234,15 @@ class EtcdServer:
         health_port = None
         sockets = [find_free_port() for _ in range(3 if self._tls else 2)]
         self._port, peer_port, *rest = [sock.getsockname()[1] for sock in sockets]
+        self._port = self._wanted_port or self._port
         scheme = "https" if self._tls else "http"
-        client_url, peer_url = f"{scheme}://{_HOST}:{self._port}", f"http://{_HOST}:{peer_port}"
+        client_url = f"{scheme}://{_in_url(self._listens_at)}:{self._port}"
+        peer_url = f"http://{_HOST}:{peer_port}"
         command = [
             binary,
             f"--data-dir={data_dir}",
             f"--listen-client-urls={client_url}",
-            f"--advertise-client-urls={client_url}",
+            f"--advertise-client-urls={scheme}://{self.get_endpoint()}",
             f"--listen-peer-urls={peer_url}",
             f"--initial-advertise-peer-urls={peer_url}",
             f"--initial-cluster=default={peer_url}",
@@ -258,6 +282,30 @@ class EtcdServer:
         self._start_guard(self._process.pid)
         self._wait_until_ready(timeout, Path(data_dir) if fresh else None, health_port)
 
+    def _address(self) -> str:
+        """Return what etcd is told to listen at, which takes an address or "localhost".
+
+        Raises:
+            RuntimeError: if this machine has no such address, or the port that was asked for is taken.
+        """
+        if self._host == _HOST and not self._wanted_port:
+            return _HOST
+        # etcd itself takes this address for "localhost".
+        name = _LOOPBACK if self._host == _HOST else self._host
+        try:
+            family, kind, _, _, target = socket.getaddrinfo(
+                name, self._wanted_port, type=socket.SOCK_STREAM
+            )[0]
+            with socket.socket(family, kind) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(target)
+        except (OSError, UnicodeError) as exc:
+            port = f"port {self._wanted_port} of " if self._wanted_port else ""
+            reason = (exc.strerror if isinstance(exc, OSError) else None) or "no such name"
+            message = f"etcd cannot listen at {port}'{self._host}': {reason}."
+            raise RuntimeError(message) from None
+        return _HOST if self._host == _HOST else str(target[0])
+
     def _start_guard(self, pid: int) -> None:
         with contextlib.suppress(OSError):  # without a shell there is no guard
             self._guard = subprocess.Popen(
@@ -289,7 +337,8 @@ class EtcdServer:
 
     def _answers(self, client: Client, health: int | None) -> bool:
         try:
-            socket.create_connection((_LOOPBACK, self._port), 1).close()
+            here = _LOOPBACK if self._host == _HOST else _WILDCARDS.get(self._host, self._host)
+            socket.create_connection((here, self._port), 1).close()
             if health is not None:
                 # Whoever gave the TLS options has the keys for it, not this class. This page is
                 # etcd's own linearizable read.

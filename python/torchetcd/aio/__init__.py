@@ -5,6 +5,7 @@ Importing it does not import torch.
 
 from torchetcd.aio._client import Client
 from torchetcd.aio._errors import RunInUseError, RunNotFoundError, RunRecordError
+from torchetcd.aio._explaining import explain
 from torchetcd.aio._model import (
     Allowed,
     Closed,
@@ -81,4 +82,5 @@ __all__ = [
     "Watch",
     "WatchBatch",
     "WatchEvent",
+    "explain",
 ]

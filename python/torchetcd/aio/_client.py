@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
 from torchetcd._etcd_address import Host
-from torchetcd.aio import _operations, _reading, _timeline, _watching
+from torchetcd.aio import _explaining, _operations, _reading, _timeline, _watching
 from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
 from torchetcd.aio._model import Event, Node, Run, Timeline
 from torchetcd.aio._raw import RawClient
@@ -124,6 +124,24 @@ class Client:
         """
         return await _reading.describe(self.raw, RunKeys.of(run_id, prefix), leases=leases)
 
+    async def why(
+        self, run_id: str, prefix: str = DEFAULT_PREFIX, *, expected: Sequence[str] = ()
+    ) -> str:
+        """Say in one paragraph what a run waits for and who is missing, or what else its state is.
+
+        It asks for the run, and where nodes lack for its history and for other runs that may have them,
+        no longer than a few seconds.
+
+        Args:
+            run_id: The run; that there is none is said, too.
+            prefix: Where it is.
+            expected: Who should be there, by host, `node_id` or infra rank, where that is known.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        known = await _explaining.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
+        run = known.run if known.run is not None else _explaining.nothing(run_id, prefix)
+        return _explaining.explain(run, known.others, known.timeline, expected)
+
     def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
 
@@ -205,12 +223,14 @@ class Client:
 
         Args:
             run_id: The run.
-            node: The id of a node, a `node_id`, or a host: then all its nodes.
+            node: A host, with or without its domain, or a `node_id`: then all nodes of that name, and
+                whatever is started there; or HOST:PID or the id of a node: that one alone.
             reason: Why, in one clause for people.
             by: Who does it; the user and host of this process without it.
             prefix: Where it is.
-            deny: Keep the name out from now on, until `allow`. Without it an agent that is still there
-                joins again. The id of a node denies only that one, and no agent that is started anew.
+            deny: Keep those that were found out from now on, by the whole name that they have, until
+                `allow`; the name as it is given where nobody was found. Without it an agent that is
+                still there joins again.
 
         Returns:
             The nodes that were there.
@@ -222,8 +242,12 @@ class Client:
         keys = RunKeys.of(run_id, prefix)
         return await _operations.evict(self.raw, keys, node, _reason(reason), _by(by), deny=deny)
 
-    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> bool:
-        """Take a denial back and return whether there was one."""
+    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> tuple[str, ...]:
+        """Let those in again whom `evict` of the same name keeps out.
+
+        Returns:
+            What the deny list called them; nothing if it had nobody of that name.
+        """
         return await _operations.allow(self.raw, RunKeys.of(run_id, prefix), name)
 
     async def purge(self, run_id: str, prefix: str = DEFAULT_PREFIX, *, force: bool = False) -> int:

@@ -55,6 +55,11 @@ class RunKeys:
         """The record that says which round is current."""
         return f"{self.base}rdzv/head/control".encode()
 
+    @property
+    def denials(self) -> tuple[bytes, bytes]:
+        """The first key of the deny list, and the one after its last."""
+        return f"{self.base}rdzv/head/denied/".encode(), f"{self.base}rdzv/head/denied0".encode()
+
     def denied(self, name: str) -> bytes:
         """The record that keeps a host, node id or node out.
 

@@ -65,10 +65,14 @@ class Closed:
 class Denial:
     """A host, node id or node that may not join, by whose decision and why."""
 
+    #: As the deny list has it: a host, a `node_id`, or the id of a node.
     name: str
     by: str
     reason: str
     at: float | None
+    #: Where one node is denied by its id: which one that was.
+    host: str | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +275,7 @@ class TimelineEvent:
     revision: int | None
     #: By the clock of whoever wrote the record; `None` where nobody wrote one.
     at: float | None
-    #: It happened after this and before `until`: the times of its neighbours, or `at` itself.
+    #: It happened after this and before `latest`: the times of its neighbours, or `at` itself.
     earliest: float | None
     latest: float | None
     round: int | None

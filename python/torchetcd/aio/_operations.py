@@ -13,13 +13,13 @@ import time
 from typing import Any
 
 from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException
+from torchetcd._naming import called, denials_called
 from torchetcd.aio._errors import RunInUseError, RunRecordError
 from torchetcd.aio._keys import RunKeys
 from torchetcd.aio._model import Node, RoundRecord
 from torchetcd.aio._raw import KeyValue, RawClient
 from torchetcd.aio._reading import not_found, read_view
-from torchetcd.aio._records import Control, control, plain, round_record
-from torchetcd.aio._view import RunView
+from torchetcd.aio._records import Control, control, denial, escaped_name, plain, round_record
 
 #: The default of the handler's parameter `run_ttl`, for a run's lease that is gone.
 _RUN_TTL_S = 7200
@@ -139,53 +139,69 @@ async def reopen_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> boo
             return True
 
 
-def find_nodes(view: RunView, name: str) -> tuple[Node, ...]:
-    """Return the live nodes that a name means: the id of one, a node id, or a host."""
-    nodes = view.placed().alive().values()
-    for matches in (
-        [node for node in nodes if node.id == name],
-        [node for node in nodes if node.node_id == name],
-        [node for node in nodes if node.host == name],
-    ):
-        if matches:
-            return tuple(matches)
-    return ()
-
-
 async def evict(  # noqa: PLR0913 - as `Client.evict`
     raw: RawClient, keys: RunKeys, name: str, reason: str, by: str, *, deny: bool
 ) -> tuple[Node, ...]:
-    """Deny a name, and end the leases of the nodes that it means."""
-    key = keys.denied(name)
+    """Deny those that a name means, and end their leases."""
+    keys.denied(name)  # whether it can be one at all
     record, _ = await _read_control(raw, keys)
-    if deny:
+    told = {"v": record.version, "by": by, "reason": reason, "at": int(time.time())}
+    denied: set[str] = set()
+    while True:
+        view = await read_view(raw, keys)
+        found = called(view.placed().alive().values(), name)
+        # Who has not come yet is denied as it is called here.
+        new = [each for each in found or (name,) if each not in denied]
+        if not deny or not new:
+            break
         lease = await _hold_run_lease(raw, keys, record)
-        value = _record(v=record.version, by=by, reason=reason, at=int(time.time()))
+        denials = [
+            ("put", keys.denied(each), _record(**told, **_whose(found.get(each), each)), lease)
+            for each in new
+        ]
         # The same whoever has changed the control record; only there must be a run.
-        reply = await raw.txn(
-            [("create", keys.control, ">", 0)], [("put", key, value, lease)], safely=True
-        )
+        reply = await raw.txn([("create", keys.control, ">", 0)], denials, safely=True)
         if not reply.succeeded:
             raise not_found(keys)
-    # After the denial: who joins from now on has read it.
-    nodes = find_nodes(await read_view(raw, keys), name)
+        # Once more after the denial: who joins from now on has read it.
+        denied |= set(new)
+    nodes = tuple(node for those in found.values() for node in those)
     for node in nodes:
         await raw.lease_revoke(int(node.id, 16))
     return nodes
 
 
-async def allow(raw: RawClient, keys: RunKeys, name: str) -> bool:
-    """Take a denial back and return whether there was one."""
-    key, tried = keys.denied(name), False
+def _whose(nodes: list[Node] | None, name: str) -> dict[str, Any]:
+    """Say whose id is denied, so that it can be allowed again by what people call it."""
+    if not nodes or nodes[0].id != name:
+        return {}
+    return {"host": nodes[0].host, "pid": nodes[0].pid}
+
+
+async def allow(raw: RawClient, keys: RunKeys, name: str) -> tuple[str, ...]:
+    """Take back the denials that a name means, and return their names."""
+    keys.denied(name)
+    start, end = keys.denials
+    tried: tuple[str, ...] = ()
     while True:
-        found = await raw.range(key)
-        if not found.kvs:
+        page = await raw.range(start, end)
+        chosen = []
+        for kv in page.kvs:
+            own = escaped_name(kv.key[len(start) :].decode(errors="replace")) or ""
+            found = denial(own, kv.value)
+            # One that cannot be read denies nobody, and can be taken away by its name all the same.
+            if own == name or (not isinstance(found, str) and denials_called([found], name)):
+                chosen.append((kv, own))
+        if not chosen:
             return tried
-        revision = found.kvs[0].mod_revision
-        tried = True
-        reply = await raw.txn([("mod", key, "=", revision)], [("delete", key, None)], safely=True)
+        tried = tuple(own for _, own in chosen)
+        reply = await raw.txn(
+            [("mod", kv.key, "=", kv.mod_revision) for kv, _ in chosen],
+            [("delete", kv.key, None) for kv, _ in chosen],
+            safely=True,
+        )
         if reply.succeeded:
-            return True
+            return tried
 
 
 async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:

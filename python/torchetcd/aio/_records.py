@@ -262,4 +262,10 @@ def denial(name: str, value: bytes) -> Denial | str:
         by=text(record, "by") or "?",
         reason=text(record, "reason") or "?",
         at=time(record, "at"),
+        **_whose(record),
     )
+
+
+def _whose(record: dict[str, Any]) -> dict[str, Any]:
+    host, pid = text(record, "host"), number(record, "pid")
+    return {} if host is None or pid is None else {"host": host, "pid": pid}

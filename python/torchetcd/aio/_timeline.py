@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torchetcd._closed import how_it_ended
 from torchetcd._etcd_errors import EtcdConnectionFailed, EtcdEventIndexCleared
+from torchetcd._naming import denied_as
 from torchetcd.aio._events import Follower, by_revision
 from torchetcd.aio._keys import RunKeys
 from torchetcd.aio._model import (
@@ -157,8 +158,9 @@ def _told(event: Event, view: RunView) -> TimelineEvent:  # noqa: PLR0911 - one 
             return made.event("last call", None, f"the last call {what}")
         case Denied(name=name, by=denier, reason=reason):
             denied = {denial.name: denial for denial in view.denied.values()}
-            when = denied[name].at if name in denied else None
-            return made.event("denied", when, f"{name} was denied by {denier}: {reason}")
+            known = denied.get(name)
+            who, when = (denied_as(known), known.at) if known is not None else (name, None)
+            return made.event("denied", when, f"{who} was denied by {denier}: {reason}")
         case Allowed(name=name):
             return made.event("allowed", None, f"{name} was allowed again")
         case Gone():

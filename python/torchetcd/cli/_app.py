@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import shell_complete
 
 from torchetcd import __version__
@@ -14,18 +17,25 @@ from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
 from torchetcd.cli._follow import timeline, watch
+from torchetcd.cli._group import Group
+from torchetcd.cli._keep_out import allow, evict
 from torchetcd.cli._look import runs, show, why
+from torchetcd.cli._nodes import nodes
 from torchetcd.cli._serve import serve
-from torchetcd.cli._steer import allow, close, evict, purge, reopen
+from torchetcd.cli._steer import close, purge, reopen
+from torchetcd.cli._wait import wait_command
 
 _DEBUG = "TORCHETCD_DEBUG"
 _EPILOG = (
-    "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why) or "
-    "something is wrong (doctor); 5 the run is closed (why); 130 interrupted."
+    "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why), the "
+    "time is up (wait), nobody was taken out (evict) or something is wrong (doctor); 5 the run is closed "
+    "(why, wait); 130 interrupted."
 )
 
 
 @click.group(
+    cls=Group,
+    options_metavar="[OPTIONS]",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -39,9 +49,11 @@ def app() -> None:
 
 for command in (
     runs,
+    nodes,
     show,
     why,
     watch,
+    wait_command,
     timeline,
     close,
     reopen,
@@ -57,6 +69,9 @@ for command in (
 
 def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each way to end
     """Run a command; see `torchetcd.cli.main`."""
+    if sys.stdout is None:
+        # Connections would get its number, too, and what is printed then would go into one.
+        return _failed("Standard output is closed: there is nowhere to print to.", ERROR)
     try:
         code = _invoke(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
@@ -64,6 +79,7 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         return exc.exit_code
     except click.UsageError as exc:
         path = exc.ctx.command_path if exc.ctx else "torchetcd"
+        _name_the_source(exc)
         return _failed(f"{_sentence(exc.format_message())} See `{path} --help`.", USAGE)
     except click.ClickException as exc:
         return _failed(_sentence(exc.format_message()), ERROR)
@@ -72,15 +88,30 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
     except click.Abort:  # Ctrl-C where something was asked
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has seen enough. What is still buffered must not fail at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has seen enough.
+        _drop_output()
         return OK
     except Exception as exc:
         if os.environ.get(_DEBUG) == "1":
             raise
-        text = str(exc) or type(exc).__name__
-        return _failed(_sentence(text), ERROR)
+        return _failed(_sentence(_what_failed(exc)), ERROR)
     return code if isinstance(code, int) else OK
+
+
+# Commands write files and ask etcd with errors of their own: of these only the output is left.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _what_failed(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno in _NOT_WRITTEN:
+        _drop_output()
+        return f"The output cannot be written: {exc.strerror}"
+    return str(exc) or type(exc).__name__
+
+
+def _drop_output() -> None:
+    """Let what is still buffered not fail once more at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _invoke(args: Sequence[str]) -> object:
@@ -92,9 +123,24 @@ def _invoke(args: Sequence[str]) -> object:
         return app.invoke(context)
 
 
+def _name_the_source(exc: click.UsageError) -> None:
+    """Have an error name the environment variable that a value came from, and not an option nobody gave."""
+    if not isinstance(exc, click.BadParameter) or exc.param is None or exc.ctx is None:
+        return
+    source = exc.ctx.get_parameter_source(exc.param.name or "")
+    names = exc.param.envvar or ()
+    names = [names] if isinstance(names, str) else names
+    found = [name for name in names if os.environ.get(name)]
+    if source is ParameterSource.ENVIRONMENT and found:
+        exc.param_hint = found[0]
+
+
 def _failed(message: str, code: int) -> int:
-    sys.stdout.flush()
-    print(f"torchetcd: {message}", file=sys.stderr)
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+    if sys.stderr is not None:  # or it would go to standard output
+        print(f"torchetcd: {message}", file=sys.stderr)
     return code
 
 

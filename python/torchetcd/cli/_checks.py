@@ -2,98 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
 
 from torchetcd._words import clock, count, duration, listed, plain
-
-Level: TypeAlias = Literal["ok", "note", "warning", "problem"]
+from torchetcd.cli._checks_space import alarms, space
+from torchetcd.cli._seen import Endpoint, Finding, Observations, clause, not_shown
 
 _DAY = 86400.0
-_MIB = 1024 * 1024
-# etcd's own, unless --quota-backend-bytes says otherwise.
-_USUAL_QUOTA = 2048 * _MIB
 # A renewal must not be late by as much as a lease of the shortest TTL has to spare.
 _SLOW_MS, _VERY_SLOW_MS = 100.0, 1000.0
 _MANY_RUNS = 1000
+# More than one in an hour, but for a maintenance.
+_MANY_CHANGES, _CHANGES_PER_S = 3, 1 / 3600
 _CLOCK_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    level: Level
-    #: What it is about, such as `latency`.
-    topic: str
-    text: str
-    #: What to do about it; empty where nothing needs doing.
-    advice: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """What a member says of itself."""
-
-    version: str
-    cluster: int
-    member: int
-    leader: int
-    is_learner: bool
-    lag: int
-    db_size: int
-    db_size_in_use: int
-    db_quota: int
-    errors: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """What was seen at one endpoint. What could not be looked at is `None` or an error's text."""
-
-    uri: str
-    error: str | None = None
-    #: It answers, but not this user: unknown, wrong password, or none where one is needed.
-    refused: str | None = None
-    status: Status | None = None
-    status_error: str | None = None
-    reads_ms: tuple[float, ...] = ()
-    writes_ms: tuple[float, ...] = ()
-    read_error: str | None = None
-    write_error: str | None = None
-    read_denied: bool = False
-    write_denied: bool = False
-    #: When the certificate of the server ends; `None` over http or where it could not be seen.
-    certificate_end: float | None = None
-    certificate_error: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Observations:
-    """All that was seen."""
-
-    endpoints: tuple[Endpoint, ...]
-    #: Where reading and writing was tried.
-    path: str
-    now: float
-    user: str | None = None
-    client_certificate: str | None = None
-    client_certificate_end: float | None = None
-    client_certificate_error: str | None = None
-    alarms: tuple[str, ...] | None = None
-    alarms_error: str | None = None
-    members: tuple[tuple[str, bool], ...] | None = None
-    members_error: str | None = None
-    runs: int | None = None
-    runs_error: str | None = None
-    unreadable: tuple[str, ...] = ()
-    #: Runs with keys that no lease ends.
-    unleased: tuple[str, ...] = ()
-    #: How far ahead of this clock the newest record is, and whose it is.
-    ahead_s: float | None = None
-    ahead_of: str = ""
 
 
 def findings(seen: Observations) -> list[Finding]:
@@ -108,7 +30,7 @@ def findings(seen: Observations) -> list[Finding]:
     ]
     if not reached:
         return found
-    for judge in (_cluster, _auth, _rights, _alarms, _space, _tls, _runs, _clock):
+    for judge in (_cluster, _auth, _rights, alarms, space, _tls, _runs, _clock):
         found += judge(seen, reached)
     return found
 
@@ -128,13 +50,13 @@ def _endpoint(endpoint: Endpoint, seen: Observations) -> Iterator[Finding]:
         yield _expiry(name, endpoint.certificate_end, seen.now)
     elif endpoint.certificate_error:
         what = f"the certificate of {endpoint.uri}"
-        yield _not_shown("tls", what, endpoint.certificate_error)
+        yield not_shown("tls", what, endpoint.certificate_error)
     if endpoint.error is not None:
         others = " The others do without it as long as most members are there."
         yield Finding(
             "problem",
             "reach",
-            f"{endpoint.uri} does not answer: {_clause(endpoint.error)}.",
+            f"{endpoint.uri} does not answer: {clause(endpoint.error)}.",
             "Check the address, that etcd runs there, and firewalls between here and there; then the "
             f"TLS options.{others if len(seen.endpoints) > 1 else ''}",
         )
@@ -143,7 +65,7 @@ def _endpoint(endpoint: Endpoint, seen: Observations) -> Iterator[Finding]:
         yield Finding(
             "problem",
             "auth",
-            f"{endpoint.uri} answers, but not this user: {_clause(endpoint.refused)}.",
+            f"{endpoint.uri} answers, but not this user: {clause(endpoint.refused)}.",
             "Set TORCHETCD_USER and TORCHETCD_PASSWORD_FILE (docs/security.md).",
         )
         return
@@ -153,16 +75,17 @@ def _endpoint(endpoint: Endpoint, seen: Observations) -> Iterator[Finding]:
         yield Finding(
             "problem",
             "reach",
-            f"{endpoint.uri} answers no read: {_clause(endpoint.read_error)}.",
+            f"{endpoint.uri} answers no read: {clause(endpoint.read_error)}.",
             _LEADER,
         )
     if endpoint.writes_ms:
         yield _latency(endpoint.uri, "commits", endpoint.writes_ms)
     if endpoint.status is None:
-        why = f": {_clause(endpoint.status_error)}" if endpoint.status_error else ""
+        why = f": {clause(endpoint.status_error)}" if endpoint.status_error else ""
         yield Finding("note", "version", f"{endpoint.uri} does not tell its status{why}.")
         return
-    yield from _version(endpoint.uri, endpoint.status.version)
+    for_trying = _is_local(endpoint.uri) and len(seen.members or ()) == 1
+    yield from _version(endpoint.uri, endpoint.status.version, for_trying=for_trying)
     if endpoint.status.is_learner:
         yield Finding(
             "warning",
@@ -210,7 +133,7 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
     return major, minor, patch
 
 
-def _version(uri: str, text: str) -> Iterator[Finding]:
+def _version(uri: str, text: str, *, for_trying: bool) -> Iterator[Finding]:
     version = parse_version(text)
     named = f"{uri} is etcd {plain(text)}"
     if version is None:
@@ -218,6 +141,14 @@ def _version(uri: str, text: str) -> Iterator[Finding]:
     elif version < (3, 4, 0):
         yield Finding(
             "problem", "version", f"{named}; torchetcd needs 3.4 or later.", "Use a newer etcd."
+        )
+    elif (3, 5, 0) <= version <= (3, 5, 2) and for_trying:
+        yield Finding(
+            "note",
+            "version",
+            f"{named}: 3.5.0 to 3.5.2 can lose or damage data when they are killed under load (etcd issue "
+            "13766). For trying things out, on one member of this machine, that does no harm.",
+            "Use 3.5.6 or later for jobs that matter.",
         )
     elif (3, 5, 0) <= version <= (3, 5, 2):
         yield Finding(
@@ -260,7 +191,7 @@ def _cluster(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Findin
     if leaderless:
         yield Finding("problem", "leader", f"{listed(leaderless)} sees no leader.", _LEADER)
     elif told:
-        yield Finding("ok", "leader", "There is a leader.")
+        yield _leader(seen, reached)
     versions = sorted({status.version for _, status in told})
     if len(versions) > 1:
         yield Finding(
@@ -286,7 +217,34 @@ def _cluster(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Findin
                 "Use three members for jobs that matter.",
             )
     elif seen.members_error:
-        yield _not_shown("members", "the list of members", seen.members_error)
+        yield not_shown("members", "the list of members", seen.members_error)
+
+
+def _leader(seen: Observations, reached: Sequence[Endpoint]) -> Finding:
+    """Say how often the leader changes: each new one gives all leases their whole time again."""
+    effect = "each new one gives all leases their whole time again, so a node that is lost is noticed late"
+    advice = (
+        "Look at the members' disks, load and network, and at etcd's --heartbeat-interval and "
+        "--election-timeout; a keep_alive_ttl above the time between two elections helps."
+    )
+    for endpoint in reached:
+        status = endpoint.status
+        if status is not None and endpoint.last_term not in (None, status.term):
+            text = f"The leader changed while {endpoint.uri} was looked at: {effect}."
+            return Finding("warning", "leader", text, advice)
+    # The first one is no change.
+    changes = [
+        (endpoint.leaders_seen - 1, max(seen.now - endpoint.running_since, 1.0), endpoint.uri)
+        for endpoint in reached
+        if endpoint.leaders_seen and endpoint.running_since is not None
+    ]
+    if not changes:
+        return Finding("ok", "leader", "There is a leader.")
+    number, running, uri = max(changes, key=lambda change: change[0] / change[1])
+    text = f"{uri} has seen {count(number, 'change')} of the leader in {duration(running)}"
+    if number >= _MANY_CHANGES and number / running > _CHANGES_PER_S:
+        return Finding("warning", "leader", f"{text}: {effect}.", advice)
+    return Finding("ok", "leader", f"There is a leader. {text}.")
 
 
 def _auth(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
@@ -296,7 +254,7 @@ def _auth(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
         yield Finding(
             "note",
             "auth",
-            "etcd lets everybody in who can reach it: no user was needed.",
+            "etcd accepts unauthenticated clients.",
             "On a network that is not yours alone set up users and roles: docs/security.md.",
         )
     old = [
@@ -321,7 +279,7 @@ def _open_leases(text: str) -> bool:
 
 
 def _rights(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
-    who = f"The user '{plain(seen.user)}'" if seen.user is not None else "Who has no user"
+    who = f"The user '{plain(seen.user)}'" if seen.user is not None else "A client without a user"
     grant = (
         f"Let an administrator run: etcdctl role grant-permission ROLE readwrite --prefix {plain(seen.path)} "
         "(docs/security.md). With a role for one run, give that run: torchetcd doctor RUN."
@@ -340,74 +298,9 @@ def _rights(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding
             return
     failed = [endpoint.write_error for endpoint in reached if endpoint.write_error]
     if failed and not any(endpoint.writes_ms for endpoint in reached):
-        yield Finding("problem", "write", f"No write is taken: {_clause(failed[0])}.", _LEADER)
+        yield Finding("problem", "write", f"No write is taken: {clause(failed[0])}.", _LEADER)
     elif any(endpoint.writes_ms for endpoint in reached):
         yield Finding("ok", "rights", f"Reading and writing below {plain(seen.path)} is allowed.")
-
-
-def _alarms(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
-    told = {error for endpoint in reached if endpoint.status for error in endpoint.status.errors}
-    alarms = sorted({*(seen.alarms or ()), *told})
-    if any("NOSPACE" in alarm for alarm in alarms):
-        yield Finding(
-            "problem",
-            "alarms",
-            "The alarm NOSPACE is on: etcd takes no writes, because its database is as large as its quota.",
-            "Compact (etcdctl compact REVISION), defragment each member (etcdctl defrag), then etcdctl alarm "
-            "disarm; raise --quota-backend-bytes if it fills again.",
-        )
-    if any("CORRUPT" in alarm for alarm in alarms):
-        yield Finding(
-            "problem",
-            "alarms",
-            "The alarm CORRUPT is on: members hold different data.",
-            "Restore the member that differs from the others: etcd's guide on data corruption.",
-        )
-    other = [alarm for alarm in alarms if "NOSPACE" not in alarm and "CORRUPT" not in alarm]
-    if other:
-        yield Finding(
-            "warning", "alarms", f"etcd reports: {listed(map(plain, other))}.", "See etcd's log."
-        )
-    if not alarms:
-        if seen.alarms is None and not any(endpoint.status for endpoint in reached):
-            yield _not_shown("alarms", "alarms", seen.alarms_error or "")
-        else:
-            yield Finding("ok", "alarms", "No alarm is on.")
-
-
-def _space(_seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
-    for endpoint in reached:
-        status = endpoint.status
-        if status is None or not status.db_size:
-            continue
-        known = status.db_quota > 0
-        quota = status.db_quota if known else _USUAL_QUOTA
-        share = status.db_size / quota
-        of = (
-            f"{_mib(quota)}"
-            if known
-            else f"{_mib(quota)}, etcd's default (this version does not tell its quota)"
-        )
-        text = (
-            f"{endpoint.uri}: the database has {_mib(status.db_size)} ({_mib(status.db_size_in_use)} "
-            f"in use), {share:.0%} of {of}."
-        )
-        if share >= 0.8:
-            yield Finding(
-                "problem" if share >= 0.95 and known else "warning",
-                "quota",
-                text,
-                "Compact and defragment (etcdctl compact, etcdctl defrag), set "
-                "--auto-compaction-retention, or raise --quota-backend-bytes.",
-            )
-        elif status.db_size > 256 * _MIB and status.db_size_in_use < status.db_size / 2:
-            yield Finding("note", "quota", text, "etcdctl defrag would free more than half of it.")
-        else:
-            yield Finding("ok", "quota", text)
-
-
-def _mib(size: int) -> str:
-    return f"{size / _MIB:.1f} MiB" if size < 100 * _MIB else f"{size // _MIB} MiB"
 
 
 # --- TLS, runs, clock --------------------------------------------------------------------------------
@@ -432,7 +325,7 @@ def _client_certificate(seen: Observations) -> Iterator[Finding]:
             name = f"The client certificate {plain(seen.client_certificate)}"
             yield _expiry(name, seen.client_certificate_end, seen.now)
         else:
-            yield _not_shown("tls", "the client certificate", seen.client_certificate_error or "")
+            yield not_shown("tls", "the client certificate", seen.client_certificate_error or "")
 
 
 def _is_local(uri: str) -> bool:
@@ -454,7 +347,7 @@ def _expiry(name: str, end: float, now: float) -> Finding:
 def _runs(seen: Observations, _reached: Sequence[Endpoint]) -> Iterator[Finding]:
     if seen.runs is None:
         if seen.runs_error:
-            yield _not_shown("runs", "the runs", seen.runs_error)
+            yield not_shown("runs", "the runs", seen.runs_error)
         return
     if seen.runs > _MANY_RUNS:
         yield Finding(
@@ -503,13 +396,3 @@ def _clock(seen: Observations, _reached: Sequence[Endpoint]) -> Iterator[Finding
             "clock",
             "No record of a run is from the future by the clock here; more cannot be seen of other clocks.",
         )
-
-
-def _not_shown(topic: str, what: str, error: str) -> Finding:
-    why = f": {_clause(error)}" if error else ""
-    return Finding("note", topic, f"Not looked at: {what}{why}.")
-
-
-def _clause(error: str | None) -> str:
-    text = " ".join(plain(error or "").split()).rstrip(".")
-    return text if len(text) <= 300 else f"{text[:300]}..."

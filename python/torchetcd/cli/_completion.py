@@ -16,7 +16,7 @@ _PATIENCE_S = 1.0
 _SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(_SHELLS))
 def completion(shell: str) -> int:
     """Print the script that completes commands, options and runs in a shell.

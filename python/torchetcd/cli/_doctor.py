@@ -8,16 +8,17 @@ import click
 from rich.text import Text
 
 from torchetcd._words import count, listed
-from torchetcd.cli._checks import Finding, findings
+from torchetcd.cli._checks import findings
 from torchetcd.cli._exits import FINDINGS, OK
 from torchetcd.cli._loop import wait
 from torchetcd.cli._options import Target, with_target
 from torchetcd.cli._output import emit, table, write_json
+from torchetcd.cli._seen import Finding
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Look at etcd itself, and say what to do.")
 @click.argument("run", metavar="[RUN]", required=False)
 @with_target
 def doctor(target: Target, run: str | None) -> int:

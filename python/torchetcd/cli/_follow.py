@@ -31,7 +31,7 @@ _FRAME_S = 0.05
 _LAST = 20
 
 
-@click.command()
+@click.command(short_help="Follow a run as things happen.")
 @run_argument
 @click.option("--once", is_flag=True, help="Show the run as it is now, and end.")
 @with_target
@@ -51,7 +51,7 @@ def watch(target: Target, run: str, *, once: bool) -> int:
 
 
 async def _lines(target: Target, run: str, *, once: bool, json: bool) -> None:
-    async with contextlib.aclosing(_events(target, run)) as events:
+    async with contextlib.aclosing(events_of(target, run)) as events:
         async for event in events:
             if json:
                 write_json_line(line_of(event))
@@ -68,7 +68,7 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
     shown: list[Run] = []
 
     async def follow() -> None:
-        async with contextlib.aclosing(_events(target, run)) as events:
+        async with contextlib.aclosing(events_of(target, run)) as events:
             async for event in events:
                 if not isinstance(event, model.Snapshot):
                     last.append(f"{clock(event.at).split()[1]}  {sentence(event)}")
@@ -100,7 +100,8 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
     await following
 
 
-async def _events(target: Target, run: str) -> AsyncGenerator[Event, None]:
+async def events_of(target: Target, run: str) -> AsyncGenerator[Event, None]:
+    """Tell what happens in a run; that etcd is out of reach at the start is an error."""
     async with target.client() as client:
         # A watch waits for an etcd that is out of reach. At the start that is an error.
         with contextlib.suppress(RunNotFoundError):
@@ -132,7 +133,7 @@ def line_of(event: Event) -> dict[str, Any]:
     return fields
 
 
-@click.command()
+@click.command(short_help="Tell what happened in a run, and when.")
 @run_argument
 @click.option(
     "--html", metavar="FILE", type=click.Path(dir_okay=False), help="Draw it, into one HTML file."
@@ -141,7 +142,7 @@ def line_of(event: Event) -> dict[str, Any]:
     "--png",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Draw it, into a picture (needs matplotlib).",
+    help="Draw it, into a picture (needs torchetcd[plot]).",
 )
 @with_target
 def timeline(target: Target, run: str, html: str | None, png: str | None) -> int:

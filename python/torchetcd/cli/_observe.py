@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from torchetcd._etcd_address import Address, parse_addresses
 from torchetcd._etcd_errors import PERMISSION_DENIED
 from torchetcd._names import prefix_path, run_segment
-from torchetcd.cli import _certificates
-from torchetcd.cli._checks import Endpoint, Observations, Status
+from torchetcd.cli import _certificates, _own_metrics
+from torchetcd.cli._seen import Endpoint, Observations, Status
 from torchetcd.etcd import EtcdException, EtcdInsufficientPermissions
 
 if TYPE_CHECKING:
@@ -81,7 +81,25 @@ async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
         seen = dataclasses.replace(seen, status=status, status_error=_text(why))
         if not seen.read_denied:
             seen = await _reading(raw, seen, key, path, target.timeout)
-        return await _writing(raw, seen, key, target.timeout)
+        seen = await _writing(raw, seen, key, target.timeout)
+        if status is None:
+            return seen
+        seen = await asyncio.to_thread(_of_metrics, seen, status, address, target)
+        last, _ = await _tried(_status(raw, target.timeout))
+        return dataclasses.replace(seen, last_term=None if last is None else last.term)
+
+
+def _of_metrics(seen: Endpoint, status: Status, address: Address, target: Target) -> Endpoint:
+    """Add what only etcd's page of metrics tells: changes of the leader, and the quota before etcd 3.6."""
+    told = _own_metrics.read(address, target)
+    leaders, since = told.get(_own_metrics.LEADERS), told.get(_own_metrics.SINCE)
+    quota = int(told.get(_own_metrics.QUOTA, 0))
+    return dataclasses.replace(
+        seen,
+        status=dataclasses.replace(status, db_quota=status.db_quota or quota),
+        leaders_seen=None if leaders is None else int(leaders),
+        running_since=since,
+    )
 
 
 async def _status(raw: RawClient, timeout: float) -> Status:
@@ -97,6 +115,7 @@ async def _status(raw: RawClient, timeout: float) -> Status:
         db_size_in_use=told.db_size_in_use,
         db_quota=told.db_quota,
         errors=tuple(told.errors),
+        term=told.raft_term,
     )
 
 

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from torchetcd._credentials import find_credentials
+from torchetcd._etcd_address import parse_addresses
 from torchetcd._names import prefix_path, run_segment
 from torchetcd.cli._exits import Failure
 from torchetcd.etcd import EtcdConnectionFailed
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FILE = click.Path(exists=True, dir_okay=False)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, whose error says what is allowed."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number and check it."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = float("nan")
+        # Of what is no number every comparison is false.
+        if not (self.min or 0) <= seconds <= (self.max or float("inf")):
+            self.fail(f"{value!r} is not a number from {self.min:g} to {self.max:g}.", param, ctx)
+        return seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +100,14 @@ def target_of(given: dict[str, Any], **other: Any) -> Target:
     return Target(**{**chosen, "json": False, **other})
 
 
+def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        parse_addresses(value, 2379, "http")
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    return value
+
+
 def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
         prefix_path(value)
@@ -88,12 +116,22 @@ def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> st
     return value
 
 
-def _run(_context: click.Context, _argument: click.Parameter, value: str) -> str:
+def check_run(run: str | None) -> str | None:
+    """Check a run's id, where one was given.
+
+    Raises:
+        click.BadParameter: if it cannot be one.
+    """
     try:
-        run_segment(value)
+        if run is not None:
+            run_segment(run)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
-    return value
+    return run
+
+
+def _run(_context: click.Context, _argument: click.Parameter, value: str | None) -> str | None:
+    return check_run(value)
 
 
 _OPTIONS = (
@@ -104,12 +142,13 @@ _OPTIONS = (
         default="localhost:2379",
         show_default=True,
         metavar="HOST:PORT,...",
+        callback=_endpoint,
         help="etcd's endpoints, separated by commas. [TORCHETCD_ENDPOINT]",
     ),
     click.option(
         "--protocol",
         envvar="TORCHETCD_PROTOCOL",
-        type=click.Choice(["http", "https"]),
+        type=click.Choice(["http", "https"], case_sensitive=False),
         help="For endpoints that do not say it: http, but https with --ca-cert or --cert. "
         "[TORCHETCD_PROTOCOL]",
     ),
@@ -148,7 +187,7 @@ _OPTIONS = (
     click.option(
         "--timeout",
         envvar="TORCHETCD_TIMEOUT",
-        type=click.FloatRange(0.1, 86400),
+        type=Seconds(0.1, 86400),
         default=10.0,
         show_default=True,
         help="Seconds that a call to etcd may take. [TORCHETCD_TIMEOUT]",
@@ -170,7 +209,10 @@ def with_target(command: _Command) -> _Command:
             source = click.get_current_context().get_parameter_source("endpoint")
             if source is not ParameterSource.DEFAULT:
                 raise
-            message = f"{str(exc).rstrip('.')}; no other one was given by --endpoint or TORCHETCD_ENDPOINT."
+            message = (
+                f"{str(exc).rstrip('.')}; set --endpoint or TORCHETCD_ENDPOINT "
+                "(localhost:2379 is the default)."
+            )
             raise Failure(message) from None
 
     made: Any = called
@@ -185,3 +227,12 @@ def run_argument(command: _Command) -> _Command:
     from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
 
     return click.argument("run", metavar="RUN", callback=_run, shell_complete=complete_run)(command)
+
+
+def optional_run(command: _Command) -> _Command:
+    """Give a command the argument RUN, which may be left out."""
+    from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
+
+    return click.argument(
+        "run", metavar="[RUN]", required=False, callback=_run, shell_complete=complete_run
+    )(command)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from torchetcd._closed import how_it_ended
 from torchetcd._missing import still_needed
+from torchetcd._naming import denied_as, share_a_host
 from torchetcd._sequences import compact
 from torchetcd._words import ago, clock, count, duration, plain
 from torchetcd.cli._output import cell, heading, table
@@ -93,6 +94,8 @@ def age_of(run: Run) -> float | None:
 def details(run: Run) -> RenderableType:
     """Show all that is known of a run."""
     parts: list[RenderableType] = [_facts(run)]
+    everybody = [*run.members, *run.joined, *run.waiting, *run.spares, *run.missing]
+    ids = share_a_host(everybody)
     for title, nodes, columns in (
         ("Members", run.members, _MEMBER),
         ("Joined", run.joined, _JOINED),
@@ -101,7 +104,8 @@ def details(run: Run) -> RenderableType:
         ("Missing: members of the last complete round", run.missing, _MISSING),
     ):
         if nodes:
-            parts += [Text(), heading(f"{title} ({len(nodes)})"), _nodes(run, nodes, columns)]
+            shown = _nodes(run, nodes, columns, ids=ids)
+            parts += [Text(), heading(f"{title} ({len(nodes)})"), shown]
     if run.denied:
         parts += [Text(), heading(f"Denied ({len(run.denied)})"), _denied(run)]
     if run.rounds:
@@ -186,6 +190,8 @@ _Column = tuple[str, Callable[["Run", "Node"], object]]
 
 _RANK: _Column = ("RANK", lambda _, node: node.rank)
 _HOST: _Column = ("HOST", lambda _, node: node.host)
+# By which one of several nodes of a host can be named.
+_ID: _Column = ("ID", lambda _, node: node.id)
 _PID: _Column = ("PID", lambda _, node: node.pid)
 _NODE_ID: _Column = ("NODE ID", lambda _, node: node.node_id)
 _INFRA: _Column = ("INFRA", lambda _, node: node.infra_rank)
@@ -216,14 +222,18 @@ _MISSING = (_RANK, _HOST, _PID, _NODE_ID, _DOMAIN, _ALIVE)
 _OPTIONAL = (_NODE_ID, _INFRA, _DOMAIN, _ADDRESS, _SINCE, _GIVES_UP, _LEASE)
 
 
-def _nodes(run: Run, nodes: Sequence[Node], columns: Sequence[_Column]) -> Table:
+def _nodes(
+    run: Run, nodes: Sequence[Node], columns: Sequence[_Column], *, ids: bool = False
+) -> Table:
     # A column in which nothing is known only takes place: 80 have to do.
     shown = [
         column
         for column in columns
         if column not in _OPTIONAL or any(column[1](run, node) not in (None, "") for node in nodes)
     ]
-    made = table(*(name for name, _ in shown), right=("RANK", "PID", "INFRA", "GIVES UP IN"))
+    if ids:
+        shown.insert(shown.index(_PID) + 1, _ID)
+    made = table(*(name for name, _ in shown), right=("RANK", "PID", "ID", "INFRA", "GIVES UP IN"))
     for node in nodes:
         made.add_row(*(cell(value(run, node)) for _, value in shown))
     return made
@@ -233,7 +243,7 @@ def _denied(run: Run) -> Table:
     made = table("NAME", "BY", "WHEN", "REASON")
     for denial in run.denied:
         when = ago(denial.at, run.observed_at)
-        made.add_row(cell(denial.name), cell(denial.by), cell(when), cell(denial.reason))
+        made.add_row(cell(denied_as(denial)), cell(denial.by), cell(when), cell(denial.reason))
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchetcd._closed import how_it_ended
+from torchetcd._naming import denied_as
 from torchetcd._words import count, plain
 from torchetcd.aio import Event, Node, Run
 from torchetcd.aio import _model as model
@@ -21,7 +22,7 @@ _MOVES = (model.Joined, model.Left, model.Opened, model.Reopened, model.LastCall
 def _what(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one line for each kind of event
     match event:
         case model.Snapshot():
-            return _snapshot(event.run)
+            return state_sentence(event.run)
         case model.Joined():
             return f"{who(event.node)} joined"
         case model.Waiting():
@@ -44,13 +45,18 @@ def _what(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one line for each ki
             return f"closed by {plain(event.by)}: {how_it_ended(event.text, event.reason)}"
         case model.Denied():
             by = f"by decision of {plain(event.by)}: {plain(event.reason)}"
-            return f"{plain(event.name)} may not join, {by}"
+            return f"{_denied(event)} may not join, {by}"
         case model.Allowed():
             return f"{plain(event.name)} may join again"
         case model.Gone():
             return "nothing of the run is left"
         case _:  # of a newer version
             return type(event).__name__
+
+
+def _denied(event: model.Denied) -> str:
+    known = [denied_as(denial) for denial in event.run.denied if denial.name == event.name]
+    return known[0] if known else plain(event.name)
 
 
 def who(node: Node) -> str:
@@ -62,7 +68,8 @@ def who(node: Node) -> str:
     return f"{name}, rank {node.rank})" if node.rank is not None else f"{name})"
 
 
-def _snapshot(run: Run) -> str:
+def state_sentence(run: Run) -> str:
+    """Say what a run is."""
     if run.state == "none":
         return "nothing of the run is there yet"
     if run.state == "closed" and run.closed is not None:

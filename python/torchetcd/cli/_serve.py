@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -13,20 +15,34 @@ from torchetcd.cli._output import write_json_line
 from torchetcd.etcd_server import EtcdServer
 
 
-@click.command()
+@click.command(short_help="Run a local etcd for trying things out.")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False),
     help="Where the data is, and stays; a temporary directory without it.",
 )
+@click.option(
+    "--host",
+    default="localhost",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where it listens: a name or address of this machine, or 0.0.0.0 for all of them.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The port at which it listens, 2379 being etcd's own; a free one without it.",
+)
 @click.option("--json", is_flag=True, help="Print JSON.")
-def serve(data_dir: str | None, *, json: bool) -> int:
-    """Run an etcd on the loopback interface until Ctrl-C, for trying things out.
+def serve(data_dir: str | None, host: str, port: int, *, json: bool) -> int:
+    """Run an etcd until Ctrl-C, for trying things out.
 
-    Everybody on this machine can use it.
+    It has no users and no TLS: everybody who reaches it can use it. That is everybody on this machine
+    unless --host says otherwise.
     """
     ended = threading.Event()
-    server = EtcdServer(data_dir)
+    server = EtcdServer(data_dir, host=host, port=port)
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         ended.set()
@@ -39,6 +55,8 @@ def serve(data_dir: str | None, *, json: bool) -> int:
             write_json_line({"endpoint": endpoint})
         else:
             print(_WELCOME.format(endpoint=endpoint), flush=True)
+        if not _is_loopback(host):
+            print(_OPEN, file=sys.stderr, flush=True)
         # In pieces, so that a signal's handler runs at once on every platform.
         while not ended.wait(0.5):
             server._check_running()
@@ -50,6 +68,18 @@ def serve(data_dir: str | None, *, json: bool) -> int:
             signal.signal(signum, handler)
     return OK
 
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_OPEN = (
+    "torchetcd: whoever reaches this port can read and change all that is in this etcd: it has no "
+    "users and no TLS."
+)
 
 _WELCOME = """\
 etcd listens on {endpoint}, until Ctrl-C. In another terminal:

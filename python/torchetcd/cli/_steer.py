@@ -1,87 +1,106 @@
-"""The commands that change a run: `close`, `reopen`, `evict`, `allow`, `purge`."""
+"""The commands that change runs as a whole: `close`, `reopen`, `purge`."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from torchetcd._words import count, listed, plain
-from torchetcd.aio import RunNotFoundError
-from torchetcd.cli._exits import OK, Failure
-from torchetcd.cli._look import not_found
-from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, run_argument, with_target
-from torchetcd.cli._output import documents, write_json
-from torchetcd.cli._sentences import who
-
-_REASON = click.option(
-    "--reason", required=True, metavar="TEXT", help="Why, for whoever asks later."
+from torchetcd._words import count, plain
+from torchetcd.aio import Client
+from torchetcd.cli._exits import OK
+from torchetcd.cli._options import Target, optional_run, run_argument, with_target
+from torchetcd.cli._output import write_json
+from torchetcd.cli._several import (
+    Which,
+    ask,
+    by_option,
+    choose,
+    do,
+    do_all,
+    failures,
+    reason_option,
+    some_runs,
+    which_options,
+    yes_option,
 )
-_BY = click.option("--by", metavar="NAME", help="Who does it; user@host unless given.")
-_YES = click.option(
-    "-y", "--yes", is_flag=True, help="Do not ask. Needed where nobody can be asked."
-)
 
 
-def _ask(target: Target, question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone.
-
-    Raises:
-        click.UsageError: if nobody can be asked.
-        click.Abort: if the answer is not yes.
-    """
-    if yes:
-        return
-    if target.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        message = "Nobody can be asked here (no terminal, or --json): give --yes to go on."
-        raise click.UsageError(message)
-    if not click.confirm(question, err=True):
-        message = "Nothing was changed."
-        raise Failure(message)
-
-
-def _do(target: Target, run: str, method: str, **arguments: Any) -> Any:
-    """Call a method of the client."""
-
-    async def call() -> Any:
-        async with target.client() as client:
-            return await getattr(client, method)(run, prefix=target.prefix, **arguments)
-
-    try:
-        return wait(call())
-    except RunNotFoundError:
-        raise not_found(target, run) from None
-
-
-@click.command()
-@run_argument
-@_REASON
-@_BY
-@_YES
+@click.command(short_help="Close a run for all its nodes.")
+@optional_run
+@which_options
+@reason_option
+@by_option
+@yes_option
 @with_target
-def close(target: Target, run: str, reason: str, by: str | None, *, yes: bool) -> int:
-    """Close a run: every node in it, and every one that joins, ends with RendezvousClosedError."""
-    _ask(target, f"Close run '{plain(run)}' for all its nodes?", yes=yes)
-    changed = _do(target, run, "close_run", reason=reason, by=by)
+def close(  # noqa: PLR0913 - options of a command
+    target: Target,
+    run: str | None,
+    reason: str,
+    by: str | None,
+    match: str | None,
+    *,
+    every: bool,
+    yes: bool,
+) -> int:
+    """Close a run: every node in it, and every one that joins, ends with RendezvousClosedError.
+
+    With --all or --match several runs are closed.
+    """
+    which = Which(every, match)
+    if bool(which) == (run is not None):
+        message = "Give one of RUN, --all and --match."
+        raise click.UsageError(message)
+    if run is None:
+        return _close_all(target, which, reason, by, yes=yes)
+    ask(target, f"Close run '{plain(run)}' for all its nodes?", yes=yes)
+    changed = do(target, run, "close_run", reason=reason, by=by)
     if target.json:
         write_json({"run": run, "changed": changed})
-    elif changed:
-        print(f"Run '{plain(run)}' is closed.")
     else:
-        print(f"Run '{plain(run)}' was closed already: nothing was changed.")
+        print(_closed(run, changed=changed))
     return OK
 
 
+def _closed(run: str, *, changed: bool) -> str:
+    if changed:
+        return f"Run '{plain(run)}' is closed."
+    return f"Run '{plain(run)}' was closed already: nothing was changed."
+
+
+def _close_all(target: Target, which: Which, reason: str, by: str | None, *, yes: bool) -> int:
+    found = choose(target, which)
+    to_close = [run for run in found if run.state in ("open", "final")]
+    if to_close:
+        ask(target, f"Close {some_runs(to_close)} for all their nodes?", yes=yes)
+
+    async def call(client: Client, run: str) -> Any:
+        return await client.close_run(run, reason, by, target.prefix)
+
+    outcomes = do_all(target, [run.id for run in to_close], call)
+    if target.json:
+        told = [
+            {"run": outcome.run, "changed": bool(outcome.result), "error": outcome.error}
+            for outcome in outcomes
+        ]
+        write_json({"runs": told})
+    elif not to_close:
+        print("None of these runs is open: nothing was changed.")
+    else:
+        for outcome in outcomes:
+            if outcome.error is None:
+                print(_closed(outcome.run, changed=outcome.result))
+    return failures(outcomes)
+
+
 @click.command()
 @run_argument
-@_REASON
-@_BY
+@reason_option
+@by_option
 @with_target
 def reopen(target: Target, run: str, reason: str, by: str | None) -> int:
     """Take the close of a run back: nodes can join its next round."""
-    changed = _do(target, run, "reopen_run", reason=reason, by=by)
+    changed = do(target, run, "reopen_run", reason=reason, by=by)
     if target.json:
         write_json({"run": run, "changed": changed})
     elif changed:
@@ -93,62 +112,13 @@ def reopen(target: Target, run: str, reason: str, by: str | None) -> int:
 
 @click.command()
 @run_argument
-@click.argument("node", metavar="NODE")
-@_REASON
-@_BY
-@click.option(
-    "--no-deny", is_flag=True, help="Let it come back, which it does at once where it still runs."
-)
-@_YES
-@with_target
-def evict(  # noqa: PLR0913 - options of a command
-    target: Target, run: str, node: str, reason: str, by: str | None, *, no_deny: bool, yes: bool
-) -> int:
-    """Take a node out of a run, and let it not come back.
-
-    NODE is a host name, a node_id, or the 16 hex digits of one node. The others form the next round
-    without it.
-    """
-    _ask(target, f"Take {plain(node)} out of run '{plain(run)}'?", yes=yes)
-    gone = _do(target, run, "evict", node=node, reason=reason, by=by, deny=not no_deny)
-    if target.json:
-        write_json({"run": run, "denied": not no_deny, "nodes": documents(list(gone))})
-        return OK
-    names = listed(who(one) for one in gone)
-    was = f"{names} {'is' if len(gone) == 1 else 'are'} out of run '{plain(run)}'"
-    if not gone:
-        was = f"No node of run '{plain(run)}' is {plain(node)} at the moment"
-    print(
-        f"{was}{'.' if no_deny else f', and {plain(node)} may not join until `torchetcd allow`.'}"
-    )
-    return OK
-
-
-@click.command()
-@run_argument
-@click.argument("node", metavar="NODE")
-@with_target
-def allow(target: Target, run: str, node: str) -> int:
-    """Let a node that was evicted join again."""
-    changed = _do(target, run, "allow", name=node)
-    if target.json:
-        write_json({"run": run, "name": node, "changed": changed})
-    elif changed:
-        print(f"{plain(node)} may join run '{plain(run)}' again.")
-    else:
-        print(f"{plain(node)} was not denied in run '{plain(run)}': nothing was changed.")
-    return OK
-
-
-@click.command()
-@run_argument
 @click.option("--force", is_flag=True, help="Also while nodes are there, which then fail.")
-@_YES
+@yes_option
 @with_target
 def purge(target: Target, run: str, *, force: bool, yes: bool) -> int:
     """Delete all that etcd has of a run."""
-    _ask(target, f"Delete all that etcd has of run '{plain(run)}'?", yes=yes)
-    deleted = _do(target, run, "purge", force=force)
+    ask(target, f"Delete all that etcd has of run '{plain(run)}'?", yes=yes)
+    deleted = do(target, run, "purge", force=force)
     if target.json:
         write_json({"run": run, "deleted": deleted})
     else:

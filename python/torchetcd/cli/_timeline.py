@@ -29,14 +29,7 @@ _STYLES = {
 
 def notes(timeline: Timeline) -> list[str]:
     """Say what the timeline does not show."""
-    if timeline.problem:
-        return [plain(timeline.problem)]
-    if timeline.complete:
-        return []
-    return [
-        f"What was before revision {timeline.complete_from} of etcd is compacted away: of that only "
-        "completed rounds are known."
-    ]
+    return [plain(timeline.problem)] if timeline.problem else []
 
 
 _NODE_EVENTS = {

@@ -34,7 +34,7 @@ def as_png(timeline: Timeline) -> bytes:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - only here
     except ModuleNotFoundError:
-        message = "A picture needs the Python package matplotlib: pip install matplotlib (or take --html)."
+        message = "A picture needs matplotlib: pip install 'torchetcd[plot]' (or use --html)."
         raise Failure(message) from None
     drawn = lanes_of(timeline)
     figure = Figure(figsize=(11, min(_TALLEST, 1.6 + 0.26 * len(drawn.lanes))), dpi=110)
