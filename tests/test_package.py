@@ -94,6 +94,7 @@ class TestNames:
             ("etcd_rendezvous_backend", "create_backend", "params"),
             ("etcd_server", "EtcdServer", "data_dir"),
             ("etcd_server", "find_free_port", ""),
+            ("etcd_server", "stop_etcd", "subprocess data_dir"),
             ("etcd_store", "EtcdStore", "etcd_client etcd_store_prefix timeout"),
         ],
     )

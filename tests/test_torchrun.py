@@ -18,7 +18,8 @@ from torchetcd.etcd_server import EtcdServer
 from torchrun_helpers import PATIENCE_S, Job
 from whole_process import Zygote
 
-TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "examples" / "train.py"
 pytestmark = pytest.mark.timeout(400)
 
 # All ranks add 1 in each step until a file tells rank 0 to end it.
@@ -120,6 +121,25 @@ def test_one_two_one_three_nodes(job: Job, tmp_path: Path) -> None:
     stop.touch()
     for agent in [first, *more]:
         agent.end()
+
+
+@pytest.mark.slow(10)
+def test_a_store_before_the_group(job: Job) -> None:
+    """As the page for migrations has it, for programs that use the store before they make a group."""
+    page = (ROOT / "docs" / "how-to" / "migrate.md").read_text()
+    begins = page.split("### A store before the group", 1)[1].split("```python\n", 1)[1]
+    script = job.script(
+        begins.split("```")[0]
+        + """
+assert store.get(f"from {1 - dist.get_rank()}") == b"hello"
+dist.barrier()
+print("met", flush=True)
+dist.destroy_process_group()
+"""
+    )
+    agents = [job.agent("2", script, max_restarts=0) for _ in range(2)]
+    for agent in agents:
+        assert "met" in agent.end()
 
 
 @pytest.mark.slow(30)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _DEFAULT_PORT = 2379
-_DEFAULT_TTL = 7200
 # The lease counts in seconds, so renewing it more often would gain nothing.
 _RENEW_AFTER_S = 1.0
 # How often a write is sent whose answer is lost every time.
@@ -57,6 +56,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
         ttl: How many seconds the state lives after it was last set; two hours unless given.
     """
 
+    _DEFAULT_TTL = 7200
+
     def __init__(
         self, client: Client, run_id: str, key_prefix: str | None = None, ttl: int | None = None
     ) -> None:
@@ -67,7 +68,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._client = as_client(client)
         name = run_segment(str(run_id))
         self._key = f"{key_prefix}/{name}" if key_prefix else name
-        self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        self._ttl = ttl if ttl and ttl > 0 else self._DEFAULT_TTL
         self._lease = 0
         self._lease_renewed = 0.0
         self._lease_process = -1

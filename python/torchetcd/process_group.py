@@ -140,6 +140,8 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Etc
         group = group._replace(timeout_s=timeout.total_seconds() if timeout else _DEFAULT_TIMEOUT_S)
     node = _node(group)
     version, place, world_size = node.rendezvous_barrier()
+    # Nobody listens here.
+    node._port.release()
     rank = place if group.rank is None else group.rank
     store = _store(node, version, "store", timeout)
     _claim(node, version, group, rank)
