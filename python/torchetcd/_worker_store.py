@@ -42,6 +42,9 @@ _logger = logging.getLogger(__name__)
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
+#: One for all groups of this process, so that a group that is made again needs no connection of its own.
+_clients: dict[tuple[Any, ...], Client] = {}
+
 #: Whether what this process forks is asked whether it is a worker.
 _asks_forked: list[bool] = []
 
@@ -195,6 +198,7 @@ def rendezvous(
     # torch tells how long to wait where it wants a store for a process group. Its RPC has names of its own.
     name = "rpc" if timeout is None else _next_group(client, described, rank, world)
     store = _open(client, described, name, timeout)
+    store._replaces_the_last("rpc" if timeout is None else "group of workers")
     _logger.info(
         "The worker of rank %d uses the etcd store %s of round %d.", rank, name, described.round
     )
@@ -218,16 +222,23 @@ def _client(described: Description) -> Client:
     from torchetcd.etcd import Client  # noqa: PLC0415 - only a worker needs it
 
     user, password, password_file = find_credentials(described.user, None)
-    cert = described.ssl_cert
-    return Client(
-        ",".join(described.endpoints),
-        read_timeout=described.read_timeout,
-        cert=(cert, described.ssl_cert_key or cert) if cert else None,
-        ca_cert=described.ca_cert,
-        username=user,
-        password=password,
-        password_file=password_file,
+    known_by = (
+        *(",".join(described.endpoints), described.read_timeout),
+        *(described.ca_cert, described.ssl_cert, described.ssl_cert_key),
+        *(user, password, password_file),
     )
+    if known_by not in _clients:
+        cert = described.ssl_cert
+        _clients[known_by] = Client(
+            ",".join(described.endpoints),
+            read_timeout=described.read_timeout,
+            cert=(cert, described.ssl_cert_key or cert) if cert else None,
+            ca_cert=described.ca_cert,
+            username=user,
+            password=password,
+            password_file=password_file,
+        )
+    return _clients[known_by]
 
 
 def _open(
