@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -160,6 +162,39 @@ def test_scale_down(job: Job, tmp_path: Path) -> None:
         agent.end()
     assert leaving.process.wait(PATIENCE_S) != 0
     assert "got signal" in leaving.text()
+
+
+@pytest.mark.slow(20)
+def test_an_agent_is_killed_and_its_worker_lives_on(job: Job, tmp_path: Path) -> None:
+    """The worker, which has the port of its world still, ends when its peers have left that world."""
+    script = job.script("import os; print('pid', os.getpid(), flush=True)\n" + STEPS)
+    stop = tmp_path / "stop"
+    agents = [job.agent("1:3", script, stop) for _ in range(2)]
+    eventually(lambda: any("world 2\n" in agent.text() for agent in agents), PATIENCE_S)
+    first = next(agent for agent in agents if "world 2\n" in agent.text())
+    (other,) = (agent for agent in agents if agent is not first)
+    orphan = int(re.findall(r"pid (\d+)", first.text())[-1])
+    try:
+        # That of rank 0.
+        first.process.kill()
+        other.await_text("world 1\n")
+        job.agent("1:3", script, stop)
+        other.await_text("world 2\n")
+        eventually(lambda: not _is_there(orphan), PATIENCE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+    stop.touch()
+    other.end()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # Who is to reap it is no business of this test.
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_signal_ends_an_agent_in_the_barrier(job: Job, tmp_path: Path) -> None:
