@@ -303,7 +303,7 @@ class EtcdStore(Store):
         That of a subclass has the same attributes; its `__init__` is not called.
         """
         clone = type(self).__new__(type(self))
-        vars(clone).update(vars(self))
+        clone.__dict__.update(self.__dict__)
         clone._begin(self.client, self.prefix, self._native, self.timeout)
         self._family.add(clone)
         clone._family = self._family
