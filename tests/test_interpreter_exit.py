@@ -188,6 +188,51 @@ threading.Thread(target=tell).start()
     eventually(lambda: not _of_nodes(client, run_id), LONG_TTL / 4)
 
 
+@pytest.mark.parametrize(
+    "signum", [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+)
+def test_a_signal_ends_a_node_in_the_barrier(
+    signum: signal.Signals, zygote: Zygote, client: Client, run_id: str
+) -> None:
+    """A closed terminal, what Slurm sends before the end of the time: the lease is given back."""
+    source = f"""{PRELUDE}
+import resource, signal
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for number in {[int(signum), int(signal.SIGINT)]}:
+    signal.signal(number, signal.SIG_DFL)
+handler = new_handler(2)
+say("ready")
+handler.next_rendezvous()
+"""
+    program = Program(zygote, source, client.port, run_id, LONG_TTL)
+    assert program.line() == "ready"
+    eventually(lambda: _of_nodes(client, run_id))
+    program.signal(signum)
+    code, errors = program.end()
+    assert code == -signum
+    check_errors(errors)
+    eventually(lambda: not _of_nodes(client, run_id), LONG_TTL / 4)
+
+
+def test_a_signal_that_is_ignored(zygote: Zygote, client: Client, run_id: str) -> None:
+    """As `nohup` has it."""
+    source = f"""{PRELUDE}
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+handler = new_handler(2)
+say("ready")
+handler.next_rendezvous()
+"""
+    program = Program(zygote, source, client.port, run_id, LONG_TTL)
+    assert program.line() == "ready"
+    eventually(lambda: _of_nodes(client, run_id))
+    program.signal(signal.SIGHUP)
+    program.signal(signal.SIGTERM)
+    code, errors = program.end()
+    assert code == -signal.SIGTERM
+    check_errors(errors)
+
+
 def test_an_end_while_etcd_is_silent(zygote: Zygote, client: Client, run_id: str) -> None:
     """Taking leave has a limit: whoever ends does not wait for an etcd that is not there."""
     source = f"""{PRELUDE}

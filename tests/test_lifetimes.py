@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -214,6 +217,78 @@ def test_the_store_of_a_round_outlives_its_handler(etcd_server: EtcdServer, pref
     # An error, and no crash.
     with pytest.raises(RuntimeError, match="Not implemented|pure virtual"):
         below.get("k")
+
+
+# What a process holds that makes a group again and again.
+GROUPS = """
+import gc, json, os, sys
+import torch.distributed as dist
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torchetcd.etcd_rendezvous import create_rdzv_handler
+from torchetcd.etcd_store import EtcdStore
+
+port, job, method, groups = *sys.argv[1:4], int(sys.argv[4])
+if method == "env://":
+    # The agent and its worker in one.
+    handler = create_rdzv_handler(RendezvousParameters(
+        "etcd-v3", f"127.0.0.1:{port}", job, 1, 1, local_addr="127.0.0.1", last_call_timeout=0,
+        worker_store="etcd",
+    ))
+    master = handler.next_rendezvous().bootstrap_store_info
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": job, "MASTER_ADDR": master.master_addr,
+        "MASTER_PORT": str(master.master_port),
+    }
+found = []
+for number in range(groups):
+    dist.init_process_group("gloo", init_method=method, rank=0, world_size=1)
+    store = dist.distributed_c10d._get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    assert isinstance(store, EtcdStore), store
+    del store
+    dist.barrier()
+    dist.destroy_process_group()
+    gc.collect()
+    if number >= groups // 2:
+        holds = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("task", "fd")]
+        found.append([*holds, len(EtcdStore._open)])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow(10)
+@pytest.mark.parametrize("method", ["env://", "etcd-v3://127.0.0.1:{port}/{job}"])
+def test_groups_that_are_made_anew(
+    method: str, etcd_server: EtcdServer, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread, connection or store for each: C++ says nothing of those of a group that is destroyed."""
+    for name in ("RANK", "WORLD_SIZE", "ROLE_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    port = str(etcd_server.get_port())
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPS, port, run_id, method.format(port=port, job=run_id), "30"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert max(found) == min(found), found
+    assert found[0][-1] < 25
+
+
+def test_clones_go_with_their_store(client: Client, prefix: str) -> None:
+    """Those of a round are let go of when eight more rounds' handlers have gone; C++ makes clones."""
+    before = set(EtcdStore._open)
+    for number in range(20):
+        store = EtcdStore(client, f"{prefix}/{number}")
+        store.clone().clone()
+        store._give_up()
+    del store
+    gc.collect()
+    assert len(EtcdStore._open - before) == 8 * 3
 
 
 def test_servers(prefix: str) -> None:

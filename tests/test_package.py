@@ -34,10 +34,13 @@ TORCHS_OWN = "torch.distributed.elastic.rendezvous.registry"
 OURS = "torchetcd._registration"
 
 
-def _run(source: str, **env: str) -> subprocess.CompletedProcess[str]:
+def _run(source: str | Path, folder: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a text or a file as a program."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHETCD_", "TORCH_"))}
+    program = [str(source)] if isinstance(source, Path) else ["-c", source]
     return subprocess.run(
-        [sys.executable, "-c", source],
+        [sys.executable, *program],
+        cwd=folder,
         env=inherited | env,
         capture_output=True,
         text=True,
@@ -91,6 +94,7 @@ class TestNames:
             ("etcd_rendezvous_backend", "create_backend", "params"),
             ("etcd_server", "EtcdServer", "data_dir"),
             ("etcd_server", "find_free_port", ""),
+            ("etcd_server", "stop_etcd", "subprocess data_dir"),
             ("etcd_store", "EtcdStore", "etcd_client etcd_store_prefix timeout"),
         ],
     )
@@ -200,6 +204,105 @@ class TestRegistration:
         (tmp_path / "etcd" / "member").mkdir(parents=True)
         shown, _ = self._registry(python_etcd=str(tmp_path))
         assert shown["etcd"] == OURS
+
+
+class TestImportOfTorch:
+    """Where torchetcd is installed torch loads a part of it, and must come to no harm by it."""
+
+    @pytest.mark.parametrize("kind", ["file", "package"])
+    @pytest.mark.parametrize("of_agent", ["", "yes"])
+    def test_another_module_of_the_name(self, tmp_path: Path, kind: str, of_agent: str) -> None:
+        """Such as a script of the user's."""
+        hides = tmp_path / ("torchetcd.py" if kind == "file" else "torchetcd/__init__.py")
+        hides.parent.mkdir(exist_ok=True)
+        hides.write_text("print('was run')\n")
+        done = _run("import torch; print('imported')", tmp_path, TORCHETCD_WORKER_STORE=of_agent)
+        assert done.stdout == "imported\n"
+        assert (f"{hides} hides the installed package torchetcd" in done.stderr) == bool(of_agent)
+
+    def test_a_script_of_the_name_runs_once(self, tmp_path: Path) -> None:
+        script = tmp_path / "torchetcd.py"
+        script.write_text("""
+print("begins")
+import torch.distributed as dist, torch.distributed.elastic.rendezvous
+try:
+    dist.init_process_group("gloo", init_method="etcd-v3://localhost/job", rank=0, world_size=1)
+except ImportError as exc:
+    print(exc)
+""")
+        done = _run(script, tmp_path)
+        assert done.stdout.splitlines() == [
+            "begins", f"{script} hides the installed package torchetcd: give it another name.",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("missing", ["register_rendezvous_handler", "_rendezvous_handlers"])
+    def test_a_torch_that_cannot_be_told(self, missing: str) -> None:
+        """The only one of both that torch promises is the first."""
+        source = f"""
+import torch.distributed, sys
+rendezvous = sys.modules["torch.distributed.rendezvous"]
+del rendezvous.{missing}
+import torchetcd_entry
+torchetcd_entry.autoload()
+print("went on")
+"""
+        told = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCHETCD_WORKER_STORE": "yes"}
+        done = _run(source, **told)
+        assert done.stdout == "went on\n"
+        assert done.stderr.startswith("torchetcd cannot serve this process")
+        assert missing in done.stderr or "handler of env:// can be replaced" in done.stderr
+
+    def test_a_torch_whose_names_cannot_be_taken_over(self) -> None:
+        source = """
+import logging
+logging.basicConfig(format="%(name)s: %(message)s")
+from torch.distributed.elastic.rendezvous import rendezvous_handler_registry as registry
+class Other:
+    def register(self, name, creator):
+        print("registered", name)
+import torch.distributed.elastic.rendezvous.api as api
+import torch.distributed.elastic.rendezvous as package
+package.rendezvous_handler_registry = api.rendezvous_handler_registry = Other()
+import torchetcd
+torchetcd.register(override=True)
+"""
+        done = _run(source)
+        assert done.stdout == "registered etcd-v3\n"
+        assert "'etcd' and 'etcd-v2', so they stay its own: use 'etcd-v3'" in done.stderr
+
+    def test_it_costs_next_to_nothing(self) -> None:
+        """No module of the package is loaded."""
+        source = """
+import sys, torch
+print([name for name in sys.modules if name.startswith("torchetcd")])
+"""
+        assert _run(source).stdout == "['torchetcd_entry']\n"
+
+    def test_an_end_without_use_loads_nothing(self) -> None:
+        """The end of the interpreter is no time to begin with the native half."""
+        source = """
+import atexit, sys
+atexit.register(lambda: print("torchetcd._torchetcd" in sys.modules))
+import torchetcd.etcd_store
+"""
+        assert _run(source).stdout == "False\n"
+
+    def test_the_package_is_cheap_alone(self) -> None:
+        """What the version is found with takes ten times as long as all else."""
+        source = """
+import sys
+import torchetcd
+print("importlib.metadata" in sys.modules, bool(torchetcd.__version__))
+from torchetcd import __version__
+print(__version__ == torchetcd.__version__, "importlib.metadata" in sys.modules)
+try:
+    torchetcd.nothing
+except AttributeError as exc:
+    print(exc)
+"""
+        assert _run(source).stdout.splitlines() == [
+            "False True", "True True", "module 'torchetcd' has no attribute 'nothing'",
+        ]  # fmt: skip
 
 
 def test_the_table_of_parameters() -> None:

@@ -195,3 +195,14 @@ class TestRendezvous:
         # Two of three meet; which ones is no matter.
         members[0].start("join")
         check_agreement([node.finish(50) for node in (members[0], spare)])
+
+    def test_between_two_runs_of_one_name(
+        self, etcd: Restartable, client: Client, run: Run
+    ) -> None:
+        """A closed run is as little known to an etcd without data as any other."""
+        for _ in range(3):
+            nodes = run.nodes(2)
+            join_all(nodes)
+            assert run.control()["round"] == 1
+            assert nodes[0].call("shutdown") is True
+            etcd.wipe()

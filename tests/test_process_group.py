@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,12 +256,22 @@ class TestGroup:
         assert all_do(processes, total) == [2, 2]
 
     def test_a_rank_that_two_have(self, processes: list[Process], url: str) -> None:
-        url += "?rank=0&world_size=2&timeout=20"
-        for process in processes:
-            process.start(first_step, url)
-        told = [process.finish() for process in processes]
-        assert sum("have rank 0: give each its own" in text for text in told) == 1, told
-        assert told.count("") == 1
+        """All are told, also who has a rank of its own: it would wait for the one that nobody has."""
+        pids = sorted(process.call(own_pid) for process in processes)
+        processes.append(Process())
+        for process, rank in zip(processes, (0, 0, 1), strict=True):
+            process.start(first_step, f"{url}?rank={rank}&world_size=3&timeout={PATIENCE_S}")
+        told = {process.finish() for process in processes}
+        assert len(told) == 1, told
+        (text,) = told
+        assert re.search(
+            r"have rank 0, \S+ \(pid \d+\) and \S+ \(pid \d+\): give each its own", text
+        )
+        assert sorted(map(int, re.findall(r"pid (\d+)", text))) == pids
+        # None of it is left.
+        for rank, process in enumerate(processes):
+            process.start(first_step, f"{url}?rank={rank}&world_size=3&timeout={PATIENCE_S}")
+        assert [process.finish() for process in processes] == ["", "", ""]
 
     def test_a_process_that_does_not_come(self, url: str) -> None:
         began = time.monotonic()
@@ -334,6 +345,10 @@ def await_loss() -> None:
 
     (_, node), *_ = process_group._nodes.values()
     eventually(node._node.broken, PATIENCE_S)
+
+
+def own_pid() -> int:
+    return os.getpid()
 
 
 def first_step(url: str) -> str:

@@ -114,9 +114,9 @@ class TestWheel:
             f"{info}/licenses/LICENSE": "",
             "torchetcd/_torchetcd.abi3.so": "x" * size,
         }
-        for file in (ROOT / "python" / "torchetcd").rglob("*"):
+        for file in (ROOT / "python").rglob("*"):
             if file.suffix in {".py", ".pyi"} or file.name == "py.typed":
-                texts[f"torchetcd/{file.relative_to(ROOT / 'python/torchetcd').as_posix()}"] = ""
+                texts[file.relative_to(ROOT / "python").as_posix()] = ""
         if more:
             texts[more] = ""
         texts.pop(without, None)
@@ -132,6 +132,7 @@ class TestWheel:
         ("wrong", "said"),
         [
             ({"without": "torchetcd/py.typed"}, "lacks .*py.typed"),
+            ({"without": "torchetcd_entry.py"}, "lacks .*torchetcd_entry.py"),
             ({"without": "torchetcd/_torchetcd.abi3.so"}, "0 extensions"),
             ({"more": "tests/conftest.py"}, "tests/conftest.py"),
             ({"size": check_wheel.MOST_WHEEL}, "more than 6"),

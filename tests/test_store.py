@@ -583,6 +583,26 @@ class TestFailures:
         assert clone.get("k") == b"v"
         clone.close()
 
+    def test_a_clone_of_a_subclass(self, client: Client, prefix: str) -> None:
+        class Counting(EtcdStore):
+            def __init__(self, *args: object) -> None:
+                super().__init__(*args)
+                self.hits = 0
+
+            def set(self, key: str, value: str) -> None:
+                self.hits += 1
+                super().set(key, value)
+
+        with Counting(client, prefix) as store:
+            store.set("k", "v")
+            with store.clone() as clone:
+                assert type(clone) is Counting
+                clone.set("k", "w")
+                assert (clone.hits, store.hits) == (2, 1)
+                # As C++ does it.
+                dist.PrefixStore("p", clone).set("k", "x")
+                assert clone.hits == 3
+
     def test_closed_client(self, etcd_server, prefix: str) -> None:
         client = etcd_server.get_client()
         with opened(client, prefix) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 
 import pytest
 import torch
@@ -75,6 +76,33 @@ def _check(results: list[list[float]], world: int) -> None:
 def test_gloo(client: Client, prefix: str, world: int, kind: str) -> None:
     results = in_processes(world, _train, world, client.port, prefix, kind, "gloo")
     _check(results, world)
+
+
+def _group_with_a_timeout(rank: int, port: int, prefix: str) -> tuple[str, float]:
+    store = EtcdStore(Client(port=port), prefix, seconds(60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=seconds(60))
+    error, began = "", time.monotonic()
+    if rank == 0:
+        try:
+            # The other one does not come.
+            dist.new_group([0, 1], timeout=seconds(2))
+        except dist.DistStoreError as exc:
+            error = str(exc)
+        store.set("over", "")
+    else:
+        store.get("over")
+    took = time.monotonic() - began
+    # And the group of all goes on.
+    dist.barrier()
+    dist.destroy_process_group()
+    return error, took
+
+
+def test_a_group_with_a_timeout_of_its_own(client: Client, prefix: str) -> None:
+    """It is over with its own, and not with that of the group of all: as with a TCPStore."""
+    (error, took), _ = in_processes(2, _group_with_a_timeout, client.port, prefix)
+    assert "timeout after 2000ms" in error
+    assert 1.9 < took < 50
 
 
 def test_nccl(client: Client, prefix: str) -> None:

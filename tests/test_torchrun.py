@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ from torchetcd.etcd_server import EtcdServer
 from torchrun_helpers import PATIENCE_S, Job
 from whole_process import Zygote
 
-TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "examples" / "train.py"
 pytestmark = pytest.mark.timeout(400)
 
 # All ranks add 1 in each step until a file tells rank 0 to end it.
@@ -122,6 +125,25 @@ def test_one_two_one_three_nodes(job: Job, tmp_path: Path) -> None:
         agent.end()
 
 
+@pytest.mark.slow(10)
+def test_a_store_before_the_group(job: Job) -> None:
+    """As the page for migrations has it, for programs that use the store before they make a group."""
+    page = (ROOT / "docs" / "how-to" / "migrate.md").read_text()
+    begins = page.split("### A store before the group", 1)[1].split("```python\n", 1)[1]
+    script = job.script(
+        begins.split("```")[0]
+        + """
+assert store.get(f"from {1 - dist.get_rank()}") == b"hello"
+dist.barrier()
+print("met", flush=True)
+dist.destroy_process_group()
+"""
+    )
+    agents = [job.agent("2", script, max_restarts=0) for _ in range(2)]
+    for agent in agents:
+        assert "met" in agent.end()
+
+
 @pytest.mark.slow(30)
 @pytest.mark.skipif(
     "rdzv_handler.shutdown" in inspect.getsource(LocalElasticAgent._shutdown),
@@ -140,6 +162,39 @@ def test_scale_down(job: Job, tmp_path: Path) -> None:
         agent.end()
     assert leaving.process.wait(PATIENCE_S) != 0
     assert "got signal" in leaving.text()
+
+
+@pytest.mark.slow(20)
+def test_an_agent_is_killed_and_its_worker_lives_on(job: Job, tmp_path: Path) -> None:
+    """The worker, which has the port of its world still, ends when its peers have left that world."""
+    script = job.script("import os; print('pid', os.getpid(), flush=True)\n" + STEPS)
+    stop = tmp_path / "stop"
+    agents = [job.agent("1:3", script, stop) for _ in range(2)]
+    eventually(lambda: any("world 2\n" in agent.text() for agent in agents), PATIENCE_S)
+    first = next(agent for agent in agents if "world 2\n" in agent.text())
+    (other,) = (agent for agent in agents if agent is not first)
+    orphan = int(re.findall(r"pid (\d+)", first.text())[-1])
+    try:
+        # That of rank 0.
+        first.process.kill()
+        other.await_text("world 1\n")
+        job.agent("1:3", script, stop)
+        other.await_text("world 2\n")
+        eventually(lambda: not _is_there(orphan), PATIENCE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+    stop.touch()
+    other.end()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # Who is to reap it is no business of this test.
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_signal_ends_an_agent_in_the_barrier(job: Job, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from torchetcd import _worker_store
-from torchetcd._autoload import use_worker_store
+from torchetcd._env_handler import use_worker_store
 from torchetcd._worker_process import WORKER_STORE, this_process
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler

@@ -54,8 +54,8 @@ def check_wheel(path: Path, *, native: bool = True) -> None:
         metadata = HeaderParser().parsestr(wheel.read(f"{info}/METADATA").decode())
         entries = wheel.read(f"{info}/entry_points.txt").decode()
     modules = {
-        f"torchetcd/{file.relative_to(ROOT / 'python/torchetcd').as_posix()}"
-        for file in (ROOT / "python" / "torchetcd").rglob("*")
+        file.relative_to(ROOT / "python").as_posix()
+        for file in (ROOT / "python").rglob("*")
         if file.suffix in {".py", ".pyi", ".typed"} or file.name == "py.typed"
     }
     require(modules <= names, f"{path.name} lacks {sorted(modules - names)}")

@@ -5,14 +5,23 @@ The modules have the names they have in `torch.distributed.elastic.rendezvous`: 
 Importing this package imports neither torch nor starts a thread.
 """
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
-
 from torchetcd._registration import register
 
 __all__ = ["__version__", "register"]
 
-try:
-    __version__ = _version("torchetcd")
-except PackageNotFoundError:  # run from a source tree
-    __version__ = "0+unknown"
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    # Agents have no use for it, and most of what their import takes would be this one.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        found = version("torchetcd")
+    except PackageNotFoundError:  # run from a source tree
+        found = "0+unknown"
+    globals()["__version__"] = found
+    return found

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 _logger = logging.getLogger(__name__)
@@ -56,26 +56,6 @@ def _source_of_route(family: int, target: tuple[object, ...]) -> str | None:
         sock.connect(target)
         return str(sock.getsockname()[0])
     return None
-
-
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """Reserve a free TCP port for as long as the block runs.
-
-    Workers listen on it when this node becomes rank 0. torch picks the port after the barrier and
-    leaves it free from then on (torch `get_free_port`); here nobody else gets it during the barrier.
-    """
-    with socket.socket(socket.AF_INET6 if _has_ipv6() else socket.AF_INET) as sock:
-        sock.bind(("", 0))
-        yield sock.getsockname()[1]
-
-
-def _has_ipv6() -> bool:
-    # A dual-stack socket reserves the port for both families.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::", 0))
-        return sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
-    return False
 
 
 def host_name(fallback: str) -> str:

@@ -42,31 +42,46 @@ def _leave(node: Rendezvous) -> None:
     _under_way.discard(node)
 
 
-@contextlib.contextmanager
-def leaving_on_sigterm(leave: Callable[[], None]) -> Iterator[None]:
-    """Leave before SIGTERM ends the process, where nobody handles that signal.
+#: What schedulers, terminals and people end a program with. Python makes an exception of SIGINT.
+_ENDING = (
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 
-    torch's agent handles it from the moment that it has started workers (torch
-    `multiprocessing/api.py`, `PContext.start`). Until then, so in its first barrier, the signal
-    would end it without a word to the peers.
+
+@contextlib.contextmanager
+def leaving_on_signals(leave: Callable[[], None]) -> Iterator[None]:
+    """Leave before a signal ends the process, where nobody handles it; it ends as it would.
+
+    torch's agent handles some of them from the moment that it has started workers (torch
+    `multiprocessing/api.py`, `PContext.start`). Until then, so in its first barrier, they would end
+    it without a word to the peers.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    unhandled = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    if not unhandled or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(signum: int, _frame: object) -> None:
         # First, so that a second signal ends the process at once.
-        signal.signal(signum, signal.SIG_DFL)
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
         leave()
         os.kill(os.getpid(), signum)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in unhandled:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in unhandled:
+            if signal.getsignal(number) is end:
+                signal.signal(number, signal.SIG_DFL)
 
 
 #: Longer than a node takes to leave.
@@ -77,10 +92,12 @@ _SETTLE_S = 0.05
 
 @atexit.register
 def _end() -> None:
-    from torchetcd._torchetcd import begin_end, shutdown  # noqa: PLC0415 - only where it was used
-
+    native = sys.modules.get("torchetcd._torchetcd")
+    if native is None:
+        # Nothing of it was used, and this is no time to begin.
+        return
     # Other threads run on while this one waits: none of them may join again.
-    begin_end()
+    native.begin_end()
     for leaving in list(_leaving):
         leaving()
     # Nodes that another thread was just letting go of.
@@ -88,7 +105,7 @@ def _end() -> None:
     while _under_way and time.monotonic() < deadline:
         time.sleep(0.002)
     # A native thread that outlives the interpreter can crash it.
-    shutdown()
+    native.shutdown()
     if len(sys._current_frames()) > 1:
         # What waited in a store is not woken any more. A daemon thread that has its answer already
         # must get out of torch's C++ before the interpreter ends: there pybind11 takes the GIL in a

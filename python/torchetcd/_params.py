@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchetcd import _torchrun
 from torchetcd._credentials import Credentials, find_credentials
+from torchetcd._master_port import parse_ports
 from torchetcd._ranks import RANK_ORDERS, check_ranks, label, rank_of_infra
 
 if TYPE_CHECKING:
@@ -265,6 +266,13 @@ PARAMETERS = (
         "`etcd` is a store in etcd (docs/how-to/no-tcpstore.md).",
     ),
     Parameter(
+        ("master_port",),
+        None,
+        parse_ports,
+        "The port at which workers meet when this node is rank 0 (`MASTER_PORT`), or the first and the last "
+        "of several, such as `29500-29599`: at least one for each agent on a host. Without it any free port.",
+    ),
+    Parameter(
         ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
     ),
     Parameter(
@@ -306,6 +314,7 @@ class Options:
     password_file: str | None
     read_timeout: int
     worker_store: str
+    master_port: range | None
 
     def __init__(self, values: dict[str, Any]) -> None:
         # No NamedTuple: the class of one this long takes a millisecond to make, in every agent.

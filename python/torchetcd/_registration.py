@@ -69,7 +69,14 @@ def _take_over(*, explicit: bool) -> None:
         )
         return
     # `register` refuses to replace a creator (torch `api.py`); there is no public way to do it.
-    registry = rendezvous_handler_registry._registry
+    registry = getattr(rendezvous_handler_registry, "_registry", None)
+    if not isinstance(registry, dict):
+        _logger.warning(
+            "This torch lets nobody take over its rendezvous backends %s, so they stay its own: use '%s'.",
+            names,
+            BACKEND,
+        )
+        return
     for name in LEGACY_BACKENDS:
         registry[name] = create_handler
     _logger.info("torchetcd serves the rendezvous backends %s: %s.", names, reason)

@@ -20,8 +20,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from torchetcd._autoload import use_worker_store
 from torchetcd._credentials import find_credentials
+from torchetcd._env_handler import use_worker_store
 from torchetcd._worker_process import (
     WORKER_STORE,
     claim,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+
+#: One for all groups of this process, so that a group that is made again needs no connection of its own.
+_clients: dict[tuple[Any, ...], Client] = {}
 
 #: Whether what this process forks is asked whether it is a worker.
 _asks_forked: list[bool] = []
@@ -87,7 +90,7 @@ def check(options: Options) -> None:
         os.register_at_fork(after_in_child=claim)
         _asks_forked.append(True)
     found = any(
-        entry.value.startswith("torchetcd.") for entry in entry_points(group="torch.backends")
+        entry.value.startswith("torchetcd") for entry in entry_points(group="torch.backends")
     )
     if not found or os.environ.get(_AUTOLOAD, "1") != "1":
         reason = f"{_AUTOLOAD} is not 1" if found else "torchetcd is not installed as a package"
@@ -195,6 +198,7 @@ def rendezvous(
     # torch tells how long to wait where it wants a store for a process group. Its RPC has names of its own.
     name = "rpc" if timeout is None else _next_group(client, described, rank, world)
     store = _open(client, described, name, timeout)
+    store._replaces_the_last("rpc" if timeout is None else "group of workers")
     _logger.info(
         "The worker of rank %d uses the etcd store %s of round %d.", rank, name, described.round
     )
@@ -218,16 +222,23 @@ def _client(described: Description) -> Client:
     from torchetcd.etcd import Client  # noqa: PLC0415 - only a worker needs it
 
     user, password, password_file = find_credentials(described.user, None)
-    cert = described.ssl_cert
-    return Client(
-        ",".join(described.endpoints),
-        read_timeout=described.read_timeout,
-        cert=(cert, described.ssl_cert_key or cert) if cert else None,
-        ca_cert=described.ca_cert,
-        username=user,
-        password=password,
-        password_file=password_file,
+    known_by = (
+        *(",".join(described.endpoints), described.read_timeout),
+        *(described.ca_cert, described.ssl_cert, described.ssl_cert_key),
+        *(user, password, password_file),
     )
+    if known_by not in _clients:
+        cert = described.ssl_cert
+        _clients[known_by] = Client(
+            ",".join(described.endpoints),
+            read_timeout=described.read_timeout,
+            cert=(cert, described.ssl_cert_key or cert) if cert else None,
+            ca_cert=described.ca_cert,
+            username=user,
+            password=password,
+            password_file=password_file,
+        )
+    return _clients[known_by]
 
 
 def _open(

@@ -30,11 +30,12 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd import _counts
-from torchetcd._address import host_name, local_address, reserved_port
+from torchetcd._address import host_name, local_address
 from torchetcd._closed import SHUTDOWN
 from torchetcd._ending import Ending, ending_now, under_way
 from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
-from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
+from torchetcd._lifecycle import leave_at_end, leaving_on_signals
+from torchetcd._master_port import MasterPort
 from torchetcd._names import prefix_path, run_segment
 from torchetcd._observe import ObservedBarrier, serve_metrics_if_asked
 from torchetcd._params import Options, default_options, make_client, parse_options
@@ -124,6 +125,7 @@ class EtcdRendezvous:
         self._num_min_workers = num_min_workers
         self._num_max_workers = num_max_workers
         self._timeout = timeout
+        self._last_call_timeout = last_call_timeout
         self._host = local_address(self.client.endpoints)
         self._node = Rendezvous(
             self.client._native,
@@ -145,6 +147,7 @@ class EtcdRendezvous:
             domain=options.domain,
             node_id=options.node_id,
         )
+        self._port = MasterPort(options.master_port)
         self._told_why = False
         self._news: str | None = None
         self._in_barrier = threading.Lock()
@@ -192,7 +195,7 @@ class EtcdRendezvous:
         observed = ObservedBarrier(
             self._run_id, self._node, self._num_min_workers, self._num_max_workers
         )
-        with observed, reserved_port() as port, leaving_on_sigterm(self._node.leave):
+        with observed, self._port.reserved() as port, leaving_on_signals(self._node.leave):
             self._told_why = False
             self._node.join(local_addr or self._host, port)
             try:
@@ -208,6 +211,8 @@ class EtcdRendezvous:
                 self._node.leave()
                 raise
             observed.completed(version, rank, world_size)
+            if rank == 0:
+                self._port.keep()
         if remark := self._node.remark():
             _logger.warning("Run '%s', round %d: %s.", self._run_id, version, remark)
         return version, rank, world_size, RendezvousStoreInfo(addr, master_port)
@@ -251,6 +256,7 @@ class EtcdRendezvous:
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
         self._node.leave()
+        self._port.release()
 
     def get_path(self, path: str) -> str:
         """Return the etcd key of `path` within this run."""

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _DEFAULT_PORT = 2379
-_DEFAULT_TTL = 7200
 # So much of the TTL may be gone when the lease is renewed; it counts in seconds. A renewal is a call
 # between the state's being read and its being written, in which another node can be first.
 _RENEW_AFTER = 0.01
@@ -68,6 +67,8 @@ class EtcdRendezvousBackend(RendezvousBackend):
         ttl: How many seconds the state lives after it was last set; two hours unless given.
     """
 
+    _DEFAULT_TTL = 7200
+
     def __init__(
         self, client: Client, run_id: str, key_prefix: str | None = None, ttl: int | None = None
     ) -> None:
@@ -78,7 +79,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
         self._client = as_client(client)
         name = run_segment(str(run_id))
         self._key = f"{key_prefix}/{name}" if key_prefix else name
-        self._ttl = ttl if ttl and ttl > 0 else _DEFAULT_TTL
+        self._ttl = ttl if ttl and ttl > 0 else self._DEFAULT_TTL
         # When a state was last handed out, and how many writes were lost since one was not.
         self._told = time.monotonic()
         self._losses = 0

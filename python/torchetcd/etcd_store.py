@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from torch.distributed import Store
 
@@ -63,8 +64,8 @@ class EtcdStore(Store):
     with it its client, whose connection is shared by all stores that were made with it. A store that
     was written to also keeps one lease in etcd, which is renewed every 20 minutes and runs out an
     hour after the process ended. It has no thread or connection of its own. A program that makes
-    stores again and again closes them. The store of a round is kept for as long as its handler is,
-    and for some more: until eight more of handlers that are gone have come.
+    stores again and again closes them. The store of a round is kept for as long as its handler is, that
+    of a process group until the next one, and both for some more: until eight more such have come.
 
     A store can be used by several threads, and in a forked child, which connects by itself.
 
@@ -81,8 +82,10 @@ class EtcdStore(Store):
 
     # See "kept until `close`" above.
     _open: set[EtcdStore] = set()  # noqa: RUF012 - mypy knows no ClassVar of the class itself
-    #: Stores of rounds whose handlers are gone, the newest last.
+    #: Stores of rounds whose handlers are gone and of groups that were made anew, the newest last.
     _given_up: deque[EtcdStore] = deque()  # noqa: RUF012 - likewise
+    #: The store of each purpose that has one after the other.
+    _latest: dict[str, EtcdStore] = {}  # noqa: RUF012 - likewise
 
     #: What the store was made with.
     client: Any
@@ -116,6 +119,8 @@ class EtcdStore(Store):
         self.client = client
         self.prefix = prefix if prefix.endswith("/") else f"{prefix}/"
         self._native: NativeStore = native
+        #: Itself and its clones. C++ makes them without a word, and lets go of them so.
+        self._family: WeakSet[EtcdStore] = WeakSet((self,))
         if timeout is not None:
             self.set_timeout(timeout)
         self._open.add(self)
@@ -143,7 +148,14 @@ class EtcdStore(Store):
         self._given_up.append(self)
         while len(self._given_up) > _GIVEN_UP:
             with contextlib.suppress(IndexError):  # another thread was faster
-                self._open.discard(self._given_up.popleft())
+                self._open.difference_update(self._given_up.popleft()._family)
+
+    def _replaces_the_last(self, purpose: str) -> None:
+        """Keep the store that this process had for the same purpose no longer than a given-up one."""
+        last = self._latest.get(purpose)
+        self._latest[purpose] = self
+        if last is not None:
+            last._give_up()
 
     def __enter__(self) -> EtcdStore:
         """Close the store at the end of a `with` block."""
@@ -286,5 +298,13 @@ class EtcdStore(Store):
         return True
 
     def clone(self) -> EtcdStore:
-        """Return another store of the same keys, with a timeout of its own; `close` that too."""
-        return self._of_round(self.client, self.prefix, self._native, self.timeout)
+        """Return another store of the same keys, with a timeout of its own; `close` that too.
+
+        That of a subclass has the same attributes; its `__init__` is not called.
+        """
+        clone = type(self).__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        clone._begin(self.client, self.prefix, self._native, self.timeout)
+        self._family.add(clone)
+        clone._family = self._family
+        return clone

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torchetcd
 from torchetcd import _counts
 
 if TYPE_CHECKING:
@@ -128,8 +129,6 @@ def _histogram(bounds: Iterable[float], classes: list[int], seconds: float) -> d
 
 
 def _values() -> dict[str, dict[tuple[str, ...], Any]]:
-    import torchetcd  # noqa: PLC0415 - this module is a part of it
-
     native = _counts.native()
     values: dict[str, dict[tuple[str, ...], Any]] = {metric.name: {} for metric in METRICS}
     values["build_info"][torchetcd.__version__,] = 1

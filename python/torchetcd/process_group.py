@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from torchetcd._autoload import SCHEME, register_schemes
 from torchetcd._params import Options, parse_options
+from torchetcd_entry import SCHEME, register_schemes
 
 if TYPE_CHECKING:
     from torchetcd.etcd import Client
@@ -30,6 +31,8 @@ _logger = logging.getLogger(__name__)
 #: Apart from torchrun's runs, so that a job may have the name of the run that its workers are of.
 DEFAULT_PREFIX = "/torchetcd/groups"
 _DEFAULT_TIMEOUT_S = 600
+#: What says that all ranks are taken, or which one twice and by whom.
+_CLAIMED = "claimed"
 
 #: Those of the handler's parameters that mean something here. What is secret stays out of URLs.
 _OPTIONS = (
@@ -140,9 +143,12 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Etc
         group = group._replace(timeout_s=timeout.total_seconds() if timeout else _DEFAULT_TIMEOUT_S)
     node = _node(group)
     version, place, world_size = node.rendezvous_barrier()
+    # Nobody listens here.
+    node._port.release()
     rank = place if group.rank is None else group.rank
     store = _store(node, version, "store", timeout)
-    _claim(node, version, group, rank)
+    store._replaces_the_last(group.job)
+    _claim(node, version, group, rank, world_size)
     _logger.info("Job '%s': rank %d of %d, in round %d.", group.job, rank, world_size, version)
     yield store, rank, world_size
     message = f"A store of {SCHEME}:// cannot be made anew by the same rendezvous."
@@ -195,15 +201,23 @@ def _store(node: EtcdRendezvous, version: int, name: str, timeout: timedelta | N
     return EtcdStore._of_round(node.client, prefix, native, timeout)
 
 
-def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int) -> None:
-    with _store(node, version, "ranks", None) as claims:
-        if claims.add(str(rank), 1) == 1:
-            return
-    node.leave()
-    message = (
-        f"Two processes of the job '{group.job}' have rank {rank}: give each its own, or none any."
-    )
-    raise RuntimeError(message)
+def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int, world_size: int) -> None:
+    """Take a rank, and wait until all are taken: if two processes want one, nobody else may wait for them."""
+    timeout = timedelta(seconds=group.timeout_s or _DEFAULT_TIMEOUT_S)
+    # Two containers may have one name, and the same process in them.
+    me = f"{node._name()}\n{secrets.token_hex(8)}"
+    with _store(node, version, "ranks", timeout) as claims:
+        other = claims.compare_set(str(rank), "", me).decode(errors="replace")
+        if other != me:
+            who = " and ".join(sorted(name.partition("\n")[0] for name in (me, other)))
+            claims.set(_CLAIMED, f"{rank}, {who}")
+        elif claims.add("claims", 1) == world_size:
+            claims.set(_CLAIMED, "")
+        twice = claims.get(_CLAIMED).decode(errors="replace")
+    if twice:
+        node.leave()
+        message = f"Two processes of the job '{group.job}' have rank {twice}: give each its own, or none any."
+        raise RuntimeError(message)
 
 
 def _query(text: str) -> dict[str, str]:

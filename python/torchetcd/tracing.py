@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from torchetcd import __version__
+import torchetcd
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -78,4 +78,4 @@ def _tracer() -> Tracer | None:
     # Who has set up a tracer provider has loaded it. To load it for nobody would cost each agent more than
     # all else that it does until it joins.
     trace = sys.modules.get("opentelemetry.trace")
-    return trace.get_tracer("torchetcd", __version__) if trace is not None else None
+    return trace.get_tracer("torchetcd", torchetcd.__version__) if trace is not None else None

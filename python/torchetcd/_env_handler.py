@@ -1,40 +1,17 @@
-"""What torch calls at the end of its own import (entry point group `torch.backends`, torch 2.5 and later).
+"""The place of torch's handler of `env://`, for workers of agents with `worker_store=etcd`.
 
-Every `import torch` pays for this where torchetcd is installed, so it only leaves two functions with torch;
-everything else is imported when one of them is called. It must not fail either: torch would not import.
+Workers import it in their `import torch`, so everything else waits until a group is made.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from torchetcd._worker_process import WORKER_STORE, claim
-
-SCHEME = "etcd-v3"
-
-
-def register_schemes() -> None:
-    """Make `init_method="etcd-v3://..."` known, and `env://` use an agent's store where there is one.
-
-    Raises:
-        RuntimeError: if an agent has said which store to use, and this torch cannot be told.
-    """
-    # There by now, unless torch was built without it.
-    rendezvous = sys.modules.get("torch.distributed.rendezvous")
-    if rendezvous is None:
-        return
-    handlers = getattr(rendezvous, "_rendezvous_handlers", None)
-    if handlers is None or SCHEME not in handlers:
-        rendezvous.register_rendezvous_handler(SCHEME, _by_url)
-    if os.environ.get(WORKER_STORE):
-        # Now, because what this process starts from here on must know that it is not meant.
-        claim()
-        use_worker_store()
+from torchetcd._worker_process import WORKER_STORE
 
 
 def use_worker_store() -> None:
@@ -49,7 +26,7 @@ def use_worker_store() -> None:
     handlers = getattr(rendezvous, "_rendezvous_handlers", None)
     if not isinstance(handlers, dict) or "env" not in handlers:
         message = (
-            f"{WORKER_STORE} is set, but this torch has no handler of env:// that could be replaced: "
+            "worker_store=etcd needs a torch whose handler of env:// can be replaced, and this one has none: "
             "set worker_store=tcp (the default) in the rendezvous configuration of the agents."
         )
         raise RuntimeError(message)
@@ -70,11 +47,3 @@ def use_worker_store() -> None:
             yield from torchs(url, **given, **kwargs)
 
     handlers["env"] = by_environment
-
-
-def _by_url(
-    url: str, timeout: timedelta | None = None, **_kwargs: Any
-) -> Iterator[tuple[Any, int, int]]:
-    from torchetcd.process_group import rendezvous  # noqa: PLC0415 - heavy
-
-    yield from rendezvous(url, timeout)
