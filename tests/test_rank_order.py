@@ -12,10 +12,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from rendezvous_helpers import Node, Run, check_agreement, join_all
 from torchetcd._params import parse_options
+from torchetcd._ranks import RANK_VARIABLES as VARIABLES
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
-
-VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RANK")
 
 
 @pytest.fixture(autouse=True)

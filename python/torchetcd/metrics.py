@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torchetcd import _counts
+from torchetcd._environment import METRICS_PORT
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -282,6 +283,6 @@ def _ports(text: str) -> range:
     except ValueError:
         ports = range(0)
     if not ports or not 0 <= ports[0] <= ports[-1] <= 65535:
-        message = f"{_counts.METRICS_PORT} must be a port, 0 for any, or first-last, not {text!r}."
+        message = f"{METRICS_PORT.name} must be a port, 0 for any, or first-last, not {text!r}."
         raise ValueError(message)
     return ports

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from torchetcd import __version__
+from torchetcd._environment import DEBUG
 from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
@@ -18,7 +19,6 @@ from torchetcd.cli._look import runs, show, why
 from torchetcd.cli._serve import serve
 from torchetcd.cli._steer import allow, close, evict, purge, reopen
 
-_DEBUG = "TORCHETCD_DEBUG"
 _EPILOG = (
     "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why) or "
     "something is wrong (doctor); 5 the run is closed (why); 130 interrupted."
@@ -76,7 +76,7 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as exc:
-        if os.environ.get(_DEBUG) == "1":
+        if DEBUG.is_on():
             raise
         text = str(exc) or type(exc).__name__
         return _failed(_sentence(text), ERROR)
