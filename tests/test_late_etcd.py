@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from certificates import Authority
 from conftest import eventually
 from etcd_auth import CHEAP, Users
+from etcd_cluster import Cluster
 from etcd_restart import Restartable
 from torchetcd import _waiting
 from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
@@ -71,10 +73,33 @@ def test_it_comes_later(
     handler.shutdown()
 
 
+@pytest.mark.slow(10)
 @EITHER
-def test_it_never_comes(caplog: pytest.LogCaptureFixture, close_timeout: int) -> None:
+def test_most_of_it_comes_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, close_timeout: int
+) -> None:
+    """A member that waits for the others answers, but reads nothing."""
+    monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
+    with Cluster() as cluster, ThreadPoolExecutor(1) as pool:
+        endpoint = cluster.members[0].get_endpoint()
+        for number in (1, 2):
+            cluster.hit(number, signal.SIGSTOP)
+        try:
+            made = pool.submit(_handler, endpoint, close_timeout=close_timeout)
+            eventually(lambda: len(_warnings(caplog)) >= 2, 60)
+            assert not made.done()
+        finally:
+            cluster.resume()
+        handler = made.result(60)
+        assert handler.next_rendezvous().world_size == 1
+        handler.shutdown()
+
+
+@EITHER
+@pytest.mark.parametrize("host", ["127.0.0.1", "does-not-exist.invalid"])
+def test_it_never_comes(caplog: pytest.LogCaptureFixture, host: str, close_timeout: int) -> None:
     with find_free_port() as sock:
-        endpoint = f"127.0.0.1:{sock.getsockname()[1]}"
+        endpoint = f"{host}:{sock.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(RendezvousConnectionError) as raised:
             _handler(endpoint, join_timeout=2, close_timeout=close_timeout)
