@@ -67,8 +67,8 @@ def test_it_comes_later(
         handler = made.result(60)
     assert handler.next_rendezvous().world_size == 1
     for line in _warnings(caplog):
-        assert line.startswith("Run 'late': etcd is not there yet. It is waited for, since ")
-        assert " for 600 s at most: " in line
+        assert line.startswith("Run 'late': etcd has not answered for ")
+        assert " s. It is waited for up to 600 s. etcd did not answer within " in line
         assert restartable.endpoint in line
     handler.shutdown()
 
@@ -106,7 +106,7 @@ def test_it_never_comes(caplog: pytest.LogCaptureFixture, host: str, close_timeo
         waited = time.monotonic() - began
     assert 2 <= waited < AT_ONCE_S
     assert endpoint in str(raised.value)
-    assert "; etcd was waited for, for " in str(raised.value)
+    assert " (etcd was waited for " in str(raised.value)
     assert isinstance(raised.value.__cause__, EtcdConnectionFailed)
     # Nobody had to be told of so short a wait.
     assert not _warnings(caplog)

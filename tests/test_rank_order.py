@@ -141,6 +141,14 @@ class TestParameters:
         assert parse_options({}).infra_rank == 3
         assert parse_options({"rank_order": "infra"}).infra_rank == 3
 
+    @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"])
+    def test_mpirun_within_a_batch_step(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """The step's own number is 0 for all that mpirun starts, and the cluster's image says NODE_RANK."""
+        for step in ("SLURM_PROCID", "NODE_RANK"):
+            monkeypatch.setenv(step, "0")
+        monkeypatch.setenv(name, "3")
+        assert parse_options({"rank_order": "infra"}).infra_rank == 3
+
     def test_the_variable_that_is_no_number_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_PROCID", "seven")
         monkeypatch.setenv("GROUP_RANK", "7")

@@ -72,12 +72,12 @@ def wait_for_etcd(
         now = time.monotonic()
         if now - started >= patience_s:
             raise RendezvousConnectionError(
-                f"{str(failure).rstrip('.')}; etcd was waited for, for {now - started:.0f} s in all"
+                f"{str(failure).rstrip('.')} (etcd was waited for {now - started:.0f} s in all)"
             ) from (failure.__cause__ or failure)
         if now >= warn_at:
             warn_at = now + _NO_ETCD_S
             _logger.warning(
-                "Run '%s': etcd is not there yet. It is waited for, since %.0f s and for %.0f s at most: %s",
+                "Run '%s': etcd has not answered for %.0f s. It is waited for up to %.0f s. %s",
                 run_id,
                 now - started,
                 patience_s,
