@@ -106,6 +106,22 @@ class TestSources:
         use(_parameters(server.get_endpoint(), prefix))
 
     @BOTH
+    def test_a_file_that_a_parameter_names(
+        self,
+        server: EtcdServer,
+        users: Users,
+        prefix: str,
+        environment: pytest.MonkeyPatch,
+        tmp_path: Path,
+        use: Use,
+    ) -> None:
+        """A path is no secret. It comes before all of the environment."""
+        file = tmp_path / "password"
+        file.write_text(f"{PASSWORD}\n")
+        environment.setenv("TORCHETCD_PASSWORD", "of somebody else")
+        use(_parameters(server.get_endpoint(), prefix, user=USER, password_file=str(file)))
+
+    @BOTH
     def test_parameters_come_before_the_environment(
         self,
         server: EtcdServer,
@@ -147,6 +163,11 @@ class TestRefused:
             ({}, {"USER": "me", "PASSWORD_FILE": "bytes"}, "holds no UTF-8 text"),
             ({}, {"USER": "me", "PASSWORD": "secret\udcff"}, "must be text that UTF-8 can hold"),
             ({"user": "me", "password": "secret\udcff"}, {}, "must be text that UTF-8 can hold"),
+            ({"user": "me", "password": "secret", "password_file": "good"}, {}, "Both 'password'"),
+            ({"user": "me", "password_file": "/no/such"}, {}, "'password_file' cannot be read"),
+            ({"password_file": "good"}, {}, "without a user .* the parameter 'password_file'"),
+            ({}, {"PASSWORD": "secret"}, "without a user .* it comes from TORCHETCD_PASSWORD"),
+            ({"user": "me"}, {}, "set TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD"),
         ],
     )
     def test_what_cannot_be(
@@ -246,7 +267,7 @@ class TestObjects:
         handler.shutdown()
 
     def test_a_failure_of_the_connection(self) -> None:
-        params = _parameters(NOWHERE, user="me", password="secret", read_timeout=1, close_timeout=1)
+        params = _parameters(NOWHERE, user="me", password="secret", read_timeout=1, join_timeout=1)
         for use in (_handler, _backend):
             with pytest.raises(RendezvousConnectionError) as caught:
                 use(params)

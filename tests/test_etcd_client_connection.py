@@ -140,8 +140,9 @@ class TestConnection:
             with pytest.raises(etcd.EtcdConnectionFailed, match=r"0\.2 s"):
                 lost.read("/x")
 
-    def test_no_timeout(self, etcd_server: EtcdServer) -> None:
-        with etcd_server.get_client(read_timeout=0) as client:
+    @pytest.mark.parametrize("seconds", [0, 10**19, 1e300, float("inf")])
+    def test_no_timeout(self, etcd_server: EtcdServer, seconds: float) -> None:
+        with etcd_server.get_client(read_timeout=seconds) as client:
             client.write("/x", "y")
             assert client.read("/x").value == "y"
 

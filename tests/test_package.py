@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
 import torchetcd
+from torchetcd._environment import VARIABLES
 from torchetcd._params import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
@@ -305,8 +306,8 @@ except AttributeError as exc:
         ]  # fmt: skip
 
 
-def test_the_table_of_parameters() -> None:
-    """`python tools/parameters.py` writes it."""
+def test_the_tables_of_parameters_and_variables() -> None:
+    """`python tools/parameters.py` writes them."""
     written = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "parameters.py"), "--print"],
         capture_output=True,
@@ -314,8 +315,13 @@ def test_the_table_of_parameters() -> None:
         check=True,
     ).stdout
     page = (ROOT / "docs" / "reference" / "parameters.md").read_text(encoding="utf-8")
-    table = page.split("<!-- parameters -->\n", 1)[1].split("<!-- /parameters -->")[0]
-    assert table == written
+    tables = [
+        page.split(f"<!-- {name} -->\n", 1)[1].split(f"<!-- /{name} -->")[0]
+        for name in ("parameters", "variables")
+    ]
+    assert "".join(tables) == written
     for parameter in PARAMETERS:
-        assert all(f"`{name}`" in table for name in parameter.names)
-        assert parameter.meaning in table
+        assert all(f"`{name}`" in tables[0] for name in parameter.names)
+        assert parameter.meaning in tables[0]
+    for variable in VARIABLES:
+        assert f"| `{variable.name}` | {variable.readers} | {variable.meaning} |" in tables[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from handler_helpers import handlers_of
 from torchetcd._params import PARAMETERS, parse_options
-from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd import Client
+from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 
 
@@ -70,6 +72,9 @@ class TestParameters:
         )
         assert (options.keep_alive_ttl, options.run_ttl) == (10, 7200)
         assert (options.etcd_prefix, options.protocol) == ("/torchelastic/p2p", "http")
+        assert parse_options({"ca_cert": __file__}).protocol == "https"
+        assert parse_options({"cert": __file__}).protocol == "https"
+        assert parse_options({"ca_cert": __file__, "protocol": "http"}).protocol == "http"
         assert (options.on_member_loss, options.read_timeout) == ("restart", 60)
         assert (options.if_closed, options.survivor_grace) == ("fail", 60)
         assert parse_options({"timeout": None}) == options
@@ -99,14 +104,30 @@ class TestParameters:
             ("join_timeout", float("inf"), "a whole number of seconds"),
             ("join_timeout", float("nan"), "a whole number of seconds"),
             ("join_timeout", [], "a whole number of seconds"),
+            ("join_timeout", 30.7, "a whole number of seconds"),
+            ("join_timeout", Decimal("30.7"), "a whole number of seconds"),
+            ("join_timeout", 9999999999999999999, "at most 9000000000"),
+            ("join_timeout", "9" * 5000, "at most 9000000000"),
+            ("timeout", 1e300, "at most 9000000000"),
             ("last_call_timeout", "-1", "at least 0"),
+            ("last_call_timeout", 0.9, "a whole number of seconds"),
+            ("last_call_timeout", 10**30, "at most 9000000000"),
+            ("survivor_grace", "9000000001", "at most 9000000000"),
+            ("close_timeout", 10**19, "at most 9000000000"),
+            ("keep_alive_ttl", 10**12, "at most 9000000000 as etcd's leases have"),
+            ("keep_alive_interval", 10**30, "at most 9000000000"),
+            ("keep_alive_max_attempt", 10**30, "at most 9000000000"),
+            ("run_ttl", "9000000001", "at most 9000000000 as etcd's leases have"),
+            ("read_timeout", float("inf"), "at most 9000000000"),
+            ("read_timeout", 10**400, "at most 9000000000"),
+            ("read_timeout", True, "a number of seconds"),
             ("close_timeout", "0", "at least 1"),
             ("keep_alive_ttl", "1", "at least 2"),
             ("keep_alive_interval", "0", "at least 1"),
-            ("keep_alive_max_attempt", "x", "at least 1"),
+            ("keep_alive_max_attempt", "x", "a whole number of attempts, at least 1"),
             ("run_ttl", 1, "at least 2"),
-            ("read_timeout", "0", "at least 1"),
-            ("read_timeout", "ten", "a whole number of seconds"),
+            ("read_timeout", "0", "at least 0.1"),
+            ("read_timeout", "ten", "a number of seconds"),
             ("on_member_loss", "maybe", "restart or ignore"),
             ("protocol", "ftp", "http or https"),
             ("etcd_prefix", "", "a non-empty string"),
@@ -131,8 +152,9 @@ class TestParameters:
         message = str(raised.value)
         assert f"'{name}'" in message
         assert allowed in message
-        # A password is not for the log.
-        assert (str(value) in message) == (name != "password")
+        # A password is not for the log, nor is what nobody reads to the end.
+        assert (str(value)[:100] in message) == (name != "password")
+        assert len(message) < 500
 
     @pytest.mark.parametrize(
         ("argv", "environment", "grace"),
@@ -173,6 +195,45 @@ class TestParameters:
         assert parse_options({"survivor_grace": "7"}).survivor_grace == 7
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.parametrize("seconds", [9_000_000_000, "9000000000", 9e9])
+    def test_what_is_longest(
+        self, make: Callable[..., EtcdRendezvousHandler], seconds: object
+    ) -> None:
+        """All of it works, for as long as etcd itself can think of."""
+        times = ["join_timeout", "survivor_grace", "close_timeout", "keep_alive_ttl", "run_ttl"]
+        handler = make(1, 2**31 - 1, read_timeout=seconds, **dict.fromkeys(times, seconds))
+        info = handler.next_rendezvous()
+        info.store.set("key", "value")
+        assert info.store.get("key") == b"value"
+        assert handler.shutdown()
+
+    def test_a_product_that_is_too_long(self) -> None:
+        config = {"keep_alive_interval": 10**6, "keep_alive_max_attempt": 10**6}
+        with pytest.raises(
+            ValueError, match=r"'keep_alive_max_attempt' must be at most 9000000000"
+        ):
+            parse_options(config)
+
+    def test_whole_numbers_however_they_are_given(self) -> None:
+        options = parse_options(
+            {"join_timeout": 30.0, "read_timeout": "2.5", "run_ttl": Decimal(9)}
+        )
+        assert (options.join_timeout, options.read_timeout, options.run_ttl) == (30, 2.5, 9)
+        assert isinstance(options.join_timeout, int)
+
+    @pytest.mark.parametrize(("least", "most"), [(1, 2**31), (0, 1), (2, 1), (10**30, 10**30)])
+    def test_impossible_numbers_of_nodes(self, least: int, most: int) -> None:
+        with pytest.raises(ValueError, match="1 <= min_nodes <= max_nodes <= 2147483647"):
+            EtcdRendezvous(Client("127.0.0.1", 1), "/p", "run", least, most, 30, 5)
+
+    @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 10**19])
+    def test_impossible_times(self, seconds: float) -> None:
+        """torch's class takes fractions, which must be times all the same."""
+        with pytest.raises(ValueError, match="'timeout' must be a number of seconds, at least 0"):
+            EtcdRendezvous(Client("127.0.0.1", 1), "/p", "run", 1, 1, seconds, 5)
+        with pytest.raises(ValueError, match="'last_call_timeout' must be a number of seconds"):
+            EtcdRendezvous(Client("127.0.0.1", 1), "/p", "run", 1, 1, 30, seconds)
+
     def test_two_names_with_two_values(self) -> None:
         """Torchrun adds timeout=900 to what it is given."""
         assert parse_options({"timeout": 900, "join_timeout": "7"}).join_timeout == 7
@@ -206,7 +267,7 @@ class TestParameters:
         assert not caplog.records
 
     @pytest.mark.parametrize(
-        "endpoint", ["", "host:port", "host:0", "host:65536", "[::1", "http://", "a b"]
+        "endpoint", ["host:port", "host:0", "host:65536", "[::1", "http://", "a b"]
     )
     def test_an_endpoint_that_is_none(self, endpoint: str) -> None:
         with pytest.raises(ValueError, match="endpoint") as raised:

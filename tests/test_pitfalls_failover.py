@@ -153,7 +153,7 @@ class TestErrors:
         with pytest.raises(RendezvousConnectionError) as at_once:
             create_rdzv_handler(
                 RendezvousParameters(
-                    "etcd-v3", endpoints, "run", 1, 1, local_addr="127.0.0.1", close_timeout=12
+                    "etcd-v3", endpoints, "run", 1, 1, local_addr="127.0.0.1", join_timeout=12
                 )
             )
         texts.append(str(at_once.value))

@@ -12,10 +12,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from rendezvous_helpers import Node, Run, check_agreement, join_all
 from torchetcd._params import parse_options
+from torchetcd._ranks import RANK_VARIABLES as VARIABLES
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
-
-VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +139,14 @@ class TestParameters:
         monkeypatch.setenv(name, "0")
         monkeypatch.setattr("sys.argv", ["/bin/torchrun", "--node-rank", "3", "train.py"])
         assert parse_options({}).infra_rank == 3
+        assert parse_options({"rank_order": "infra"}).infra_rank == 3
+
+    @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"])
+    def test_mpirun_within_a_batch_step(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """The step's own number is 0 for all that mpirun starts, and the cluster's image says NODE_RANK."""
+        for step in ("SLURM_PROCID", "NODE_RANK"):
+            monkeypatch.setenv(step, "0")
+        monkeypatch.setenv(name, "3")
         assert parse_options({"rank_order": "infra"}).infra_rank == 3
 
     def test_the_variable_that_is_no_number_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:

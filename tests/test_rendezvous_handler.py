@@ -247,9 +247,7 @@ class TestErrors:
     def test_etcd_cannot_be_reached(self, silent_port: int) -> None:
         endpoint = f"127.0.0.1:{silent_port}"
         with pytest.raises(RendezvousConnectionError) as raised:
-            create_rdzv_handler(
-                RendezvousParameters("etcd", endpoint, "run", 1, 1, close_timeout=1)
-            )
+            create_rdzv_handler(RendezvousParameters("etcd", endpoint, "run", 1, 1, join_timeout=1))
         assert endpoint in str(raised.value)
         assert isinstance(raised.value.__cause__, EtcdConnectionFailed)
         assert endpoint in str(raised.value.__cause__)
@@ -294,6 +292,7 @@ class TestErrors:
             handler.next_rendezvous()
         assert "1 of at least 2 nodes joined, 1 missing" in str(raised.value)
         assert f"(pid {os.getpid()})" in str(raised.value)
+        assert "`torchetcd why " in str(raised.value)
 
 
 class TestEvents:
@@ -373,6 +372,73 @@ class TestLogLines:
             assert member.num_nodes_waiting() == 0
             member._rdzv_impl.leave()
             assert waiting.result(10).world_size == 1
+
+    def test_who_asked_for_no_lines_is_warned(
+        self,
+        make: Callable[..., EtcdRendezvousHandler],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        etcd_server: EtcdServer,
+        run_id: str,
+    ) -> None:
+        """After a minute, and then every five: of what is waited for, and who tells more."""
+        assert (_waiting._FIRST_WARNING_S, _waiting._NEXT_WARNING_S) == (60, 300)
+        monkeypatch.setattr(_waiting, "_FIRST_WARNING_S", 0.3)
+        monkeypatch.setattr(_waiting, "_NEXT_WARNING_S", 0.6)
+        caplog.set_level(logging.WARNING, "torchetcd")
+        one, other = make(2, 2), make(2, 2)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(one.next_rendezvous)
+            said = f"Run '{run_id}': round 1, 1 of at least 2 nodes have joined; waiting for "
+            eventually(lambda: caplog.text.count(said) >= 2)
+            second = pool.submit(other.next_rendezvous)
+            assert first.result(30).world_size == second.result(30).world_size == 2
+        line = next(line for line in caplog.messages if line.startswith(said))
+        endpoint = f"http://{etcd_server.get_endpoint()}"
+        assert line.endswith(f". `torchetcd why {run_id} --endpoint {endpoint}` tells more.")
+
+    def test_a_spare_is_warned_too(
+        self,
+        make: Callable[..., EtcdRendezvousHandler],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(_waiting, "_FIRST_WARNING_S", 0.3)
+        monkeypatch.setattr(_waiting, "_NEXT_WARNING_S", 0.3)
+        caplog.set_level(logging.WARNING, "torchetcd")
+        member, spare = make(), make()
+        member.next_rendezvous()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(spare.next_rendezvous)
+            eventually(
+                lambda: "round 1 is complete; waiting for a place in the next one" in caplog.text
+            )
+            member._rdzv_impl.leave()
+            assert waiting.result(30).world_size == 1
+
+    @pytest.mark.parametrize(
+        ("run", "endpoint", "prefix", "command"),
+        [
+            ("job", "http://localhost:2379", "/torchelastic/p2p/", "torchetcd why job"),
+            ("a b", "http://localhost:2379", "torchelastic/p2p", "torchetcd why 'a b'"),
+            ("job", "http://h:1", "/p", "torchetcd why job --endpoint http://h:1 --prefix /p"),
+        ],
+    )
+    def test_the_command_that_tells_more(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        run: str,
+        endpoint: str,
+        prefix: str,
+        command: str,
+    ) -> None:
+        for name in ("TORCHETCD_ENDPOINT", "TORCHETCD_PREFIX"):
+            monkeypatch.delenv(name, raising=False)
+        assert _waiting.why_command(run, [endpoint], prefix) == command
+        # As the command line takes it from the same environment.
+        monkeypatch.setenv("TORCHETCD_ENDPOINT", endpoint.removeprefix("http://"))
+        monkeypatch.setenv("TORCHETCD_PREFIX", prefix)
+        assert "--" not in _waiting.why_command(run, [endpoint], prefix)
 
     def test_a_wait_that_nobody_is_told_of(
         self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,7 +210,7 @@ def test_no_secret_is_handed_on(
         user="ann",
         password="hunter2",
     )
-    with pytest.raises(ValueError, match="needs the password in TORCHETCD_PASSWORD_FILE"):
+    with pytest.raises(ValueError, match="needs the password in a file .*TORCHETCD_PASSWORD_FILE"):
         create_rdzv_handler(parameters)
     # This etcd has no users, and takes them all.
     monkeypatch.setenv("TORCHETCD_PASSWORD", "hunter2")
@@ -220,14 +221,34 @@ def test_no_secret_is_handed_on(
     handler.shutdown()
 
 
+def test_the_file_with_the_password_is_handed_on(
+    etcd_server: EtcdServer, run_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its path only, from the root: a worker may go to another folder."""
+    (tmp_path / "secret").write_text("hunter2")
+    monkeypatch.chdir(tmp_path)
+    conf = {"worker_store": "etcd", "user": "ann", "password_file": "secret"}
+    parameters = RendezvousParameters(
+        "etcd-v3", etcd_server.get_endpoint(), run_id, 1, 1, last_call_timeout=0, **conf
+    )
+    handler = create_rdzv_handler(parameters)
+    handler.next_rendezvous()
+    told = os.environ[WORKER_STORE]
+    assert json.loads(told)["password_file"] == str(tmp_path / "secret")
+    assert "hunter2" not in told
+    client = _worker_store._client(_worker_store._read())
+    assert client._password_file == str(tmp_path / "secret")
+    handler.shutdown()
+
+
 @pytest.mark.usefixtures("as_worker")
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("yes", "is no description of a store, but 'yes': unset it"),
         ("[]", "is no description"),
-        ('{"v": 1}', "is no description"),
-        ('{"v": 2}', "is of version 2"),
+        ('{"v": 2}', "is no description"),
+        ('{"v": 3}', "is of version 3"),
     ],
 )
 def test_a_description_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str, told: str) -> None:

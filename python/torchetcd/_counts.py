@@ -16,8 +16,6 @@ from typing import Any
 
 _logger = logging.getLogger(__name__)
 
-#: The variable that asks an agent to serve them.
-METRICS_PORT = "TORCHETCD_METRICS_PORT"
 _GROUP = "torchetcd"
 #: What the native half counts, by the name of the metric, with the name of its label.
 NATIVE = {

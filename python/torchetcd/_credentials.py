@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-_USER = "TORCHETCD_USER"
-_PASSWORD = "TORCHETCD_PASSWORD"
-_FILE = "TORCHETCD_PASSWORD_FILE"
+from torchetcd._environment import PASSWORD, PASSWORD_FILE, USER
 
 
 class Secret:
@@ -53,24 +50,39 @@ class Credentials(NamedTuple):
         return f"Credentials(user={self.user!r})"
 
 
-def find_credentials(user: str | None, password: str | None) -> Credentials:
+def find_credentials(
+    user: str | None, password: str | None, password_file: str | None = None
+) -> Credentials:
     """Complete user and password from the environment; what is given comes first.
 
     Raises:
         ValueError: if one is there without the other, or the password cannot be used.
     """
-    user = user or os.environ.get(_USER) or None
-    file = None
-    if not password:
-        password, file = os.environ.get(_PASSWORD) or None, os.environ.get(_FILE) or None
-        if password and file:
-            message = f"Both {_PASSWORD} and {_FILE} are set: only one of them can be."
-            raise ValueError(message)
-    if user is not None and not (password or file):
-        message = f"The etcd user {user!r} was given without a password."
+    user = user or USER.get()
+    password, password_file = password or None, password_file or None
+    source = "the parameter 'password'" if password else "the parameter 'password_file'"
+    if password and password_file:
+        message = "Both 'password' and 'password_file' are given: only one of them can be."
         raise ValueError(message)
-    if user is None and (password or file):
-        message = f"A password for etcd was given without a user (parameter 'user' or {_USER})."
+    if not password and not password_file:
+        password, password_file = PASSWORD.get(), PASSWORD_FILE.get()
+        source = PASSWORD.name if password else PASSWORD_FILE.name
+        if password and password_file:
+            message = (
+                f"Both {PASSWORD.name} and {PASSWORD_FILE.name} are set: only one of them can be."
+            )
+            raise ValueError(message)
+    if user is not None and not (password or password_file):
+        message = (
+            f"The etcd user {user!r} was given without a password: set {PASSWORD_FILE.name} or "
+            f"{PASSWORD.name}."
+        )
+        raise ValueError(message)
+    if user is None and (password or password_file):
+        message = (
+            f"A password for etcd was given without a user (parameter 'user' or {USER.name}): it comes from "
+            f"{source}."
+        )
         raise ValueError(message)
     if user is not None and not _is_text(user):
         message = f"The etcd user must be text, not {user!r}."
@@ -79,12 +91,12 @@ def find_credentials(user: str | None, password: str | None) -> Credentials:
         # Python's own error would quote it.
         message = "The password for etcd must be text that UTF-8 can hold."
         raise ValueError(message)
-    if file:
-        _check_file(file)
-    return Credentials(user, password, file)
+    if password_file:
+        _check_file(password_file, source)
+    return Credentials(user, password, password_file)
 
 
-def _check_file(file: str) -> None:
+def _check_file(file: str, source: str) -> None:
     """Say at once what the native client, which reads the file for each log-in, would say then."""
     try:
         password = Path(file).read_bytes().decode().rstrip("\r\n")
@@ -92,12 +104,14 @@ def _check_file(file: str) -> None:
         reason = f"cannot be read: {exc.strerror}"
     except UnicodeDecodeError:
         reason = "holds no UTF-8 text"
+    except ValueError:  # such as for a NUL in its name
+        reason = "cannot be read: that is no name of a file"
     else:
         if password and "\n" not in password and "\r" not in password:
             return
         reason = "holds more than one line" if password else "is empty"
     # Outside of the `except`: the error of a decoder holds all that it was to decode.
-    message = f"The password file '{file}' named by {_FILE} {reason}."
+    message = f"The password file '{file}' named by {source} {reason}."
     raise ValueError(message)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
-from urllib.parse import urlsplit
 
 #: One host, a list of endpoints in a string ("h1:2379,h2"), or python-etcd's ((host, port), ...).
 Host: TypeAlias = "str | Iterable[tuple[str, int]]"
+
+_LAST_PORT = 65535
+# How much of what somebody gave is shown in a message.
+_SHOWN = 200
 
 
 class Address(NamedTuple):
@@ -35,7 +39,7 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         raise ValueError(message)
     if isinstance(host, str):
         refuse_credentials(host)
-        parts = [_parse(part.strip(), port, protocol) for part in host.split(",")]
+        parts = [_parse(part.strip(), host, port, protocol) for part in host.split(",")]
     else:
         parts = [_pair(name, number, protocol) for name, number in host]
     if not parts:
@@ -65,27 +69,98 @@ def _pair(name: object, number: object, protocol: str) -> Address:
         port = int(number)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         port = -1
-    if not isinstance(name, str) or not 0 <= port <= 65535:
+    if not isinstance(name, str) or not 0 <= port <= _LAST_PORT:
         message = f"The etcd endpoint {(name, number)!r} is not a host name and a port."
         raise ValueError(message)
     return Address(protocol, name, port)
 
 
-def _parse(part: str, port: int, protocol: str) -> Address:
-    # An IPv6 address without brackets has no port.
-    bare_ipv6 = part.count(":") > 1 and not part.startswith("[") and "://" not in part
+def _parse(part: str, whole: str, port: int, protocol: str) -> Address:
     try:
-        url = urlsplit(part if "://" in part else f"//{f'[{part}]' if bare_ipv6 else part}")
-        scheme, given_port = url.scheme or protocol, url.port
-        valid = scheme in ("http", "https") and url.path in ("", "/")
-        valid = valid and not (url.query or url.fragment)
-    except ValueError:
-        valid = False
-    # urlsplit leaves brackets in what is no IPv6 address.
-    if not valid or not url.hostname or set(url.hostname) & set("[]"):
+        return _endpoint(part, port, protocol, is_part="," in whole)
+    except _InvalidError as exc:
+        shown = _short(part)
+        if part != whole.strip():
+            shown = f"{shown} in {_short(whole)}" if part else _short(whole)
         message = (
-            f"The etcd endpoint {part!r} is not valid. Expected host, host:port, [ipv6]:port, "
+            f"The etcd endpoint {shown} is not valid: {exc}. Expected host, host:port, [ipv6]:port, "
             "http://host:port or https://host:port, or several of them separated by commas."
         )
-        raise ValueError(message)
-    return Address(scheme, url.hostname, port if given_port is None else given_port)
+        raise ValueError(message) from None
+
+
+class _InvalidError(Exception):
+    """Why a part is no endpoint."""
+
+
+def _endpoint(part: str, port: int, protocol: str, *, is_part: bool) -> Address:
+    """Read one endpoint as the native client does, which is given what comes out."""
+    if not part:
+        reason = "there is nothing before or after a comma" if is_part else "it is empty"
+        raise _InvalidError(reason)
+    scheme, separator, rest = part.rpartition("://")
+    if separator and scheme.lower() not in ("http", "https"):
+        reason = f"its scheme '{scheme[:40]}://' is not http:// or https://"
+        raise _InvalidError(reason)
+    rest, slash, path = rest.partition("/")
+    if path:
+        reason = (
+            f"it has the path {_short(slash + path)}, and an endpoint is only a host and a port"
+        )
+        raise _InvalidError(reason)
+    host, given_port = _host_and_port(rest)
+    number = port if given_port is None else _number(given_port)
+    return Address(scheme.lower() or protocol, host, number)
+
+
+def _host_and_port(text: str) -> tuple[str, str | None]:
+    host, port = text, None
+    if text.startswith("["):
+        host, bracket, after = text[1:].partition("]")
+        if not bracket:
+            reason = "the bracket is not closed"
+            raise _InvalidError(reason)
+        if not _is_ipv6(host):
+            reason = f"{_short(host)} is not an IPv6 address"
+            raise _InvalidError(reason)
+        if after and not after.startswith(":"):
+            reason = f"{_short(after)} after the bracket is not a port"
+            raise _InvalidError(reason)
+        return host.lower(), after[1:] if after else None
+    if text.count(":") > 1:
+        if not _is_ipv6(text):
+            reason = "an IPv6 address with a port needs brackets"
+            raise _InvalidError(reason)
+    elif ":" in text:
+        host, _, port = text.partition(":")
+    if not host:
+        reason = "the host is missing"
+        raise _InvalidError(reason)
+    if bad := next((c for c in host if not _may_stand_in_a_host(c)), ""):
+        hint = ": commas separate endpoints" if bad in "; |" else ""
+        reason = f"the host must not contain {bad!r}{hint}"
+        raise _InvalidError(reason)
+    return host.lower(), port
+
+
+def _may_stand_in_a_host(character: str) -> bool:
+    return character.isascii() and (character.isalnum() or character in ".-_:")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        # A zone means something on one host only.
+        return "%" not in text and ipaddress.IPv6Address(text) is not None
+    except ValueError:
+        return False
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= _LAST_PORT:
+        return int(text)
+    reason = f"the port {_short(text)} is not a number from 1 to {_LAST_PORT}"
+    raise _InvalidError(reason)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

@@ -359,7 +359,7 @@ class KeyOperations:
 
     def _seconds(self, timeout: float | None = None) -> float:
         seconds = self.read_timeout if timeout is None else timeout
-        return seconds if seconds > 0 else _FOREVER
+        return min(seconds, _FOREVER) if seconds > 0 else _FOREVER
 
     def _txn(
         self,

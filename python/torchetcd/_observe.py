@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd import _counts
+from torchetcd._environment import METRICS_ADDRESS, METRICS_PORT
 from torchetcd.tracing import BarrierSpan, Phases
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from torchetcd._torchetcd import Rendezvous
 
 _logger = logging.getLogger(__name__)
-
-_ADDRESS = "TORCHETCD_METRICS_ADDRESS"
 
 _OUTCOMES = (
     (RendezvousClosedError, "closed"),
@@ -46,12 +44,12 @@ def serve_metrics_if_asked() -> None:
     What stands against it is logged: sites set the variable for images without prometheus-client too, and
     Kubernetes sets it to an address where a Service is named torchetcd-metrics.
     """
-    if ports := os.environ.get(_counts.METRICS_PORT):
+    if ports := METRICS_PORT.get():
         from torchetcd import metrics  # noqa: PLC0415 - most agents do without
 
         try:
             if metrics.served_at() is None:
-                metrics.serve(ports, os.environ.get(_ADDRESS) or metrics.LOOPBACK)
+                metrics.serve(ports, METRICS_ADDRESS.get() or metrics.LOOPBACK)
         except Exception as exc:  # noqa: BLE001 - no measuring may end a training
             _logger.warning("Metrics are not served, and the training goes on: %s", exc)
 

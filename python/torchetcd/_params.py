@@ -11,13 +11,26 @@ import difflib
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchetcd import _torchrun
+from torchetcd import _environment, _torchrun
 from torchetcd._credentials import Credentials, find_credentials
+from torchetcd._environment import DEFAULT_PREFIX, Variable, endpoint_or_default
 from torchetcd._master_port import parse_ports
-from torchetcd._ranks import RANK_ORDERS, check_ranks, label, rank_of_infra
+from torchetcd._ranks import RANK_ORDERS, RANK_VARIABLES, check_ranks, label, rank_of_infra
+from torchetcd._values import (
+    LEASES,
+    LONGEST_S,
+    MOST_NODES,
+    SHORTEST_TTL_S,
+    file,
+    fraction,
+    one_of,
+    seconds,
+    secret,
+    text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -26,8 +39,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-# etcd grants no shorter lease with its default election timeout.
-_SHORTEST_TTL_S = 2
 # How long torch's launcher waits for workers that it has told to stop, and then for those that it has killed.
 _STOPPING_S, _AFTER_SIGKILL_S = 30, 30
 
@@ -41,69 +52,19 @@ class Parameter:
         default: Any,
         parse: Callable[[str, Any], Any],
         meaning: str,
+        variable: Variable | None = None,
     ) -> None:
+        """Take what there is to say of it.
+
+        Args:
+            names: The first is the name in `Options`.
+            default: Its value where nobody gives one.
+            parse: Checks a value; it is told where that was given, as the subject of a sentence.
+            meaning: For the documentation.
+            variable: Where a site may give it for everybody.
+        """
         self.names, self.default, self.parse, self.meaning = names, default, parse, meaning
-
-
-def _seconds(least: int) -> Callable[[str, Any], int]:
-    return _whole("seconds", least)
-
-
-def _whole(unit: str, least: int = 1) -> Callable[[str, Any], int]:
-    def parse(name: str, value: Any) -> int:
-        try:
-            number = int(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if number is None or number < least or isinstance(value, bool):
-            message = (
-                f"The rendezvous parameter '{name}' must be a whole number of {unit}, at least "
-                f"{least}, not {value!r}."
-            )
-            raise ValueError(message)
-        return number
-
-    return parse
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        message = f"The rendezvous parameter '{name}' must be a non-empty string, not {value!r}."
-        raise ValueError(message)
-    return value
-
-
-def _secret(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        # Without the value: messages end up in logs.
-        message = f"The rendezvous parameter '{name}' must be a non-empty string."
-        raise ValueError(message)
-    return value
-
-
-def _file(name: str, value: Any) -> str:
-    path = _text(name, value)
-    try:
-        found = Path(path).is_file()
-    except OSError:  # such as for a name that is too long
-        found = False
-    if not found:
-        message = f"The rendezvous parameter '{name}' names the file '{path}', which is not there."
-        raise ValueError(message)
-    return path
-
-
-def _one_of(*allowed: str) -> Callable[[str, Any], str]:
-    def parse(name: str, value: Any) -> str:
-        text = str(value).strip().lower()
-        if text not in allowed:
-            message = (
-                f"The rendezvous parameter '{name}' must be {' or '.join(allowed)}, not {value!r}."
-            )
-            raise ValueError(message)
-        return text
-
-    return parse
+        self.variable = variable
 
 
 def _stopping_time() -> int:
@@ -119,7 +80,7 @@ def _stopping_time() -> int:
     ):
         # What is no number ends the launcher itself.
         with contextlib.suppress(TypeError, ValueError):
-            return max(0, int(given)) + _AFTER_SIGKILL_S  # type: ignore[arg-type]
+            return min(max(0, int(given)), LONGEST_S) + _AFTER_SIGKILL_S  # type: ignore[arg-type]
     return _STOPPING_S + _AFTER_SIGKILL_S
 
 
@@ -131,20 +92,21 @@ PARAMETERS = (
     Parameter(
         ("join_timeout", "timeout"),
         600,
-        _seconds(1),
-        "Seconds within which a call of `next_rendezvous()` must succeed. torchrun itself sets `timeout` to "
-        "900; `join_timeout` comes first.",
+        seconds(1),
+        "Seconds within which a call of `next_rendezvous()` must succeed. An etcd that is not there yet when "
+        "a handler is made is waited for as long. torchrun itself sets `timeout` to 900; `join_timeout` "
+        "comes first.",
     ),
     Parameter(
         ("last_call_timeout",),
         30,
-        _seconds(0),
+        seconds(0),
         "Seconds to wait for more nodes once the minimum has joined.",
     ),
     Parameter(
         ("survivor_grace",),
         None,
-        _seconds(0),
+        seconds(0),
         "Seconds, from the beginning of a round, for which it is kept open for members of the last world "
         "that still stop their workers. Unless given, torchrun's `--shutdown-timeout` or "
         "`TORCH_ELASTIC_SHUTDOWN_TIMEOUT` (30), and 30 more for SIGKILL.",
@@ -152,43 +114,42 @@ PARAMETERS = (
     Parameter(
         ("if_closed",),
         "fail",
-        _one_of("fail", "reopen"),
+        one_of("fail", "reopen"),
         "What an agent does that comes to a closed run: `fail` with `RendezvousClosedError`, or `reopen` the "
         "run as its next round, once all agents of its last world have gone.",
     ),
     Parameter(
         ("close_timeout",),
         30,
-        _seconds(1),
-        "Seconds within which closing must succeed, and the first look at the run when a handler is "
-        "made: without etcd that fails after them.",
+        seconds(1),
+        "Seconds within which closing the run must succeed.",
     ),
     Parameter(
         ("keep_alive_ttl",),
         None,
-        _seconds(_SHORTEST_TTL_S),
+        seconds(SHORTEST_TTL_S, LEASES),
         "TTL in seconds of the node's lease: a node that is silent for so long is lost. Unless given, "
         "keep_alive_interval x keep_alive_max_attempt, and 10 without those.",
     ),
     Parameter(
-        ("keep_alive_interval",), None, _seconds(1), "As torch's dynamic handler has it; see above."
+        ("keep_alive_interval",), None, seconds(1), "As torch's dynamic handler has it; see above."
     ),
     Parameter(
         ("keep_alive_max_attempt",),
         None,
-        _seconds(1),
+        whole("attempts", 1, LONGEST_S),
         "As torch's dynamic handler has it; see above.",
     ),
     Parameter(
         ("on_member_loss",),
         "restart",
-        _one_of("restart", "ignore"),
+        one_of("restart", "ignore"),
         "Whether a lost member makes the others rejoin, or is left to the workers to notice.",
     ),
     Parameter(
         ("rank_order",),
         "stable",
-        _one_of(*RANK_ORDERS),
+        one_of(*RANK_ORDERS),
         "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` "
         "(`infra_rank`), `topology` (nodes of one `domain` are neighbours). The same for all nodes.",
     ),
@@ -197,8 +158,8 @@ PARAMETERS = (
         None,
         rank_of_infra,
         "This node's rank by the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
-        "who is missing. Unless given, that of torchrun's `--node-rank`, or else of `SLURM_PROCID`, "
-        "`GROUP_RANK`, `JOB_COMPLETION_INDEX` or `PET_NODE_RANK`.",
+        "who is missing. Unless given, that of torchrun's `--node-rank`, or else of the first of these that "
+        f"is set: {', '.join(f'`{name}`' for name in RANK_VARIABLES)}.",
     ),
     Parameter(
         ("domain",),
@@ -210,7 +171,7 @@ PARAMETERS = (
     Parameter(
         ("segment",),
         1,
-        _whole("nodes"),
+        whole("nodes", 1, MOST_NODES),
         "The world is made of whole segments of so many nodes of one `domain`; who fills none waits as a "
         "spare.",
     ),
@@ -224,44 +185,71 @@ PARAMETERS = (
     Parameter(
         ("run_ttl",),
         7200,
-        _seconds(_SHORTEST_TTL_S),
+        seconds(SHORTEST_TTL_S, LEASES),
         "Seconds after which nothing of the run is left in etcd once its last node has gone.",
     ),
     Parameter(
         ("etcd_prefix",),
-        "/torchelastic/p2p",
-        _text,
+        DEFAULT_PREFIX,
+        text,
         "The prefix of everything that is kept in etcd.",
+        _environment.PREFIX,
     ),
     Parameter(
         ("protocol",),
-        "http",
-        _one_of("http", "https"),
-        "For endpoints that do not say it themselves.",
+        None,
+        one_of("http", "https"),
+        "For endpoints that do not say it themselves. Unless given, `http`, or `https` where `ca_cert` or "
+        "`ssl_cert` is given.",
+        _environment.PROTOCOL,
     ),
     Parameter(
-        ("ca_cert", "cacert"), None, _file, "PEM file of the CA; the system's roots without it."
+        ("ca_cert", "cacert"),
+        None,
+        file,
+        "PEM file of the CA; the system's roots without it.",
+        _environment.CA_CERT,
     ),
-    Parameter(("ssl_cert", "cert"), None, _file, "PEM file of the client certificate."),
-    Parameter(("ssl_cert_key", "key"), None, _file, "PEM file of the client certificate's key."),
-    Parameter(("user",), None, _text, "User name in etcd; better given by `TORCHETCD_USER`."),
+    Parameter(
+        ("ssl_cert", "cert"),
+        None,
+        file,
+        "PEM file of the client certificate.",
+        _environment.CERT,
+    ),
+    Parameter(
+        ("ssl_cert_key", "key"),
+        None,
+        file,
+        "PEM file of the client certificate's key; it is in the file of the certificate without it.",
+        _environment.KEY,
+    ),
+    Parameter(("user",), None, text, "User name in etcd.", _environment.USER),
     Parameter(
         ("password",),
         None,
-        _secret,
-        "Password in etcd; better given by `TORCHETCD_PASSWORD` or a file named by "
-        "`TORCHETCD_PASSWORD_FILE`, because torchrun logs the parameters.",
+        secret,
+        "Password in etcd; better given by a file, because torchrun logs the parameters.",
+        _environment.PASSWORD,
+    ),
+    Parameter(
+        ("password_file",),
+        None,
+        text,
+        "A file with the password in one line, which is read for each log-in.",
+        _environment.PASSWORD_FILE,
     ),
     Parameter(
         ("read_timeout",),
         60,
-        _seconds(1),
+        fraction(0.1),
         "Seconds that a call to etcd outside of the barrier may take.",
+        _environment.TIMEOUT,
     ),
     Parameter(
         ("worker_store",),
         "tcp",
-        _one_of("tcp", "etcd"),
+        one_of("tcp", "etcd"),
         "Where workers meet: `tcp` is torch's TCPStore at `MASTER_ADDR`, which a worker of rank 0 serves; "
         "`etcd` is a store in etcd (docs/how-to/no-tcpstore.md).",
     ),
@@ -312,7 +300,7 @@ class Options:
     user: str | None
     password: str | None
     password_file: str | None
-    read_timeout: int
+    read_timeout: float
     worker_store: str
     master_port: range | None
 
@@ -344,42 +332,86 @@ def parse_options(config: dict[str, Any]) -> Options:
         ValueError: in one sentence that names the parameter, its value and what is allowed.
     """
     _warn_of_unknown(config)
-    values = _checked(config)
+    values = _checked(config, given_by_site(config))
     check_ranks(values)
-    found = find_credentials(values["user"], values["password"])
+    found = find_credentials(values["user"], values["password"], values["password_file"])
     return Options(values | found._asdict())
 
 
 def default_options() -> Options:
     """Return the parameters of who gives none. Nothing of the environment is in them."""
-    return Options(_checked({}) | Credentials(None, None, None)._asdict())
+    return Options(_checked({}, {}) | Credentials(None, None, None)._asdict())
 
 
-def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    values = {parameter.names[0]: _value(parameter, config) for parameter in PARAMETERS}
+def _checked(config: dict[str, Any], by_site: dict[str, Any]) -> dict[str, Any]:
+    values = {
+        parameter.names[0]: _value(parameter, config, by_site.get(parameter.names[0]))
+        for parameter in PARAMETERS
+    }
     interval, attempts = values.pop("keep_alive_interval"), values.pop("keep_alive_max_attempt")
     if values["keep_alive_ttl"] is None:
         given = interval is not None or attempts is not None
         product = (interval or _DEFAULT_INTERVAL_S) * (attempts or _DEFAULT_ATTEMPTS)
-        values["keep_alive_ttl"] = max(product, _SHORTEST_TTL_S) if given else _DEFAULT_TTL_S
+        if product > LONGEST_S:
+            message = (
+                "The product of the rendezvous parameters 'keep_alive_interval' and "
+                f"'keep_alive_max_attempt' must be at most {LONGEST_S}{LEASES}, not {product}."
+            )
+            raise ValueError(message)
+        values["keep_alive_ttl"] = max(product, SHORTEST_TTL_S) if given else _DEFAULT_TTL_S
     if values["survivor_grace"] is None:
         values["survivor_grace"] = _stopping_time()
     del values["heartbeat_timeout"], values["cas_backoff_max_seconds"]
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
-        message = "The rendezvous parameter 'ssl_cert_key' needs 'ssl_cert', which is not given."
+        what, cert = "The rendezvous parameter 'ssl_cert_key'", "'ssl_cert'"
+        if "ssl_cert_key" in by_site:
+            what, cert = (
+                str(_environment.KEY),
+                f"{_environment.CERT.name} or the parameter 'ssl_cert'",
+            )
+        message = f"{what} needs {cert}, which is not given."
         raise ValueError(message)
+    if values["protocol"] is None:
+        values["protocol"] = "https" if values["ca_cert"] or values["ssl_cert"] else "http"
     return values
 
 
-def _value(parameter: Parameter, config: dict[str, Any]) -> Any:
+def _value(parameter: Parameter, config: dict[str, Any], by_site: Any) -> Any:
     given = [
-        parameter.parse(name, config[name])
+        parameter.parse(f"The rendezvous parameter '{name}'", config[name])
         for name in parameter.names
         if config.get(name) is not None
     ]
     # The first name wins: torchrun adds timeout=900 to whatever it is given
     # (torch launcher/api.py, LaunchConfig).
-    return given[0] if given else parameter.default
+    if given:
+        return given[0]
+    return parameter.default if by_site is None else by_site
+
+
+def given_by_site(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what the environment says of parameters that are not given.
+
+    Of user and password this is nothing: `find_credentials` looks for them together.
+
+    Raises:
+        ValueError: if a variable's value cannot be.
+    """
+    given = {
+        parameter.names[0]
+        for parameter in PARAMETERS
+        if any(config.get(name) is not None for name in parameter.names)
+    }
+    if "ssl_cert" in given:
+        # The site's key is that of the site's certificate.
+        given.add("ssl_cert_key")
+    return {
+        parameter.names[0]: parameter.parse(str(parameter.variable), value)
+        for parameter in PARAMETERS
+        if parameter.variable is not None
+        and parameter.names[0] not in given.union(Credentials._fields)
+        and (value := parameter.variable.get()) is not None
+    }
 
 
 def _warn_of_unknown(config: dict[str, Any]) -> None:
@@ -400,13 +432,26 @@ def make_client(params: RendezvousParameters, options: Options) -> Client:
     from torchetcd.etcd import Client  # noqa: PLC0415 - keeps the import of this module cheap
 
     cert = options.ssl_cert
-    return Client(
-        params.endpoint,
-        protocol=options.protocol,
-        read_timeout=options.read_timeout,
-        cert=(cert, options.ssl_cert_key or cert) if cert else None,
-        ca_cert=options.ca_cert,
-        username=options.user,
-        password=options.password,
-        password_file=options.password_file,
-    )
+    endpoints, source = endpoint_or_default(params.endpoint)
+    if not source:
+        _logger.warning(
+            "No etcd endpoint is given by --rdzv-endpoint or %s: etcd is looked for at %s.",
+            _environment.ENDPOINT.name,
+            endpoints,
+        )
+    try:
+        return Client(
+            endpoints,
+            protocol=options.protocol,
+            read_timeout=options.read_timeout,
+            cert=(cert, options.ssl_cert_key or cert) if cert else None,
+            ca_cert=options.ca_cert,
+            username=options.user,
+            password=options.password,
+            password_file=options.password_file,
+        )
+    except ValueError as exc:
+        if source != _environment.ENDPOINT.name:
+            raise
+        message = f"{exc} It is given by {source}."
+        raise ValueError(message) from None

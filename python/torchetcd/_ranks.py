@@ -9,26 +9,36 @@ from typing import Any
 from torchetcd import _torchrun
 
 RANK_ORDERS = ("join", "stable", "infra", "topology")
-#: Where a scheduler tells an agent its rank, in the order in which they are asked: Slurm's task (one agent
-#: is one task), the agent of an outer torchrun, a pod of an Indexed Job, a pod of a Kubeflow job.
-RANK_VARIABLES = ("SLURM_PROCID", "GROUP_RANK", "JOB_COMPLETION_INDEX", "PET_NODE_RANK")
+#: Where a scheduler tells an agent its rank, in the order in which they are asked. A process of mpirun comes
+#: first: within a batch step of Slurm it inherits that step's `SLURM_PROCID`, which is 0 for all.
+RANK_VARIABLES = (
+    "OMPI_COMM_WORLD_RANK",  # Open MPI: one agent is one process
+    "PMIX_RANK",  # any launcher with PMIx, `srun --mpi=pmix` too
+    "PMI_RANK",  # MPICH, Intel MPI, `srun --mpi=pmi2`
+    "SLURM_PROCID",  # Slurm: one agent is one task
+    "GROUP_RANK",  # the agent of an outer torchrun
+    "JOB_COMPLETION_INDEX",  # a pod of an Indexed Job
+    "LWS_WORKER_INDEX",  # a pod of a LeaderWorkerSet
+    "PET_NODE_RANK",  # a pod of a Kubeflow job
+    "NODE_RANK",  # Azure ML, SageMaker, Lightning
+)
 _LONGEST_LABEL = 128
 _LARGEST_RANK = 2**31 - 1
 
 
-def rank_of_infra(name: str, value: Any) -> int:
+def rank_of_infra(what: str, value: Any) -> int:
     """Check a rank that the infrastructure gave.
+
+    Args:
+        what: Where it was given, as the subject of a sentence.
+        value: It.
 
     Raises:
         ValueError: if it is none.
     """
-    return _rank(f"The rendezvous parameter '{name}'", value)
-
-
-def _rank(what: str, value: Any) -> int:
     try:
         number = None if isinstance(value, (bool, float)) else int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or not 0 <= number <= _LARGEST_RANK:
         message = f"{what} must be a whole number from 0 to {_LARGEST_RANK}, not {value!r}."
@@ -44,7 +54,7 @@ def find_infra_rank() -> int:
     """
     given = _given_rank()
     if given is not None:
-        return _rank(*given)
+        return rank_of_infra(*given)
     message = (
         "rank_order=infra needs the rank of this node: the rendezvous parameter 'infra_rank', torchrun's "
         f"--node-rank, or one of the environment variables {', '.join(RANK_VARIABLES)}. None of them is set."
@@ -67,8 +77,12 @@ def _given_rank() -> tuple[str, str] | None:
     return None
 
 
-def label(name: str, value: Any) -> str:
+def label(what: str, value: Any) -> str:
     """Check a name of a node that others see.
+
+    Args:
+        what: Where it was given, as the subject of a sentence.
+        value: It.
 
     Raises:
         ValueError: if it is none that can be kept and shown.
@@ -77,7 +91,7 @@ def label(name: str, value: Any) -> str:
     printable = not any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in text)
     if not text or not printable or len(text.encode(errors="replace")) > _LONGEST_LABEL:
         message = (
-            f"The rendezvous parameter '{name}' must be text of 1 to {_LONGEST_LABEL} bytes without control "
+            f"{what} must be text of 1 to {_LONGEST_LABEL} bytes without control "
             f"characters, not {value!r}."
         )
         raise ValueError(message)
@@ -97,7 +111,7 @@ def check_ranks(values: dict[str, Any]) -> None:
         elif given := _given_rank():
             # Ranks do not follow from it, but `torchetcd why` tells by it who has not come.
             with contextlib.suppress(ValueError):
-                values["infra_rank"] = _rank(*given)
+                values["infra_rank"] = rank_of_infra(*given)
     if order == "topology" and values["domain"] is None:
         message = "rank_order=topology needs the rendezvous parameter 'domain', which is not given."
         raise ValueError(message)

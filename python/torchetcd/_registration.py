@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from typing import TYPE_CHECKING
+
+from torchetcd._environment import OVERRIDE
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousParameters
@@ -56,8 +57,8 @@ def _take_over(*, explicit: bool) -> None:
     names = " and ".join(f"'{name}'" for name in LEGACY_BACKENDS)
     if explicit:
         reason = "register(override=True) was called"
-    elif os.environ.get("TORCHETCD_OVERRIDE") == "1":
-        reason = "TORCHETCD_OVERRIDE=1 is set"
+    elif OVERRIDE.is_on():
+        reason = f"{OVERRIDE.name}={OVERRIDE.get()} is set"
     elif not _python_etcd_is_installed():
         reason = "python-etcd is not installed, so torch's own cannot work"
     else:

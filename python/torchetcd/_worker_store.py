@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from torchetcd._credentials import find_credentials
 from torchetcd._env_handler import use_worker_store
+from torchetcd._environment import PASSWORD, PASSWORD_FILE
 from torchetcd._worker_process import (
     WORKER_STORE,
     claim,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_VERSION = 2
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 #: One for all groups of this process, so that a group that is made again needs no connection of its own.
@@ -58,6 +60,8 @@ class Description(NamedTuple):
     prefix: str
     lease: int
     user: str | None
+    #: Where workers read the password, if it is not in the environment.
+    password_file: str | None
     ca_cert: str | None
     ssl_cert: str | None
     ssl_cert_key: str | None
@@ -78,10 +82,11 @@ def check(options: Options) -> None:
     Raises:
         ValueError: if the password is known to this process only.
     """
-    if options.password and not os.environ.get("TORCHETCD_PASSWORD"):
+    if options.password and not PASSWORD.get():
         message = (
-            "The rendezvous parameter 'worker_store=etcd' needs the password in TORCHETCD_PASSWORD_FILE or "
-            "TORCHETCD_PASSWORD, not in the parameter 'password': workers get it from their environment."
+            "The rendezvous parameter 'worker_store=etcd' needs the password in a file ('password_file' or "
+            f"{PASSWORD_FILE.name}) or in {PASSWORD.name}, not in the parameter 'password': workers do not "
+            "get it otherwise."
         )
         raise ValueError(message)
     use_worker_store()
@@ -112,6 +117,7 @@ def hand_over(
         prefix=f"{rdzv._round_path(version, 'workers')}/",
         lease=rdzv._node.run_lease,
         user=options.user,
+        password_file=_absolute(options.password_file),
         ca_cert=_absolute(options.ca_cert),
         ssl_cert=_absolute(options.ssl_cert),
         ssl_cert_key=_absolute(options.ssl_cert_key),
@@ -122,7 +128,7 @@ def hand_over(
         worker=None,
         world_size=None,
     )
-    os.environ[WORKER_STORE] = json.dumps({"v": 1, **description._asdict()})
+    os.environ[WORKER_STORE] = json.dumps({"v": _VERSION, **description._asdict()})
 
 
 def _absolute(path: str | None) -> str | None:
@@ -171,7 +177,7 @@ def _read() -> Description:
     try:
         told = json.loads(text)
         version = told.pop("v")
-        described = Description(**told) if version == 1 else None
+        described = Description(**told) if version == _VERSION else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         message = f"{WORKER_STORE} is no description of a store, but {text[:80]!r}: unset it."
         raise ValueError(message) from exc
@@ -221,7 +227,7 @@ def _next_group(client: Client, described: Description, rank: int, world: int) -
 def _client(described: Description) -> Client:
     from torchetcd.etcd import Client  # noqa: PLC0415 - only a worker needs it
 
-    user, password, password_file = find_credentials(described.user, None)
+    user, password, password_file = find_credentials(described.user, None, described.password_file)
     known_by = (
         *(",".join(described.endpoints), described.read_timeout),
         *(described.ca_cert, described.ssl_cert, described.ssl_cert_key),

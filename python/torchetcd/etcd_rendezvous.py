@@ -8,16 +8,12 @@ competes with the others for a shared value.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed import Store
 from torch.distributed.elastic.events import NodeState, construct_and_record_rdzv_event
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
@@ -25,12 +21,12 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
-    RendezvousStateError,
     RendezvousStoreInfo,
 )
 
 from torchetcd import _counts
 from torchetcd._address import host_name, local_address
+from torchetcd._call import Call, master_of, present_call, state_of
 from torchetcd._closed import SHUTDOWN
 from torchetcd._ending import Ending, ending_now, under_way
 from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
@@ -38,12 +34,24 @@ from torchetcd._lifecycle import leave_at_end, leaving_on_signals
 from torchetcd._master_port import MasterPort
 from torchetcd._names import prefix_path, run_segment
 from torchetcd._observe import ObservedBarrier, serve_metrics_if_asked
-from torchetcd._params import Options, default_options, make_client, parse_options
+from torchetcd._params import (
+    Options,
+    default_options,
+    make_client,
+    parse_options,
+)
 from torchetcd._ranks import check_segments
-from torchetcd._waiting import closed_error, stood_by_to_the_end, wait_for_place
+from torchetcd._round_stores import RoundStores
+from torchetcd._values import check_nodes, check_seconds
+from torchetcd._waiting import (
+    closed_error,
+    stood_by_to_the_end,
+    wait_for_etcd,
+    wait_for_place,
+    why_command,
+)
 from torchetcd._worker_process import forget
 from torchetcd.etcd import as_client
-from torchetcd.etcd_store import EtcdStore
 
 if TYPE_CHECKING:
     from torchetcd.etcd import Client
@@ -69,10 +77,11 @@ class EtcdRendezvousRetryImmediately(Exception):  # noqa: N818 - torch's name
     """Kept for scripts that import it; this implementation never raises it."""
 
 
-class EtcdRendezvous:
+class EtcdRendezvous(RoundStores):
     """One node's part in the rounds of one run.
 
-    The seven positional arguments are torch's (`etcd_rendezvous.py`, `EtcdRendezvous.__init__`).
+    The seven positional arguments are torch's (`etcd_rendezvous.py`, `EtcdRendezvous.__init__`). Nothing is
+    sent to etcd before it is used.
 
     Args:
         client: A `torchetcd.etcd.Client`, or a client of python-etcd whose address is taken.
@@ -80,14 +89,13 @@ class EtcdRendezvous:
         run_id: The name of the run. Runs with different names never see each other.
         num_min_workers: Nodes that a world needs.
         num_max_workers: Nodes that a world has at most; more of them wait as spares.
-        timeout: Seconds within which `rendezvous_barrier` must succeed.
+        timeout: Seconds within which `rendezvous_barrier` must succeed. An etcd that is not there yet is
+            waited for as long before.
         last_call_timeout: Seconds to wait for more nodes once `num_min_workers` have joined.
         options: The other parameters; their defaults when not given.
 
     Raises:
         ValueError: if an argument is out of range, or a name is none that etcd can hold.
-        RendezvousConnectionError: if etcd cannot be reached.
-        RendezvousStateError: if the run's state in etcd cannot be read.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - torch's signature
@@ -104,12 +112,9 @@ class EtcdRendezvous:
     ) -> None:
         from torchetcd._torchetcd import Rendezvous  # noqa: PLC0415 - starts threads
 
-        if not 1 <= num_min_workers <= num_max_workers:
-            message = (
-                "The numbers of nodes must satisfy 1 <= min_nodes <= max_nodes, not min_nodes "
-                f"{num_min_workers} and max_nodes {num_max_workers}."
-            )
-            raise ValueError(message)
+        check_nodes(num_min_workers, num_max_workers)
+        check_seconds("timeout", timeout)
+        check_seconds("last_call_timeout", last_call_timeout)
         self.client = as_client(client)
         options = options or default_options()
         check_segments(options.segment, num_min_workers, num_max_workers)
@@ -126,7 +131,6 @@ class EtcdRendezvous:
         self._num_max_workers = num_max_workers
         self._timeout = timeout
         self._last_call_timeout = last_call_timeout
-        self._host = local_address(self.client.endpoints)
         self._node = Rendezvous(
             self.client._native,
             self._run_path,
@@ -140,7 +144,7 @@ class EtcdRendezvous:
             keep_alive_ttl_s=options.keep_alive_ttl,
             run_ttl_s=options.run_ttl,
             restart_on_member_loss=options.on_member_loss == "restart",
-            host=host_name(self._host),
+            host=host_name(),
             rank_order=options.rank_order,
             segment=options.segment,
             infra_rank=options.infra_rank,
@@ -148,16 +152,33 @@ class EtcdRendezvous:
             node_id=options.node_id,
         )
         self._port = MasterPort(options.master_port)
+        self._look_s, self._looked = options.close_timeout, False
         self._told_why = False
         self._news: str | None = None
         self._in_barrier = threading.Lock()
-        self._stores: list[tuple[int, EtcdStore]] = []
-        # Not at the end of the interpreter, when stores may be used to the last.
-        weakref.finalize(self, _give_up, self._stores).atexit = False
+        super().__init__()
         leave_at_end(self, self._node)
-        # Fails here and now when etcd cannot be reached, and learns the run's state, which the barrier
-        # needs in any case.
-        self._node.closed()
+
+    def _look(self) -> None:
+        """Look at the run once, which the barrier needs in any case, and wait for etcd if it is not there."""
+        if self._looked:
+            return
+        control = self.get_path("rdzv/head/control").encode()
+        wait_for_etcd(
+            self._node.closed,
+            self._look_s,
+            lambda limit: self.client._native.txn(
+                [], [("get", control, None, 0, False, 0)], [], limit
+            ),
+            self._run_id,
+            self._timeout,
+        )
+        self._looked = True
+
+    @functools.cached_property
+    def _own_address(self) -> str:
+        """The address that is offered where nobody gives one. It may ask name servers."""
+        return local_address(self.client.endpoints)
 
     def rendezvous_barrier(self) -> tuple[int, int, int]:
         """Take part in the next round and wait until it is complete.
@@ -169,12 +190,13 @@ class EtcdRendezvous:
             RendezvousClosedError: if the run is or becomes closed.
             RendezvousDeniedError: if this node is or comes to be on the run's deny list.
             RendezvousTimeoutError: if the round is not complete in time; says who has joined.
-            RendezvousConnectionError: if etcd cannot be reached for so long.
+            RendezvousConnectionError: if etcd cannot be reached for so long, or never could.
             RendezvousStateError: if the run's state in etcd cannot be read, or another agent has taken this
                 node's `node_id`.
             RuntimeError: if another thread is in it already.
         """
-        version, rank, world_size, _ = self._barrier(None)
+        call = present_call(self)
+        version, rank, world_size, call.master = self._barrier(call.local_addr)
         return version, rank, world_size
 
     def _barrier(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
@@ -192,15 +214,18 @@ class EtcdRendezvous:
             self._in_barrier.release()
 
     def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
+        self._look()
+        local_addr = local_addr or self._own_address
+        why = why_command(self._run_id, self.client.endpoints, self._prefix)
         observed = ObservedBarrier(
             self._run_id, self._node, self._num_min_workers, self._num_max_workers
         )
         with observed, self._port.reserved() as port, leaving_on_signals(self._node.leave):
             self._told_why = False
-            self._node.join(local_addr or self._host, port)
+            self._node.join(local_addr, port)
             try:
                 version, rank, world_size, addr, master_port = wait_for_place(
-                    self._node, self._run_id, self._num_min_workers, self._num_max_workers
+                    self._node, self._run_id, self._num_min_workers, self._num_max_workers, why
                 )
             except RendezvousClosedError as exc:
                 raise closed_error(self._node, self._run_id, exc) from None
@@ -240,6 +265,10 @@ class EtcdRendezvous:
         Args:
             reason: Why, for who asks later.
         """
+        call = present_call(self)
+        if call.ending is not None:
+            call.kept_open = self._close_as_member(call.ending)
+            return
         self._node.close(self._name(), reason)
         _counts.run_closed(self._run_id)
 
@@ -251,85 +280,20 @@ class EtcdRendezvous:
         return kept_open
 
     def _name(self) -> str:
-        return f"{host_name(self._host)} (pid {os.getpid()})"
+        return f"{host_name()} (pid {os.getpid()})"
 
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
         self._node.leave()
         self._port.release()
 
-    def get_path(self, path: str) -> str:
-        """Return the etcd key of `path` within this run."""
-        return f"{self._run_path}/{path.lstrip('/')}"
-
-    def _round_path(self, rdzv_version: int, name: str) -> str:
-        """Return the etcd key of a part of what the members of a round share.
-
-        A round that begins anew, after its record was deleted, has the same number but another attempt.
-        """
-        return self.get_path(f"/rdzv/v_{rdzv_version}/{self._node.attempt(rdzv_version)}/{name}")
-
-    def setup_kv_store(self, rdzv_version: int) -> Store:
-        """Return the store of a round, shared by its members.
-
-        A wait in it ends early when a member of the round is lost.
-        """
-        native = self._node.store(rdzv_version)
-        store = EtcdStore._of_round(self.client, self._round_path(rdzv_version, "kv"), native)
-        # A store stays alive until it is closed, because C++ may use it. Nobody uses one of two rounds
-        # ago: its keys are deleted when the next round completes.
-        for version, old in self._stores:
-            if version < rdzv_version - 1:
-                old.close()
-        self._stores[:] = [kept for kept in self._stores if kept[0] >= rdzv_version - 1]
-        self._stores.append((rdzv_version, store))
-        return store
-
-    def store_extra_data(self, rdzv_version: int, key: str, value: Any) -> None:
-        """Keep a value that the nodes of a round can load by `load_extra_data`.
-
-        Args:
-            rdzv_version: The round.
-            key: Any string.
-            value: Anything that JSON can hold.
-        """
-        with self._extra_data(rdzv_version) as store:
-            store.set(key, json.dumps(value))
-
-    def load_extra_data(self, rdzv_version: int, key: str, timeout: float | None = None) -> Any:
-        """Wait for a value that a node of the round stores, and return it.
-
-        Args:
-            rdzv_version: The round.
-            key: As given to `store_extra_data`.
-            timeout: Seconds to wait; the barrier's timeout without it (torch waits for ever).
-
-        Raises:
-            LookupError: if it is not there in time; also a `torch.distributed.DistStoreError`.
-            RendezvousStateError: if the value was not stored by `store_extra_data`.
-        """
-        with self._extra_data(rdzv_version) as store:
-            store.set_timeout(timedelta(seconds=self._timeout if timeout is None else timeout))
-            value = store.get(key)
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as exc:
-            path = self._round_path(rdzv_version, "extra_data")
-            message = f"The extra data '{key}' below the etcd key '{path}' is not JSON: {exc}."
-            raise RendezvousStateError(message) from exc
-
-    def _extra_data(self, rdzv_version: int) -> EtcdStore:
-        native = self._node.store(rdzv_version, "extra_data")
-        return EtcdStore._of_round(
-            self.client, self._round_path(rdzv_version, "extra_data"), native
-        )
-
 
 class EtcdRendezvousHandler(RendezvousHandler):
     """torch's interface to a rendezvous, for the elastic agent.
 
     Args:
-        rdzv_impl: This node's part in the run.
+        rdzv_impl: This node's part in the run: an `EtcdRendezvous`, a subclass, or any object with torch's
+            methods, such as one that checks the node before it calls `rendezvous_barrier()` of another.
         local_addr: The address of this node that peers can reach; see `torchetcd._address` for how one
             is chosen without it.
         backend: The name that `get_backend` returns.
@@ -347,6 +311,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
     ) -> None:
         self._hand_over = hand_over
         self._rdzv_impl = rdzv_impl
+        #: Whom `rdzv_impl` has called, if it is none itself.
+        self._ours = rdzv_impl
         self._local_addr = local_addr
         self._backend = backend
         # This agent may be started while an error of an earlier one is handled.
@@ -370,15 +336,21 @@ class EtcdRendezvousHandler(RendezvousHandler):
         method = "next_rendezvous"
         self._before = under_way()
         self._record(method, "The node attempts to join the next round of the rendezvous.")
+        call = Call(local_addr=self._local_addr)
         try:
-            version, rank, world_size, master = self._rdzv_impl._barrier(self._local_addr)
+            try:
+                with call.under_way():
+                    version, rank, world_size = self._rdzv_impl.rendezvous_barrier()
+            finally:
+                self._ours = call.rdzv or self._ours
             store = self._rdzv_impl.setup_kv_store(version)
+            master = call.master or master_of(rank, store, self._local_addr)
             if self._hand_over is None:
                 forget(self.get_run_id())
             else:
-                self._hand_over(self._rdzv_impl, version, master)
+                self._hand_over(self._ours, version, master)
         except RendezvousClosedError as exc:
-            if not stood_by_to_the_end(self._rdzv_impl._node):
+            if call.rdzv is None or not stood_by_to_the_end(call.rdzv._node):
                 self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
                 raise
             message = (
@@ -400,17 +372,26 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def is_closed(self) -> bool:
         """Return whether the run is closed."""
-        return self._rdzv_impl.is_closed()
+        asked = self._who_has("is_closed")
+        if asked is not None:
+            return bool(asked.is_closed())
+        return state_of(self._rdzv_impl).get("status") == "closed"
 
     def set_closed(self) -> None:
         """Close the run for good."""
-        self._close("set_closed")
+        self._close("set_closed", Call())
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
-        waiting = self._rdzv_impl.num_nodes_waiting()
-        news, self._rdzv_impl._news = self._rdzv_impl._news, None
+        asked = self._who_has("num_nodes_waiting")
+        if asked is not None:
+            waiting = int(asked.num_nodes_waiting())
+        else:
+            state = state_of(self._rdzv_impl)
+            waiting = int(state["num_workers_waiting"]) if state.get("status") == "final" else 0
+        news = getattr(self._ours, "_news", None)
         if news:
+            self._ours._news = None
             self._record("num_nodes_waiting", news)
         return waiting
 
@@ -423,39 +404,50 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
         Returns:
             Whether the run is closed. torch's launcher calls this when the agent ends in order or by
-            an error, but not when a signal ends it (torch `launcher/api.py`).
+            an error, but not when a signal ends it (torch `launcher/api.py`). It raises no `Exception`: the
+            error that the job ended with is what people must see.
         """
-        how = ending_now(host_name(self._rdzv_impl._host), self._before)
-        self._before = None
+        closed = False
         try:
-            if kept_open := self._close("shutdown", how):
+            call = Call(ending=ending_now(host_name(), self._before))
+            self._close("shutdown", call)
+            closed = call.kept_open is None
+            if call.kept_open:
                 _logger.warning(
-                    "Run '%s' is left open: %s.", self.get_run_id(), kept_open.rstrip(".")
+                    "Run '%s' is left open: %s.", self.get_run_id(), call.kept_open.rstrip(".")
                 )
-                return False
-        except RendezvousError as exc:
-            _logger.warning("Run '%s' could not be closed: %s", self.get_run_id(), exc)
-            return False
+        except Exception as exc:  # noqa: BLE001 - torch's launcher calls this while the job's error goes on
+            _logger.warning("Run '%s' could not be closed: %s", self._rdzv_impl._run_id, exc)
         finally:
-            self._rdzv_impl.leave()
-            forget(self.get_run_id())
-        return True
+            self._before = None
+            self._leave()
+        return closed
 
-    def _close(self, method: str, how: Ending | None = None) -> str | None:
-        """Close the run, as a member if it says how the job ended; return why it was left open."""
-        kept_open = None
+    def _leave(self) -> None:
         try:
-            if how is None:
-                self._rdzv_impl.set_closed(f"{method}() was called")
-            else:
-                kept_open = self._rdzv_impl._close_as_member(how)
+            forget(self.get_run_id())
+            leaving = self._who_has("leave")
+            if leaving is not None:
+                leaving.leave()
+        except Exception as exc:  # noqa: BLE001 - see `shutdown`
+            # A lease that is not given back runs out.
+            _logger.warning("Run '%s' could not be left in order: %s", self.get_run_id(), exc)
+
+    def _who_has(self, method: str) -> Any:
+        """Return who can be asked for what torch's rendezvous does not have; `None` if nobody can."""
+        return next((it for it in (self._rdzv_impl, self._ours) if hasattr(it, method)), None)
+
+    def _close(self, method: str, call: Call) -> None:
+        """Close the run, as a member if the call says how the job ended."""
+        try:
+            with call.under_way():
+                self._rdzv_impl.set_closed()
         except Exception as exc:
             self._record(method, f"{type(exc).__name__}: {exc}", NodeState.FAILED)
             raise
-        what = "left" if kept_open else "closed"
+        what = "left" if call.kept_open else "closed"
         message = f"The node has {what} the rendezvous '{self.get_run_id()}'."
         self._record(method, message, NodeState.SUCCEEDED)
-        return kept_open
 
     def _record(
         self,
@@ -470,7 +462,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
             run_id=self.get_run_id(),
             message=message,
             node_state=state,
-            hostname=self._local_addr or self._rdzv_impl._host,
+            hostname=self._local_addr or host_name(),
             pid=os.getpid(),
             rank=rank,
         )
@@ -481,7 +473,7 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
 
     Raises:
         ValueError: if a parameter is not valid, before anything is sent.
-        RendezvousConnectionError: if etcd cannot be reached.
+        RendezvousConnectionError: if etcd cannot be reached within `join_timeout`, or never could.
     """
     options = parse_options(params.config)
     serve_metrics_if_asked()
@@ -501,14 +493,11 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
+    # What cannot work fails here, before an agent is made.
+    rdzv_impl._look()
     return EtcdRendezvousHandler(
         rdzv_impl,
         params.local_addr,
         backend=params.backend,
         hand_over=hand_over,
     )
-
-
-def _give_up(stores: list[tuple[int, EtcdStore]]) -> None:
-    for _, store in stores:
-        store._give_up()

@@ -22,9 +22,11 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from torchetcd._credentials import find_credentials
+from torchetcd._environment import endpoint_or_default
 from torchetcd._etcd_address import refuse_credentials
 from torchetcd._etcd_errors import LEASE_NOT_FOUND
 from torchetcd._names import run_segment
+from torchetcd._params import given_by_site
 from torchetcd.etcd import (
     Client,
     EtcdAlreadyExist,
@@ -224,24 +226,31 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 
 def _create_etcd_client(params: RendezvousParameters) -> Client:
-    refuse_credentials(params.endpoint or "")
-    hosts = [_parse_endpoint(part) for part in (params.endpoint or "").split(",")]
+    endpoint, _ = endpoint_or_default(params.endpoint)
+    refuse_credentials(endpoint)
+    hosts = [_parse_endpoint(part) for part in endpoint.split(",")]
+    by_site = given_by_site(params.config)
 
-    read_timeout = params.get_as_int("read_timeout", 60)
+    read_timeout = by_site.get("read_timeout") or params.get_as_int("read_timeout", 60)
     if read_timeout is None or read_timeout <= 0:
         message = "The read timeout must be a positive integer."
         raise ValueError(message)
 
-    protocol = params.get("protocol", "http").strip().lower()
-    if protocol not in ("http", "https"):
-        message = "The protocol must be HTTP or HTTPS."
-        raise ValueError(message)
-
-    cert, key = params.get("ssl_cert"), params.get("ssl_cert_key")
+    cert = params.get("ssl_cert") or by_site.get("ssl_cert")
+    key = params.get("ssl_cert_key") or by_site.get("ssl_cert_key")
     if key and not cert:
         message = "The option 'ssl_cert_key' needs the option 'ssl_cert'."
         raise ValueError(message)
-    found = find_credentials(params.get("user"), params.get("password"))
+    ca_cert = params.get("ca_cert") or by_site.get("ca_cert")
+
+    usual = by_site.get("protocol") or ("https" if ca_cert or cert else "http")
+    protocol = params.get("protocol", usual).strip().lower()
+    if protocol not in ("http", "https"):
+        message = "The protocol must be HTTP or HTTPS."
+        raise ValueError(message)
+    found = find_credentials(
+        params.get("user"), params.get("password"), params.get("password_file")
+    )
 
     endpoints = [
         f"{scheme or protocol}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -253,7 +262,7 @@ def _create_etcd_client(params: RendezvousParameters) -> Client:
             read_timeout=read_timeout,
             protocol=protocol,
             cert=(cert, key) if cert and key else cert or None,
-            ca_cert=params.get("ca_cert") or None,
+            ca_cert=ca_cert,
             username=found.user,
             password=found.password,
             password_file=found.password_file,
@@ -267,6 +276,9 @@ def _parse_endpoint(endpoint: str) -> tuple[str, str, int]:
     """Split an endpoint into scheme, host and port, with the messages of PyTorch."""
     scheme, separator, rest = endpoint.strip().rpartition("://")
     scheme = scheme.lower()
+    if not endpoint.strip():
+        message = "There is nothing before or after a comma of the rendezvous endpoint."
+        raise ValueError(message)
     if separator and scheme not in ("http", "https"):
         message = f"The protocol of the rendezvous endpoint '{endpoint}' must be http or https."
         raise ValueError(message)
@@ -278,16 +290,18 @@ def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend,
 
     The endpoint may be a list such as "h1:2379,h2:2379". The parameters are:
 
-    ============  =====================================================================
-    read_timeout  Seconds that an operation of etcd may take. Default: 60.
-    protocol      "http" or "https". Default: "http".
-    ssl_cert      The file with the client certificate.
-    ssl_cert_key  The file with its key; default: it is in the file of the certificate.
-    ca_cert       The file with the CA certificate. Default: the system's.
-    user          The user of etcd; needs `password`. Default: TORCHETCD_USER.
-    password      The user's password. Default: TORCHETCD_PASSWORD, or what is in the file
-                  that TORCHETCD_PASSWORD_FILE names.
-    ============  =====================================================================
+    =============  =====================================================================
+    read_timeout   Seconds that an operation of etcd may take. Default: 60.
+    protocol       "http" or "https". Default: "http", or "https" with a certificate.
+    ssl_cert       The file with the client certificate.
+    ssl_cert_key   The file with its key; default: it is in the file of the certificate.
+    ca_cert        The file with the CA certificate. Default: the system's.
+    user           The user of etcd; needs a password.
+    password       The user's password.
+    password_file  A file with it in one line instead, which is read for each log-in.
+    =============  =====================================================================
+
+    What is not given is taken from the environment, as for the handler (`torchetcd._environment`).
 
     Raises:
         ValueError: if a parameter cannot work.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torchetcd
 from torchetcd import _counts
+from torchetcd._environment import METRICS_PORT
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -281,6 +282,6 @@ def _ports(text: str) -> range:
     except ValueError:
         ports = range(0)
     if not ports or not 0 <= ports[0] <= ports[-1] <= 65535:
-        message = f"{_counts.METRICS_PORT} must be a port, 0 for any, or first-last, not {text!r}."
+        message = f"{METRICS_PORT.name} must be a port, 0 for any, or first-last, not {text!r}."
         raise ValueError(message)
     return ports

@@ -43,6 +43,7 @@ _OPTIONS = (
     "cert",
     "ssl_cert_key",
     "key",
+    "password_file",
     "etcd_prefix",
     "keep_alive_ttl",
     "read_timeout",

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from click.shell_completion import shell_complete
 
 from torchetcd import __version__
+from torchetcd._environment import DEBUG
 from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
@@ -25,7 +26,6 @@ from torchetcd.cli._serve import serve
 from torchetcd.cli._steer import close, purge, reopen
 from torchetcd.cli._wait import wait_command
 
-_DEBUG = "TORCHETCD_DEBUG"
 _EPILOG = (
     "Exit codes: 0 done; 1 error; 2 usage; 3 there is no such run; 4 the barrier is not complete (why), the "
     "time is up (wait), nobody was taken out (evict) or something is wrong (doctor); 5 the run is closed "
@@ -92,7 +92,7 @@ def run(args: Sequence[str] | None) -> int:  # noqa: PLR0911 - one line for each
         _drop_output()
         return OK
     except Exception as exc:
-        if os.environ.get(_DEBUG) == "1":
+        if DEBUG.is_on():
             raise
         return _failed(_sentence(_what_failed(exc)), ERROR)
     return code if isinstance(code, int) else OK

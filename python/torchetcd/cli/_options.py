@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from torchetcd import _environment
 from torchetcd._credentials import find_credentials
 from torchetcd._etcd_address import parse_addresses
 from torchetcd._names import prefix_path, run_segment
@@ -94,7 +95,11 @@ class Target:
 
 def target_of(given: dict[str, Any], **other: Any) -> Target:
     """Make a target of some options; the others have their defaults."""
-    usual = {"endpoint": "localhost:2379", "prefix": "/torchelastic/p2p", "timeout": 10.0}
+    usual = {
+        "endpoint": _environment.DEFAULT_ENDPOINT,
+        "prefix": _environment.DEFAULT_PREFIX,
+        "timeout": 10.0,
+    }
     names = [field.name for field in dataclasses.fields(Target)]
     chosen = {name: given.get(name) or usual.get(name) for name in names}
     return Target(**{**chosen, "json": False, **other})
@@ -138,8 +143,8 @@ _OPTIONS = (
     click.option(
         "-e",
         "--endpoint",
-        envvar="TORCHETCD_ENDPOINT",
-        default="localhost:2379",
+        envvar=_environment.ENDPOINT.name,
+        default=_environment.DEFAULT_ENDPOINT,
         show_default=True,
         metavar="HOST:PORT,...",
         callback=_endpoint,
@@ -147,46 +152,46 @@ _OPTIONS = (
     ),
     click.option(
         "--protocol",
-        envvar="TORCHETCD_PROTOCOL",
+        envvar=_environment.PROTOCOL.name,
         type=click.Choice(["http", "https"], case_sensitive=False),
         help="For endpoints that do not say it: http, but https with --ca-cert or --cert. "
         "[TORCHETCD_PROTOCOL]",
     ),
     click.option(
         "--ca-cert",
-        envvar="TORCHETCD_CA_CERT",
+        envvar=_environment.CA_CERT.name,
         type=_FILE,
         help="PEM file of the CA; the system's roots without it. [TORCHETCD_CA_CERT]",
     ),
     click.option(
         "--cert",
-        envvar="TORCHETCD_CERT",
+        envvar=_environment.CERT.name,
         type=_FILE,
         help="PEM file of the client certificate. [TORCHETCD_CERT]",
     ),
     click.option(
         "--key",
-        envvar="TORCHETCD_KEY",
+        envvar=_environment.KEY.name,
         type=_FILE,
         help="PEM file of the client certificate's key. [TORCHETCD_KEY]",
     ),
     click.option(
         "--user",
-        envvar="TORCHETCD_USER",
+        envvar=_environment.USER.name,
         help="User in etcd; the password is in TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD. "
         "[TORCHETCD_USER]",
     ),
     click.option(
         "--prefix",
-        envvar="TORCHETCD_PREFIX",
-        default="/torchelastic/p2p",
+        envvar=_environment.PREFIX.name,
+        default=_environment.DEFAULT_PREFIX,
         show_default=True,
         callback=_prefix,
         help="The parameter etcd_prefix of the runs. [TORCHETCD_PREFIX]",
     ),
     click.option(
         "--timeout",
-        envvar="TORCHETCD_TIMEOUT",
+        envvar=_environment.TIMEOUT.name,
         type=Seconds(0.1, 86400),
         default=10.0,
         show_default=True,
@@ -202,12 +207,14 @@ def with_target(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def called(**arguments: Any) -> Any:
+        if _source("cert") == ParameterSource.COMMANDLINE != _source("key"):
+            # The site's key is that of the site's certificate.
+            arguments["key"] = None
         target = Target(**{name: arguments.pop(name) for name in fields})
         try:
             return command(target, **arguments)
         except EtcdConnectionFailed as exc:
-            source = click.get_current_context().get_parameter_source("endpoint")
-            if source is not ParameterSource.DEFAULT:
+            if _source("endpoint") is not ParameterSource.DEFAULT:
                 raise
             message = (
                 f"{str(exc).rstrip('.')}; set --endpoint or TORCHETCD_ENDPOINT "
@@ -220,6 +227,10 @@ def with_target(command: _Command) -> _Command:
         made = option(made)
     result: _Command = made
     return result
+
+
+def _source(option: str) -> ParameterSource | None:
+    return click.get_current_context().get_parameter_source(option)
 
 
 def run_argument(command: _Command) -> _Command:

@@ -1,0 +1,156 @@
+"""Every environment variable of torchetcd, in one table: its name, what it means, who reads it.
+
+What a site sets for everybody holds for the jobs and for the command line alike; what is given by a parameter
+or an option comes first. After a change `python tools/parameters.py` writes the table of
+`docs/reference/parameters.md` anew.
+
+Nothing heavy is imported: `import torch` pays for this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+_logger = logging.getLogger(__name__)
+
+#: Where etcd and its keys are when nobody says it.
+DEFAULT_ENDPOINT = "localhost:2379"
+DEFAULT_PREFIX = "/torchelastic/p2p"
+
+#: What turns a switch on, and what leaves it off.
+ON = ("1", "true", "yes", "on")
+OFF = ("0", "false", "no", "off")
+
+#: Jobs: the handler, the backend of torch's dynamic handler, and `etcd-v3://`.
+_BOTH = "jobs, command line"
+_JOBS = "jobs"
+_COMMANDS = "command line"
+
+
+class Variable:
+    """An environment variable. One that is empty is not set."""
+
+    __slots__ = ("meaning", "name", "readers")
+
+    def __init__(self, name: str, readers: str, meaning: str) -> None:
+        self.name, self.readers, self.meaning = name, readers, meaning
+
+    def get(self) -> str | None:
+        """Return its value; `None` where it is not set."""
+        return os.environ.get(self.name) or None
+
+    def is_on(self) -> bool:
+        """Return whether this switch is on. What says neither is logged, and leaves it off."""
+        value = (self.get() or "").strip().lower()
+        if value and value not in ON + OFF:
+            _logger.warning(
+                "The environment variable %s must be %s (on) or %s (off), not %r: it is taken as off.",
+                self.name,
+                ", ".join(ON),
+                ", ".join(OFF),
+                self.get(),
+            )
+        return value in ON
+
+    def __str__(self) -> str:
+        """Return what messages call it."""
+        return f"The environment variable {self.name}"
+
+
+ENDPOINT = Variable(
+    "TORCHETCD_ENDPOINT",
+    _BOTH,
+    f"etcd's endpoints, for who gives no `--rdzv-endpoint` or `--endpoint`; `{DEFAULT_ENDPOINT}` without it.",
+)
+PROTOCOL = Variable("TORCHETCD_PROTOCOL", _BOTH, "`protocol`: for endpoints that do not say it.")
+CA_CERT = Variable("TORCHETCD_CA_CERT", _BOTH, "`ca_cert`: the PEM file of the CA.")
+CERT = Variable("TORCHETCD_CERT", _BOTH, "`ssl_cert`: the PEM file of the client certificate.")
+KEY = Variable(
+    "TORCHETCD_KEY",
+    _BOTH,
+    "`ssl_cert_key`: the PEM file of the key of TORCHETCD_CERT. A certificate that is given in another way "
+    "does not use it.",
+)
+USER = Variable("TORCHETCD_USER", _BOTH, "`user`: the user name in etcd.")
+PASSWORD = Variable("TORCHETCD_PASSWORD", _BOTH, "`password`: the password in etcd.")
+PASSWORD_FILE = Variable(
+    "TORCHETCD_PASSWORD_FILE",
+    _BOTH,
+    "`password_file`: a file with the password in one line, which is read for each log-in.",
+)
+PREFIX = Variable(
+    "TORCHETCD_PREFIX",
+    _BOTH,
+    "`etcd_prefix`: the prefix of everything that is kept in etcd. Groups by `etcd-v3://` have another one.",
+)
+TIMEOUT = Variable(
+    "TORCHETCD_TIMEOUT",
+    _BOTH,
+    "`read_timeout`: the seconds that a call to etcd may take; 60 without it, 10 in the command line.",
+)
+OVERRIDE = Variable(
+    "TORCHETCD_OVERRIDE",
+    _JOBS,
+    "A switch: take over torch's names `etcd` and `etcd-v2` although python-etcd is installed.",
+)
+METRICS_PORT = Variable(
+    "TORCHETCD_METRICS_PORT",
+    _JOBS,
+    "The port at which an agent serves its metrics to Prometheus, or several of them "
+    "([metrics](metrics.md)).",
+)
+METRICS_ADDRESS = Variable(
+    "TORCHETCD_METRICS_ADDRESS", _JOBS, "The address at which it does so; `127.0.0.1` without it."
+)
+WORKER_STORE = Variable(
+    "TORCHETCD_WORKER_STORE",
+    "workers",
+    "Set by an agent with `worker_store=etcd`: which store its workers are to use. Not for people.",
+)
+DEBUG = Variable("TORCHETCD_DEBUG", _COMMANDS, "A switch: show the traceback of an error.")
+COMPLETE = Variable(
+    "_TORCHETCD_COMPLETE", _COMMANDS, "Set by what `torchetcd completion` prints. Not for people."
+)
+ETCD_BINARY = Variable(
+    "TORCHELASTIC_ETCD_BINARY_PATH",
+    "`EtcdServer`, `torchetcd serve`",
+    "torch's own: the etcd that is started.",
+)
+TORCH_LOGS = Variable(
+    "TORCH_LOGS", "torch", "torch's own; with `torchetcd` in it, what a node waits for is shown."
+)
+
+VARIABLES = (
+    ENDPOINT,
+    PREFIX,
+    PROTOCOL,
+    CA_CERT,
+    CERT,
+    KEY,
+    USER,
+    PASSWORD,
+    PASSWORD_FILE,
+    TIMEOUT,
+    OVERRIDE,
+    METRICS_PORT,
+    METRICS_ADDRESS,
+    DEBUG,
+    WORKER_STORE,
+    COMPLETE,
+    ETCD_BINARY,
+    TORCH_LOGS,
+)
+
+
+def endpoint_or_default(given: str | None) -> tuple[str, str]:
+    """Return the endpoints to use, and where they were given (`""` where nobody gave any).
+
+    Args:
+        given: What a parameter or an option says. torchrun says `""` without `--rdzv-endpoint`.
+    """
+    if given and given.strip():
+        return given, "--rdzv-endpoint"
+    if named := ENDPOINT.get():
+        return named, ENDPOINT.name
+    return DEFAULT_ENDPOINT, ""
