@@ -1,4 +1,7 @@
-"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them."""
+"""A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them.
+
+`muted` silences from their beginning those that the client keeps open: watches and renewals.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ import threading
 from collections.abc import Callable
 
 _HEAD = 9
+_PREFACE = 24  # what a client sends before its first frame
 _DATA, _HEADERS, _RST_STREAM = 0, 1, 3
 _END_STREAM, _END_HEADERS = 1, 4
 # A header that is in no table of HPACK's: the trailer of a stream that ended well.
 _OK = b"\0\x0bgrpc-status\x010"
+
+
+def _size(frame: bytes) -> int:
+    return _HEAD + int.from_bytes(frame[:3], "big")
 
 
 class StreamEnder:
@@ -27,13 +35,21 @@ class StreamEnder:
         self._ended: dict[socket.socket, set[int]] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        # Streams on which the client has said all.
+        self._asked: dict[socket.socket, set[int]] = {}
         self.connections = 0
+        self.muted = False
         self._run(self._accept)
 
     def streams(self) -> int:
         """Return how many are open: between calls that is watches and lease renewals."""
         with self._lock:
             return sum(len(streams) for streams in self._open.values())
+
+    def asked(self) -> int:
+        """Return how many calls clients have made that are no streams, connecting aside."""
+        with self._lock:
+            return sum(len(asked) - 1 for asked in self._asked.values())
 
     def end_streams(self) -> int:
         """End all that are open, with the status OK. Return how many."""
@@ -65,7 +81,7 @@ class StreamEnder:
                 far = socket.create_connection(("127.0.0.1", self._port))
                 with self._lock:
                     self._sockets += [near, far]
-                    self._open[near], self._ended[near] = set(), set()
+                    self._open[near], self._ended[near], self._asked[near] = set(), set(), set()
                     self.connections += 1
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -73,8 +89,16 @@ class StreamEnder:
                 self._run(self._answers, far, near)
 
     def _requests(self, near: socket.socket, far: socket.socket) -> None:
+        held, skip = b"", _PREFACE
         with contextlib.suppress(OSError):
             while data := near.recv(1 << 16):
+                held += data[skip:]
+                skip = max(0, skip - len(data))
+                while len(held) >= _HEAD and len(held) >= (size := _size(held)):
+                    if held[3] in (_DATA, _HEADERS) and held[4] & _END_STREAM:
+                        with self._lock:
+                            self._asked[near].add(int.from_bytes(held[5:_HEAD], "big"))
+                    held = held[size:]
                 far.sendall(data)
         self._cut(near, far)
 
@@ -84,10 +108,7 @@ class StreamEnder:
             while data := far.recv(1 << 16):
                 held += data
                 # Whole frames only, so that one can be put between them.
-                while len(held) >= _HEAD:
-                    size = _HEAD + int.from_bytes(held[:3], "big")
-                    if len(held) < size:
-                        break
+                while len(held) >= _HEAD and len(held) >= (size := _size(held)):
                     frame, held = held[:size], held[size:]
                     self._forward(near, frame)
         self._cut(near, far)
@@ -96,6 +117,8 @@ class StreamEnder:
         kind, flags, stream = frame[3], frame[4], int.from_bytes(frame[5:_HEAD], "big")
         with self._lock:
             if stream in self._ended[near]:
+                return
+            if self.muted and kind in (_DATA, _HEADERS) and stream not in self._asked[near]:
                 return
             if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
                 self._open[near].discard(stream)

@@ -142,12 +142,34 @@ impl Client {
             Ok(convert::txn_reply(&response))
         });
         let answer = answer.await;
-        if let Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }) = answer
-            && let Some(ranges) = full::ranges(txn)
-        {
-            return full::read_apart(self, &ranges, deadline).await;
+        if let Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }) = answer {
+            if let Some(ranges) = full::ranges(txn) {
+                return full::read_apart(self, &ranges, deadline).await;
+            }
+            if let Some(deletions) = full::deletes(txn) {
+                return full::delete_apart(self, &deletions, repeat, deadline).await;
+            }
         }
         answer
+    }
+
+    /// Deletes a key, or all up to an end. Answers with the revision and with how many there were.
+    pub(super) async fn delete(
+        &self,
+        key: &[u8],
+        range_end: Option<&[u8]>,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<(i64, i64), EtcdError> {
+        self.call_as(Rpc::DeleteRange, repeat, deadline, |connection| async move {
+            let known = self.history().revision();
+            let options = convert::delete_options(range_end);
+            let response = connection.kv().delete(key, Some(options)).await?;
+            self.history().answered(response.header(), known);
+            let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            Ok((revision, response.deleted()))
+        })
+        .await
     }
 
     /// Answers with the revision the range was read at.

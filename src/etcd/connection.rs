@@ -310,8 +310,9 @@ fn unreachable(config: &Config, endpoint: &Endpoint, text: String) -> ConnectErr
 }
 
 /// etcd takes no writes until somebody has done this, but it goes on renewing leases.
-const NO_SPACE: &str = "its alarm NOSPACE is on: compact its history, defragment every member and \
-                        disarm the alarm, by etcdctl, or give it a larger --quota-backend-bytes";
+const NO_SPACE: &str = "its alarm NOSPACE is on: delete what nobody needs (torchetcd purge RUN, etcdctl del \
+                        --prefix KEY), then compact its history, defragment every member and disarm the \
+                        alarm, by etcdctl, or give it a larger --quota-backend-bytes";
 
 /// Says of whom it is that etcd refuses something.
 fn refusal(endpoint: &Endpoint, user: Option<&str>, kind: Refusal, text: &str) -> EtcdError {
