@@ -20,9 +20,11 @@ pub mod kv;
 mod lease;
 mod maintenance;
 pub mod metrics;
+mod names;
 mod once;
 #[cfg(test)]
 mod overload;
+mod session;
 #[cfg(test)]
 pub mod test_server;
 mod unique;
