@@ -1,10 +1,47 @@
 //! Values that belong to one process. `PyTorch` forks: in the child no thread of the runtime exists, so
 //! whatever hangs on one has to be made anew there, and what the parent made must not be touched.
 
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+
+/// How many forks lie between the process that loaded this and the present one. A process number would not do: the
+/// first process of a container can fork into a namespace whose first process has the same number.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+static COUNTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn forked() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Has forks counted from now on. It takes no lock of ours: two threads that come first at once have each of them
+/// counted twice, which tells processes apart as well.
+fn count_forks() {
+    #[allow(unsafe_code, reason = "the C library's way to hear of forks")]
+    unsafe extern "C" {
+        fn pthread_atfork(
+            prepare: Option<extern "C" fn()>,
+            parent: Option<extern "C" fn()>,
+            child: Option<extern "C" fn()>,
+        ) -> std::ffi::c_int;
+    }
+    // Miri does not know it, nor does it fork.
+    if cfg!(miri) || COUNTED.load(Ordering::Acquire) {
+        return;
+    }
+    // SAFETY: the function only counts, and is there as long as the process: modules of Python are not unloaded.
+    #[allow(unsafe_code, reason = "as above")]
+    let failed = unsafe { pthread_atfork(None, None, Some(forked)) };
+    assert_eq!(failed, 0, "there is no memory for another pthread_atfork");
+    COUNTED.store(true, Ordering::Release);
+}
+
+/// Differs between a process and those that are forked from it.
+pub fn generation() -> u64 {
+    count_forks();
+    GENERATION.load(Ordering::Relaxed)
+}
 
 struct Made<T> {
-    pid: u32,
+    generation: u64,
     value: T,
 }
 
@@ -42,7 +79,7 @@ impl<T> PerProcess<T> {
         // which has exclusive access, and a value that is replaced is leaked.
         #[allow(unsafe_code, reason = "the one place that reads the pointer")]
         let made = unsafe { &*current };
-        (made.pid == std::process::id()).then_some(&made.value)
+        (made.generation == GENERATION.load(Ordering::Relaxed)).then_some(&made.value)
     }
 
     pub fn get_or_make(&self, make: impl FnOnce() -> T) -> &T {
@@ -52,7 +89,7 @@ impl<T> PerProcess<T> {
         if let Some(value) = self.own(seen) {
             return value;
         }
-        let made = Box::into_raw(Box::new(Made { pid: std::process::id(), value: make() }));
+        let made = Box::into_raw(Box::new(Made { generation: generation(), value: make() }));
         if self.made.compare_exchange(seen, made, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: another thread was first, so nobody else has seen ours.
             #[allow(unsafe_code, reason = "as in `get`")]
@@ -119,7 +156,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "it leaks, as it must")]
     fn made_anew_in_a_child() {
         let cell = PerProcess::new();
-        let parents = Box::into_raw(Box::new(Made { pid: 0, value: 1 }));
+        let parents = Box::into_raw(Box::new(Made { generation: u64::MAX, value: 1 }));
         cell.made.store(parents, Ordering::Release);
         assert_eq!(cell.get(), None);
         assert_eq!(*cell.get_or_make(|| 2), 2);
@@ -162,8 +199,8 @@ mod tests {
     fn what_another_process_made_is_neither_used_nor_dropped() {
         let (theirs, ours) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let cell = PerProcess::new();
-        let pid = std::process::id().wrapping_add(1);
-        let made = Box::into_raw(Box::new(Made { pid, value: Counted(&theirs) }));
+        let made = Made { generation: u64::MAX, value: Counted(&theirs) };
+        let made = Box::into_raw(Box::new(made));
         cell.made.store(made, Ordering::Release);
         assert!(cell.get().is_none());
         assert!(std::ptr::eq(cell.get_or_make(|| Counted(&ours)).0, &raw const ours));

@@ -1,6 +1,7 @@
 """A proxy that knows HTTP/2's frames: it ends etcd's open streams as if etcd had, or silences them.
 
 And a server without anything behind it, which answers as a service mesh does then.
+`muted` silences from their beginning those that the client keeps open: watches and renewals.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _EMPTY_MESSAGE = b"\0" * 5
 # A header that is in no table of HPACK's: the trailer of a stream that ended well.
 _OK = b"\0\x0bgrpc-status\x010"
-
-
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -138,13 +137,21 @@ class StreamEnder:
         self._stalled: dict[socket.socket, set[int]] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        # Streams on which the client has said all.
+        self._asked: dict[socket.socket, set[int]] = {}
         self.connections = 0
+        self.muted = False
         self._run(self._accept)
 
     def streams(self) -> int:
         """Return how many are open: between calls that is watches and lease renewals."""
         with self._lock:
             return sum(len(streams) for streams in self._open.values())
+
+    def asked(self) -> int:
+        """Return how many calls clients have made that are no streams, connecting aside."""
+        with self._lock:
+            return sum(len(asked) - 1 for asked in self._asked.values())
 
     def end_streams(self) -> int:
         """End all that are open, with the status OK. Return how many."""
@@ -183,7 +190,7 @@ class StreamEnder:
                 far = socket.create_connection(("127.0.0.1", self._port))
                 with self._lock:
                     self._sockets += [near, far]
-                    self._open[near], self._ended[near] = set(), set()
+                    self._open[near], self._ended[near], self._asked[near] = set(), set(), set()
                     self.connections += 1
                 for sock in (near, far):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -195,6 +202,9 @@ class StreamEnder:
             far.sendall(_exactly(near, len(_PREFACE)))
             for frame in _frames(near):
                 kind, stream = frame[3], int.from_bytes(frame[5:_HEAD], "big")
+                if kind in (_DATA, _HEADERS) and frame[4] & _END_STREAM:
+                    with self._lock:
+                        self._asked[near].add(stream)
                 if kind == _DATA and frame[_HEAD:] == _EMPTY_MESSAGE:
                     with self._lock:
                         if near in self._stalled:
@@ -215,6 +225,8 @@ class StreamEnder:
             if stream in self._ended[near]:
                 return
             if stream and stream not in self._stalled.get(near, {stream}):
+                return
+            if self.muted and kind in (_DATA, _HEADERS) and stream not in self._asked[near]:
                 return
             if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
                 self._open[near].discard(stream)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import random
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -348,6 +350,41 @@ class TestReconnects:
 
         with Restartable(tmp_path) as etcd:
             asyncio.run(use(etcd))
+
+
+class TestFork:
+    def test_a_watch_is_of_the_process_that_began_it(self, client: Client, prefix: str) -> None:
+        """In a child nothing would ever come."""
+        key = prefix.encode()
+
+        async def begin() -> None:
+            async with connected(client) as made:
+                with made.raw.watch(key) as watch:
+                    assert (await anext(watch)).events == []
+                    with warnings.catch_warnings():
+                        # This process has threads.
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        child = os.fork()
+                    if child == 0:
+                        os._exit(_code_of(watch))
+                    ended = await asyncio.to_thread(os.waitpid, child, 0)
+                    assert os.waitstatus_to_exitcode(ended[1]) == 0
+                    await made.raw.txn([], [("put", key, b"x", 0)])
+                    assert len((await anext(watch)).events) == 1
+
+        asyncio.run(begin())
+
+
+def _code_of(watch: aio.Watch) -> int:
+    """Await the watch in a loop of this process's own, and return 0 where that is refused."""
+    asyncio.events._set_running_loop(None)
+    try:
+        asyncio.run(asyncio.wait_for(anext(watch), 20))
+    except RuntimeError as exc:
+        return 0 if "forked" in str(exc) else 2
+    except BaseException:
+        return 3
+    return 1
 
 
 class TestRealNodes:

@@ -18,6 +18,7 @@ from etcd_auth import CHEAP, Users, jwt_option
 from etcd_cluster import metric, watchers, watchers_left
 from rendezvous_helpers import Run, join_all, keys_below
 from store_helpers import Proxy, in_background, opened
+from torchetcd import metrics
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
@@ -191,6 +192,34 @@ class TestRefused:
             ):
                 text = self._said(secured, error, call)
                 assert f"permission denied (user '{USER}')" in text
+
+    def test_a_watch_that_is_refused_disturbs_no_other(
+        self, secured: Secured, client: Client, prefix: str
+    ) -> None:
+        index = client.write(prefix, "0").modifiedIndex
+        assert index is not None
+        seen: list[str] = []
+
+        def follow() -> None:
+            for number in (1, 2):
+                seen.append(client.watch(prefix, index=index + number, timeout=60).value)
+
+        following = in_background(follow)
+        client.write(prefix, "1")
+        eventually(lambda: seen == ["1"])
+
+        def counted() -> tuple[float, object]:
+            now = metrics.snapshot()
+            return now["torchetcd_watches_total"]["resumed",], now["torchetcd_logins_total"]
+
+        before = counted()
+        for _ in range(3):
+            with pytest.raises(EtcdInsufficientPermissions, match=f"user '{USER}'"):
+                client.watch("/theirs", index=1, timeout=30)
+        assert counted() == before
+        client.write(prefix, "2")
+        following.join()
+        assert seen == ["1", "2"]
 
     def test_a_password_that_is_changed(self, secured: Secured, prefix: str) -> None:
         secured.users.add("leaver", "sesame", prefix=prefix)

@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from etcd_proxy import EtcdProxy
 from torchetcd import etcd
 from torchetcd.etcd import Client, EtcdResult, as_client
 from torchetcd.etcd_server import EtcdServer, find_free_port
+from torchetcd.etcd_store import EtcdStore
 
 
 @pytest.fixture
@@ -145,6 +149,30 @@ class TestConnection:
         with etcd_server.get_client(read_timeout=seconds) as client:
             client.write("/x", "y")
             assert client.read("/x").value == "y"
+
+    @pytest.mark.parametrize("timeout", [1e9, 1e18, 1.8e19])
+    def test_any_timeout(self, etcd_server: EtcdServer, prefix: str, timeout: float) -> None:
+        with Client("localhost", etcd_server.get_port(), read_timeout=timeout) as client:
+            client.write(prefix, "x")
+            assert client.read(prefix, timeout=timeout).value == "x"
+            assert client.watch(prefix, index=1, timeout=timeout).value == "x"
+            with EtcdStore(client, prefix, timedelta(seconds=min(timeout, 1e13))) as store:
+                store.set("key", "value")
+                assert store.get("key") == b"value"
+
+    def test_closing_ends_calls_under_way(self, etcd_server: EtcdServer, prefix: str) -> None:
+        with EtcdProxy(etcd_server.get_port()) as proxy, Client("127.0.0.1", proxy.port) as client:
+            client.write(prefix, "x")
+            proxy.freeze()
+            with ThreadPoolExecutor(2) as pool:
+                calls = [
+                    pool.submit(client.read, prefix, timeout=300),
+                    pool.submit(client.write, prefix, "y"),
+                ]
+                client.close()
+                for call in calls:
+                    with pytest.raises(RuntimeError, match="the etcd client is closed"):
+                        call.result(timeout=60)
 
     def test_closed(self, etcd_server: EtcdServer) -> None:
         with etcd_server.get_client() as client:

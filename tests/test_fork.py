@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from conftest import eventually
@@ -220,3 +223,39 @@ say("done")
     run(zygote, source, client.port, run_id)
     eventually(lambda: not _of_nodes(client, run_id))
     assert not _of_nodes(client, f"{run_id}.child")
+
+
+# The first process of a namespace, whose child is the first one of another.
+_INIT = """
+import ctypes, os, sys
+from torchetcd.etcd import Client
+
+assert os.getpid() == 1
+client = Client("127.0.0.1", int(sys.argv[1]), read_timeout=30)
+client.write(sys.argv[2], "of the parent")
+if ctypes.CDLL(None, use_errno=True).unshare(0x20000000):  # CLONE_NEWPID
+    raise OSError(ctypes.get_errno(), "unshare")
+child = os.fork()
+if child == 0:
+    assert os.getpid() == 1
+    client.write(sys.argv[2], "of the child")
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert client.read(sys.argv[2]).value == "of the child"
+"""
+
+
+def test_a_child_with_the_same_process_number(client: Client, prefix: str) -> None:
+    """The first process of a container that makes another container."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    with EtcdProxy(client.port) as proxy:
+        arguments = [sys.executable, "-c", _INIT, str(proxy.port), prefix]
+        try:
+            subprocess.run([*unshare, "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no namespaces can be made here")
+        done = subprocess.run(
+            [*unshare, *arguments], check=False, timeout=90, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert proxy.connections == 2, "one of each process"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import json
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
+from aio_helpers import connected
 from conftest import eventually
 from rendezvous_helpers import TTL, NodeError, Run, join_all
 from store_helpers import opened
-from torchetcd.etcd import Client, EtcdException
+from torchetcd._etcd_txn import get_below
+from torchetcd.aio import RunInUseError
+from torchetcd.etcd import Client, EtcdException, EtcdNoSpace
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
@@ -113,7 +120,7 @@ class TestFullDisk:
     def test_worlds_go_on_and_all_is_well_after_it(
         self, server: EtcdServer, client: Client
     ) -> None:
-        said = r"database space exceeded.*NOSPACE.*compact.*defragment.*disarm"
+        said = r"space exceeded.*NOSPACE.*torchetcd purge.*compact.*defragment.*disarm"
         with Run(server.get_endpoint(), client) as run, opened(client, "/store") as store:
             members = run.nodes(2, 2, 3, keep_alive_ttl=TTL)
             join_all(members)
@@ -155,6 +162,74 @@ class TestFullDisk:
             first.start("join")
             with pytest.raises(NodeError, match=r"RendezvousConnectionError.*NOSPACE"):
                 first.finish()
+
+    def test_stores_make_room(self, server: EtcdServer, client: Client) -> None:
+        """etcd never refuses a deletion that is a request of its own, nor a read."""
+        with opened(client, "/store") as store, server.get_client() as another:
+            for key in "abc":
+                store.set(key, "value")
+            assert store.add("counter", 5) == 5
+            store.set("number", "7")
+            for entry in ("first", "second", "third"):
+                store.queue_push("queue", entry)
+            revision = _fill(client)
+            with pytest.raises(EtcdNoSpace):
+                another.write("/x", "y")
+            assert (store.delete_key("a"), store.delete_key("a")) == (True, False)
+            assert store.delete_key("no such key") is False
+            # One that has never written has no lease for receipts, and is granted none.
+            with opened(another, "/store") as fresh:
+                assert (fresh.delete_key("b"), fresh.delete_key("b")) == (True, False)
+                assert (fresh.add("counter", 0), fresh.add("number", 0)) == (5, 7)
+                assert fresh.queue_pop("queue") == b"first"
+            assert store.queue_pop("queue") == b"second"
+            assert store.delete_key("counter") is True
+            assert sorted(store.list_keys()) == ["c", "number"]
+            _make_room(client, revision)
+            assert store.add("counter", 1) == 1, "nothing is left of the one before"
+            assert (store.delete_key("c"), store.queue_pop("queue")) == (True, b"third")
+
+    def test_a_run_is_purged(self, server: EtcdServer, client: Client) -> None:
+        with Run(server.get_endpoint(), client) as run:
+            nodes = run.nodes(2, keep_alive_ttl=TTL)
+            join_all(nodes)
+            for node in nodes:
+                node.kill()
+            _fill(client)
+
+            async def purge() -> int:
+                async with connected(client) as asked:
+                    while True:
+                        with contextlib.suppress(RunInUseError):
+                            return await asked.purge(run.run_id)
+
+            assert asyncio.run(purge()) > 0
+            below = get_below(f"{run.path}/".encode())
+            assert client._native.txn([], [below], [])[2][0][0] == []
+
+    def test_what_is_on_its_way_when_it_becomes_full(self, server: EtcdServer) -> None:
+        """etcd applies that and refuses it: the receipt knows."""
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(server.get_client()) for _ in range(8)]
+            stores = [stack.enter_context(opened(made, "/store")) for made in clients]
+            for store in stores:
+                store.add("counter", 0)
+            filler = "x" * (MIB // 128)
+
+            def add(number: int) -> int:
+                for done in itertools.count():
+                    try:
+                        stores[number % 8].set(f"filler{number}", filler)
+                        stores[number % 8].add("counter", 1)
+                    except StoreError as full:
+                        assert "NOSPACE" in str(full)  # noqa: PT017 - until it is raised
+                        return done
+                raise AssertionError
+
+            with ThreadPoolExecutor(64) as pool:
+                done = sum(pool.map(add, range(64)))
+            # The last addition of each may not have come, never two of them.
+            assert stores[0].add("counter", 0) == done
 
 
 def _fill(client: Client) -> int:

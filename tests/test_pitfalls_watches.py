@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -51,6 +52,42 @@ class Follower:
         self._thread.join()
         self._client.close()
         return self.values
+
+
+class TestWithoutAWatch:
+    """Where answers to watches do not come through, waits of stores look by themselves."""
+
+    @pytest.mark.slow(35)
+    def test_waits_end(self, client: Client, ender: StreamEnder, prefix: str) -> None:
+        ender.muted = True
+        with (
+            Client("127.0.0.1", ender.port) as far,
+            opened(far, prefix, timeout=600) as store,
+            opened(client, prefix) as other,
+            ThreadPoolExecutor(5) as pool,
+        ):
+            waits = {
+                "get": pool.submit(store.get, "late"),
+                "multi_get": pool.submit(store.multi_get, ["there", "late"]),
+                "wait": pool.submit(store.wait, ["late", "gone"]),
+                "wait for a queue": pool.submit(store.wait, ["q"]),
+                "queue_pop": pool.submit(store.queue_pop, "p"),
+            }
+            # They have looked, and begin to watch.
+            eventually(lambda: ender.asked() >= len(waits))
+            assert not any(wait.done() for wait in waits.values())
+            for key in ("late", "there", "gone"):
+                other.set(key, "value")
+            other.queue_push("q", "entry")
+            other.queue_push("p", "entry")
+            ended = {name: wait.result(timeout=90) for name, wait in waits.items()}
+            assert ended == {
+                "get": b"value",
+                "multi_get": [b"value", b"value"],
+                "wait": None,
+                "wait for a queue": None,
+                "queue_pop": b"entry",
+            }
 
 
 class TestResume:

@@ -6,12 +6,16 @@ import itertools
 import signal
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch.distributed as dist
 
 from store_helpers import Proxy, compact, in_background, opened, seconds
+from torchetcd import metrics
+from torchetcd._etcd_txn import get_below
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_store import (
     EtcdStore,
@@ -426,6 +430,18 @@ class TestQueues:
         assert [direct.queue_pop("q") for _ in VALUES] == VALUES
         assert direct.queue_len("q") == 0
 
+    def test_the_order_is_that_of_the_keys(self, client: Client, prefix: str) -> None:
+        """So that etcd need not sort them, which it does by reading all of them."""
+        with ExitStack() as stack:
+            stores = [stack.enter_context(opened(client, prefix)) for _ in range(3)]
+            for number in range(12):
+                stores[number % 3].queue_push("q", str(number))
+            below = get_below(f"{prefix}/.queue/".encode())
+            entries = client._native.txn([], [below], [])[2][0][0]
+            values = [b64decode(value) for _, value, *_ in entries]
+            assert values == [b"%d" % number for number in range(12)]
+            assert [stores[0].queue_pop("q") for _ in range(12)] == values
+
     def test_empty(self, direct: EtcdStore) -> None:
         with pytest.raises(dist.DistStoreError, match="empty") as caught:
             direct.queue_pop("q", block=False)
@@ -472,6 +488,10 @@ class TestQueues:
         assert sorted(map(int, popped)) == list(range(50))
 
 
+def _calls(rpc: str) -> int:
+    return int(metrics.snapshot()["torchetcd_rpcs_total"].get((rpc, "ok"), 0))
+
+
 class TestLimits:
     def test_one_mebibyte(self, store: dist.Store) -> None:
         value = bytes(range(256)) * (MIB // 256)
@@ -502,6 +522,15 @@ class TestLimits:
         assert len(direct.get("k")) == limit
         with pytest.raises(ValueError, match="leaves"):
             direct.set("k", b"x" * (limit + 1))
+
+    def test_large_values_come_in_several_answers(self, direct: EtcdStore) -> None:
+        keys = [f"k{number}" for number in range(20)]
+        for number, key in enumerate(keys):
+            direct.set(key, b"%d" % number * 100_000)
+        before = _calls("txn")
+        values = direct.multi_get(keys)
+        assert [value[:2] for value in values] == [(b"%d" % n * 2)[:2] for n in range(20)]
+        assert _calls("txn") - before > 1
 
     def test_a_thousand_keys(self, store: dist.Store) -> None:
         keys = [f"key{i}" for i in range(1000)]

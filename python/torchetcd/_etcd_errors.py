@@ -109,6 +109,13 @@ class EtcdInsufficientPermissions(EtcdException):
     """etcd refused the user, the password, or what the user's roles do not allow."""
 
 
+class EtcdNoSpace(EtcdException):
+    """etcd is full and takes nothing new, see its alarm NOSPACE. It answers reads and does deletions.
+
+    python-etcd did not know it: etcd v2 had no quota.
+    """
+
+
 class EtcdLeaderElectionInProgress(EtcdException):
     """Kept for `except` clauses: elections are waited for, so it is never raised."""
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::unique::uniform;
+
 const FIRST: Duration = Duration::from_millis(25);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -40,7 +42,7 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let step = self.first.saturating_mul(1 << self.attempts.min(10)).min(self.longest);
         self.attempts = self.attempts.saturating_add(1);
-        step.mul_f64(rand::random_range(0.25..=1.0))
+        step.mul_f64(uniform(0.25..=1.0))
     }
 
     /// How many pauses there were since the last success.

@@ -30,6 +30,7 @@ pub(super) async fn open_endpoint(
     let found = tokio::time::timeout(config.connect_timeout, addresses(endpoint)).await;
     let found =
         found.unwrap_or_else(|_| Err(silent("no answer to the look-up of its name", config)))?;
+    let alone = found.len() == 1;
     let attempt = |address: SocketAddr, its: Arc<Progress>| async move {
         let connected = || {
             its.connected();
@@ -38,7 +39,7 @@ pub(super) async fn open_endpoint(
         let opened = match Reached::reach(config, endpoint, address, connected).await {
             Ok(reached) => {
                 let _turn = log_in.lock().await;
-                Connection::open(config, endpoint, reached).await
+                Connection::open(config, endpoint, alone, reached).await
             }
             Err(error) => Err(error),
         };

@@ -31,6 +31,9 @@ const LATE: Duration = Duration::from_secs(3);
 /// How long the answer to that may take before the next endpoint is tried.
 const PROOF: Duration = Duration::from_secs(3);
 
+/// Longer than any job; keeps sums of times within their types.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
+
 /// How often one call takes a new token: each change of etcd's users can make the last one old.
 const RENEWALS: u32 = 5;
 
@@ -140,7 +143,7 @@ impl Client {
     }
 
     pub fn deadline_after(&self, timeout: Option<Duration>) -> Instant {
-        Instant::now() + timeout.unwrap_or(self.shared.config.request_timeout)
+        Instant::now() + timeout.unwrap_or(self.shared.config.request_timeout).min(LONGEST)
     }
 
     pub async fn txn(
@@ -153,18 +156,41 @@ impl Client {
         let answer = self.call_as(Rpc::Txn, repeat, deadline, |connection| async move {
             // One without operations is answered by the member alone, which may be behind the others.
             let empty = txn.success.is_empty() && txn.failure.is_empty();
-            let known = if empty { 0 } else { self.history().revision() };
+            let known = self.history().known();
+            let known = if empty { known.at_any_revision() } else { known };
             let response = connection.kv().txn(convert::txn(txn)).await?;
             self.history().answered(response.header(), known);
             Ok(convert::txn_reply(&response))
         });
         let answer = answer.await;
-        if let Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }) = answer
-            && let Some(ranges) = full::ranges(txn)
-        {
-            return full::read_apart(self, &ranges, deadline).await;
+        if let Err(EtcdError::Refused { kind: Refusal::NoSpace, .. }) = answer {
+            if let Some(ranges) = full::ranges(txn) {
+                return full::read_apart(self, &ranges, deadline).await;
+            }
+            if let Some(deletions) = full::deletes(txn) {
+                return full::delete_apart(self, &deletions, repeat, deadline).await;
+            }
         }
         answer
+    }
+
+    /// Deletes a key, or all up to an end. Answers with the revision and with how many there were.
+    pub(super) async fn delete(
+        &self,
+        key: &[u8],
+        range_end: Option<&[u8]>,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<(i64, i64), EtcdError> {
+        self.call_as(Rpc::DeleteRange, repeat, deadline, |connection| async move {
+            let known = self.history().known();
+            let options = convert::delete_options(range_end);
+            let response = connection.kv().delete(key, Some(options)).await?;
+            self.history().answered(response.header(), known);
+            let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+            Ok((revision, response.deleted()))
+        })
+        .await
     }
 
     /// Answers with the revision the range was read at.
@@ -175,7 +201,7 @@ impl Client {
     ) -> Result<(i64, RangeReply), EtcdError> {
         self.call_as(Rpc::Range, Repeat::Read, deadline, |connection| async move {
             let options = convert::range_options(range);
-            let known = self.history().revision();
+            let known = self.history().known();
             let response = connection.kv().get(range.key.clone(), Some(options)).await?;
             self.history().answered(response.header(), known);
             let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
@@ -260,7 +286,8 @@ impl Client {
         self.watches.add(self, spec)
     }
 
-    /// Ends the connection. Calls under way and later ones fail with [`EtcdError::Closed`].
+    /// Ends the connection. Calls under way, which may have taken effect, and later ones fail with
+    /// [`EtcdError::Closed`].
     pub fn close(&self) {
         {
             let mut state = self.state();
@@ -293,7 +320,10 @@ impl Client {
         Fut: Future<Output = Result<T, etcd_client::Error>>,
     {
         let started = Instant::now();
-        let result = self.call(repeat, deadline, request).await;
+        let result = tokio::select! {
+            result = self.call(repeat, deadline, request) => result,
+            () = self.closed() => Err(EtcdError::Closed),
+        };
         metrics().call(rpc, Ended::of(rpc, &result), started.elapsed());
         result
     }
@@ -552,7 +582,14 @@ impl Client {
     /// Leaves a connection whose member has said `times` in a row that it is busy, if there are others:
     /// one that lags behind them says so too.
     pub(super) fn leave_if_busy(&self, connection: &Arc<Connection>, times: u32) {
-        if times.is_multiple_of(BUSY) && self.shared.config.endpoints.len() > 1 {
+        if times.is_multiple_of(BUSY) {
+            self.leave_for_another(connection);
+        }
+    }
+
+    /// Leaves a connection whose member answers, but not to all, if there are others.
+    pub(super) fn leave_for_another(&self, connection: &Arc<Connection>) {
+        if self.shared.config.endpoints.len() > 1 || !connection.alone {
             self.discard(connection);
         }
     }

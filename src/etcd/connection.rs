@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub endpoint: Endpoint,
     /// The one of the endpoint's host that it goes to.
     pub address: SocketAddr,
+    /// Whether that is the only address of the host.
+    pub alone: bool,
     /// Whose credentials there are.
     pub user: Option<String>,
     client: Client,
@@ -100,6 +102,7 @@ impl Connection {
     pub async fn open(
         config: &Config,
         endpoint: &Endpoint,
+        alone: bool,
         reached: Reached,
     ) -> Result<Self, ConnectError> {
         let Reached { address, dialled, mut client } = reached;
@@ -113,6 +116,7 @@ impl Connection {
         Ok(Self {
             endpoint: endpoint.clone(),
             address,
+            alone,
             user: config.credentials.as_ref().map(|credentials| credentials.user.clone()),
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             // What a stream refused it would ask for again and again; etcd limits what it sends at once.
@@ -261,8 +265,9 @@ async fn probe(
 }
 
 /// etcd takes no writes until somebody has done this, but it goes on renewing leases.
-const NO_SPACE: &str = "its alarm NOSPACE is on: compact its history, defragment every member and \
-                        disarm the alarm, by etcdctl, or give it a larger --quota-backend-bytes";
+const NO_SPACE: &str = "its alarm NOSPACE is on: delete what nobody needs (torchetcd purge RUN, etcdctl del \
+                        --prefix KEY), then compact its history, defragment every member and disarm the \
+                        alarm, by etcdctl, or give it a larger --quota-backend-bytes";
 
 /// Says of whom it is that etcd refuses something.
 fn refusal(endpoint: &Endpoint, user: Option<&str>, kind: Refusal, text: &str) -> EtcdError {

@@ -43,11 +43,7 @@ fn op(op: &Op) -> wire::TxnOp {
             wire::TxnOp::put(key.clone(), value.clone(), Some(put_options(*lease)))
         }
         Op::Delete { key, range_end } => {
-            let mut options = wire::DeleteOptions::new();
-            if let Some(end) = range_end {
-                options = options.with_range(end.clone());
-            }
-            wire::TxnOp::delete(key.clone(), Some(options))
+            wire::TxnOp::delete(key.clone(), Some(delete_options(range_end.as_deref())))
         }
         Op::Txn(inner) => wire::TxnOp::txn(txn(inner)),
     }
@@ -55,6 +51,13 @@ fn op(op: &Op) -> wire::TxnOp {
 
 fn put_options(lease: i64) -> wire::PutOptions {
     wire::PutOptions::new().with_lease(lease)
+}
+
+pub(super) fn delete_options(range_end: Option<&[u8]>) -> wire::DeleteOptions {
+    match range_end {
+        Some(end) => wire::DeleteOptions::new().with_range(end),
+        None => wire::DeleteOptions::new(),
+    }
 }
 
 pub(super) fn range_options(range: &Range) -> wire::GetOptions {
@@ -67,9 +70,6 @@ pub(super) fn range_options(range: &Range) -> wire::GetOptions {
     }
     if range.count_only {
         options = options.with_count_only();
-    }
-    if range.by_creation {
-        options = options.with_sort(wire::SortTarget::Create, wire::SortOrder::Ascend);
     }
     options
 }

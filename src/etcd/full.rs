@@ -1,11 +1,12 @@
-//! Reading from an etcd that is full.
+//! Reading from an etcd that is full, and making room in it.
 //!
 //! Until 3.5.6 a member whose database has passed its quota refuses every transaction, those that only
-//! read too (etcd pull requests 13435 and 14884); a range is always answered.
+//! read or delete too (etcd pull requests 13435 and 14884); a range is always answered, and a deletion that is a
+//! request of its own always done.
 
 use tokio::time::Instant;
 
-use super::client::Client;
+use super::client::{Client, Repeat};
 use super::error::EtcdError;
 use super::kv::{Op, OpReply, Range, Txn, TxnReply};
 
@@ -46,4 +47,42 @@ pub(super) async fn read_apart(
         }
         return Ok(reply);
     }
+}
+
+/// The deletions of a transaction that does nothing else, whatever there is; otherwise `None`.
+pub(super) fn deletes(txn: &Txn) -> Option<Vec<Deletion<'_>>> {
+    if !txn.compares.is_empty() {
+        return None;
+    }
+    txn.success
+        .iter()
+        .map(|op| match op {
+            Op::Delete { key, range_end } => Some((key.as_slice(), range_end.as_deref())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A key, or all from it up to an end.
+type Deletion<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// Deletes range after range. Nobody puts anything in between: etcd is full.
+pub(super) async fn delete_apart(
+    client: &Client,
+    deletions: &[Deletion<'_>],
+    repeat: Repeat,
+    deadline: Instant,
+) -> Result<TxnReply, EtcdError> {
+    let mut reply = TxnReply { succeeded: true, ..TxnReply::default() };
+    for &(key, range_end) in deletions {
+        match client.delete(key, range_end, repeat, deadline).await {
+            Ok((revision, deleted)) => {
+                reply.revision = revision;
+                reply.replies.push(OpReply::Delete(deleted));
+            }
+            Err(error) if reply.replies.is_empty() => return Err(error),
+            Err(error) => return Err(EtcdError::Ambiguous { causes: error.to_string() }),
+        }
+    }
+    Ok(reply)
 }

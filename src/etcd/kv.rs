@@ -62,6 +62,10 @@ impl Compare {
         Self { range_end, ..Self::absent(key) }
     }
 
+    pub fn exists(key: impl Into<Vec<u8>>) -> Self {
+        Self::new(key, Ordering::Greater, Target::CreateRevision(0))
+    }
+
     /// The key does not exist: etcd reports revision 0 for a key it does not have.
     pub fn absent(key: impl Into<Vec<u8>>) -> Self {
         Self::create_revision(key, 0)
@@ -79,8 +83,6 @@ pub struct Range {
     pub count_only: bool,
     /// 0 means the newest revision.
     pub revision: i64,
-    /// Oldest creation first, instead of by key.
-    pub by_creation: bool,
 }
 
 impl Range {
@@ -195,6 +197,12 @@ pub struct TxnReply {
 }
 
 impl TxnReply {
+    /// How many keys were deleted, nested transactions aside.
+    pub fn deleted(&self) -> i64 {
+        let deleted = |reply: &OpReply| if let OpReply::Delete(keys) = reply { *keys } else { 0 };
+        self.replies.iter().map(deleted).sum()
+    }
+
     /// The range answered by operation `index`, or an empty one where that is no range.
     pub fn range(&self, index: usize) -> RangeReply {
         range_of(&self.replies, index)

@@ -13,6 +13,7 @@ use super::client::Client;
 use super::connection::Connection;
 use super::error::{Verdict, classify};
 use super::metrics::{Renewal as Counted, metrics};
+use super::unique::uniform;
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
@@ -36,8 +37,13 @@ impl KeepAlive {
     pub fn start(client: Client, id: i64, ttl: Duration, first: Duration) -> Self {
         let (sender, state) = watch::channel(LeaseState::Alive);
         let task = tokio::spawn(async move {
-            renew_until_lost(&client, id, ttl, first).await;
-            sender.send_replace(LeaseState::Lost);
+            tokio::select! {
+                () = renew_until_lost(&client, id, ttl, first) => {
+                    sender.send_replace(LeaseState::Lost);
+                }
+                // Nobody can renew it any more, which is no loss yet.
+                () = client.closed() => {}
+            }
         });
         Self { state, task }
     }
@@ -91,7 +97,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
             Renewal::Renewed(granted) => {
                 period = granted.unwrap_or(period * 3) / 3;
                 // Thousands that began at once are not to go on renewing at once.
-                due = asked + period.mul_f64(rand::random_range(0.9..=1.0));
+                due = asked + period.mul_f64(uniform(0.9..=1.0));
                 backoff.reset();
                 busy = 0;
             }
@@ -101,7 +107,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
                 busy += 1;
                 client.leave_if_busy(&connection, busy);
                 // Time for several attempts, but not for all to come at once.
-                tokio::time::sleep(period.mul_f64(rand::random_range(0.25..=0.5))).await;
+                tokio::time::sleep(period.mul_f64(uniform(0.25..=0.5))).await;
             }
             Renewal::Late(connection) => {
                 let beside = client.connection_beside(&connection);
@@ -290,4 +296,32 @@ async fn failed(
         client.discard(connection);
     }
     Renewal::Failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_server::{Server, binary};
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_closed_renews_no_more() {
+        let Some(binary) = binary() else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("one").block_on(async {
+            let server = Server::start(&binary).await;
+            let (client, other) = (server.client(), server.client());
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let ttl = client.grant(7, Duration::from_secs(3), deadline).await.expect("granted");
+            let keep_alive = KeepAlive::start(client.clone(), 7, ttl, Duration::ZERO);
+            tokio::time::sleep(2 * ttl).await;
+            assert!(other.time_to_live(7, deadline).await.expect("answered").is_some());
+            client.close();
+            while other.time_to_live(7, deadline).await.expect("answered").is_some() {
+                assert!(Instant::now() < deadline, "it is still renewed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            // That it runs out is no word of etcd.
+            assert_eq!(keep_alive.state(), LeaseState::Alive);
+        });
+    }
 }

@@ -34,6 +34,7 @@ labels! {
     Rpc {
         Range = "range",
         Txn = "txn",
+        DeleteRange = "delete_range",
         LeaseGrant = "lease_grant",
         LeaseRevoke = "lease_revoke",
         LeaseTimeToLive = "lease_time_to_live",

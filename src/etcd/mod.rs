@@ -22,10 +22,12 @@ pub mod kv;
 mod lease;
 mod maintenance;
 pub mod metrics;
+mod names;
 mod once;
 #[cfg(test)]
 mod overload;
 mod race;
+mod session;
 #[cfg(test)]
 pub mod test_server;
 mod tls;
@@ -39,5 +41,5 @@ pub use error::{EtcdError, Refusal};
 pub use lease::{KeepAlive, LeaseState};
 pub use maintenance::{Alarm, Member, MemberStatus};
 pub use once::{OnceOutcome, OnceTxns};
-pub use unique::{unique, unique_lease_id};
+pub use unique::{uniform, unique, unique_lease_id};
 pub use watch::{WatchMessage, WatchReceiver, WatchSpec};

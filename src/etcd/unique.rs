@@ -1,5 +1,7 @@
 //! Names that nobody else has.
 
+use std::ops::RangeInclusive;
+
 use rand::TryRng;
 use rand::rngs::SysRng;
 
@@ -14,6 +16,12 @@ pub fn unique() -> u128 {
     }
 }
 
+/// A random number of a range, which siblings do not share either.
+pub fn uniform(range: RangeInclusive<f64>) -> f64 {
+    let share = u32::try_from(unique() >> 96).map_or(0.0, f64::from) / f64::from(u32::MAX);
+    range.start() + (range.end() - range.start()) * share
+}
+
 /// A lease id, positive as etcd's own are.
 pub fn unique_lease_id() -> i64 {
     let number = unique() & (i64::MAX as u128);
@@ -23,6 +31,15 @@ pub fn unique_lease_id() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uniform_numbers_fill_their_range() {
+        let drawn: Vec<f64> = (0..1000).map(|_| uniform(2.0..=3.0)).collect();
+        assert!(drawn.iter().all(|number| (2.0..=3.0).contains(number)));
+        for part in [2.0..=2.1, 2.45..=2.55, 2.9..=3.0] {
+            assert!(drawn.iter().any(|number| part.contains(number)), "{part:?}");
+        }
+    }
 
     #[test]
     fn lease_ids_are_positive_and_differ() {

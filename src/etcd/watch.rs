@@ -1,23 +1,21 @@
 //! Watches that resume: all watches of a client share one stream, which is opened anew where the
 //! last event left off when its connection breaks, its token expires or its member loses the leader.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use etcd_client::{WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::backoff::Backoff;
 use super::client::Client;
-use super::connection::Connection;
-use super::convert;
-use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
-use super::kv::{Event, Range};
+use super::error::EtcdError;
+use super::kv::Event;
 use super::metrics::{Watching as Counted, metrics};
+use super::session::{End, OPEN, Patience, Session};
 
-const OPEN: Duration = Duration::from_secs(5);
+/// Our ids begin here, so that they are told from those that a server gives.
+const FIRST_ID: i64 = 1 << 40;
 
 /// What to watch. `range_end` of `None` watches one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,22 +68,20 @@ impl Drop for WatchReceiver {
     }
 }
 
-enum Command {
+pub(super) enum Command {
     Add(i64, Watching),
     Cancel(i64),
 }
 
-struct Watching {
-    spec: WatchSpec,
+pub(super) struct Watching {
+    pub spec: WatchSpec,
     /// The revision to resume from; 0 until etcd said what "now" is.
-    next: i64,
-    /// Whether it was refused for want of permission, which may have been a stale token's fault.
-    denied: bool,
+    pub next: i64,
     /// etcd has confirmed it before.
-    opened: bool,
+    pub opened: bool,
     /// The history that its revisions are of.
-    history: u64,
-    sender: UnboundedSender<WatchMessage>,
+    pub history: u64,
+    pub sender: UnboundedSender<WatchMessage>,
 }
 
 /// The way to the task that serves a client's watches; it starts with the first one.
@@ -97,23 +93,24 @@ pub(super) struct WatchHub {
 
 impl WatchHub {
     pub(super) fn add(&self, client: &Client, spec: WatchSpec) -> WatchReceiver {
-        // etcd takes 0 for "choose an id yourself".
-        let id = self.ids.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = FIRST_ID + self.ids.fetch_add(1, Ordering::Relaxed);
         let (sender, messages) = unbounded_channel();
-        let commands = self
-            .commands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert_with(|| {
-                let (commands, receiver) = unbounded_channel();
-                tokio::spawn(serve(client.without_watches(), receiver));
-                commands
-            })
-            .clone();
+        let commands = {
+            let mut held = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*held {
+                // Closed where the task has ended by a panic.
+                Some(commands) if !commands.is_closed() => commands.clone(),
+                _ => {
+                    let (commands, receiver) = unbounded_channel();
+                    tokio::spawn(serve(client.without_watches(), receiver));
+                    held.insert(commands).clone()
+                }
+            }
+        };
         let next = spec.start_revision;
         let history = client.history().number();
-        let watching = Watching { next, denied: false, opened: false, history, spec, sender };
-        // A closed channel shows as `Closed` at the receiver.
+        let watching = Watching { next, opened: false, history, spec, sender };
+        // Where it is closed by now the receiver says so.
         let _ = commands.send(Command::Add(id, watching));
         WatchReceiver { id, messages, commands }
     }
@@ -122,6 +119,7 @@ impl WatchHub {
 async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
     let mut watches = BTreeMap::new();
     let mut backoff = Backoff::default();
+    let mut open = Patience::default();
     let mut histories = client.history().numbers();
     loop {
         end_those_of_another_history(&mut watches, *histories.borrow_and_update());
@@ -143,16 +141,9 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
             Ok(None) => continue,
             Ok(Some(connection)) => {
                 let epoch = connection.token_epoch();
-                let mut session = Session {
-                    client: &client,
-                    connection: &connection,
-                    watches: &mut watches,
-                    pending: VecDeque::new(),
-                    known: client.history().revision(),
-                    doubted: false,
-                };
+                let mut session = Session::new(&client, &connection, &mut watches);
                 let ended = tokio::select! {
-                    ended = session.run(&mut commands, &mut backoff) => ended,
+                    ended = session.run(&mut commands, &mut backoff, &mut open) => ended,
                     () = connection.fell_silent() => End::Broken,
                     // The next look at the client finds out.
                     () = client.closed() => continue,
@@ -168,7 +159,12 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                     }
                     End::Broken => client.discard(&connection),
                     End::Late => {
-                        client.leave_if_silent(&connection, OPEN, &mut None).await;
+                        if client.leave_if_silent(&connection, OPEN, &mut None).await {
+                            open = Patience::default();
+                        } else if open.was_in_vain() {
+                            // Its other calls may be answered all the same.
+                            client.leave_for_another(&connection);
+                        }
                     }
                 }
             }
@@ -189,224 +185,26 @@ fn end_those_of_another_history(watches: &mut BTreeMap<i64, Watching>, present: 
     });
 }
 
-enum End {
-    Broken,
-    /// It could not be opened in time.
-    Late,
-    StaleToken,
-    HubGone,
-}
+#[cfg(test)]
+mod tests {
+    use super::super::test_server::{Server, binary};
+    use super::*;
 
-/// One stream, from its opening to its end.
-struct Session<'a> {
-    client: &'a Client,
-    connection: &'a Connection,
-    watches: &'a mut BTreeMap<i64, Watching>,
-    /// Watches that etcd has not confirmed: it answers in this order, and a refusal names none.
-    pending: VecDeque<i64>,
-    /// etcd's revision was this one at least when the stream was opened.
-    known: i64,
-    /// Whether etcd is being asked if its history is the one that is known.
-    doubted: bool,
-}
-
-impl Session<'_> {
-    async fn run(
-        &mut self,
-        commands: &mut UnboundedReceiver<Command>,
-        backoff: &mut Backoff,
-    ) -> End {
-        let mut wanted =
-            self.watches.iter().map(|(id, w)| (*id, options(*id, w))).collect::<VecDeque<_>>();
-        let Some((first, (key, opened))) = wanted.pop_front() else { return End::Broken };
-        self.pending.push_back(first);
-        let mut client = self.connection.watch();
-        let stream = tokio::time::timeout(OPEN, client.watch(key, Some(opened))).await;
-        let (mut requests, mut responses) = match stream {
-            Ok(Ok(stream)) => stream.split(),
-            Ok(Err(error)) => return end_of(&error),
-            Err(_) => return End::Late,
-        };
-        for (id, (key, options)) in wanted {
-            self.pending.push_back(id);
-            if send(&mut requests, key, options).await.is_err() {
-                return End::Broken;
-            }
-        }
-        loop {
-            tokio::select! {
-                command = commands.recv() => match command {
-                    None => return End::HubGone,
-                    Some(Command::Add(_, watching)) if watching.history != self.client.history().number() => {
-                        let _ = watching.sender.send(WatchMessage::HistoryLost);
-                    }
-                    Some(Command::Add(id, watching)) => {
-                        let (key, options) = options(id, &watching);
-                        self.watches.insert(id, watching);
-                        self.pending.push_back(id);
-                        if send(&mut requests, key, options).await.is_err() {
-                            return End::Broken;
-                        }
-                    }
-                    Some(Command::Cancel(id)) => {
-                        let known = self.watches.remove(&id).is_some();
-                        if known && requests.cancel(id).await.is_err() {
-                            return End::Broken;
-                        }
-                    }
-                },
-                response = responses.message() => match response {
-                    Err(error) => return end_of(&error),
-                    Ok(None) => return End::Broken,
-                    Ok(Some(response)) => {
-                        self.connection.note_answer(!response.canceled());
-                        // A refusal is an answer too, but no success.
-                        if !response.canceled() {
-                            backoff.reset();
-                        }
-                        if let Some(end) = self.take(&response) {
-                            return end;
-                        }
-                    }
-                },
-            }
-        }
-    }
-
-    fn take(&mut self, response: &WatchResponse) -> Option<End> {
-        let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
-        let mut id = response.watch_id();
-        if response.created() {
-            let asked = self.pending.pop_front();
-            if id < 0 {
-                id = asked?;
-            }
-        }
-        if response.canceled() {
-            return self.canceled(id, response);
-        }
-        if response.created() && !self.client.history().watch_began(response.header(), self.known) {
-            self.doubt(id);
-        }
-        let watching = self.watches.get_mut(&id)?;
-        if response.created() {
-            metrics().watch(if watching.opened { Counted::Resumed } else { Counted::Opened });
-            watching.denied = false;
-            watching.opened = true;
-            if watching.next == 0 {
-                watching.next = revision + 1;
-                // As below, should the receiver be gone.
-                let _ = watching.sender.send(WatchMessage::Started(revision));
-            }
-            return None;
-        }
-        let events = response.events().iter().filter_map(convert::event);
-        let fresh: Vec<_> =
-            events.filter(|event| event.kv().mod_revision >= watching.next).collect();
-        if let (Some(last), Some(header)) = (fresh.last(), response.header()) {
-            self.client.history().heard(header);
-            watching.next = last.kv().mod_revision + 1;
-            if watching.sender.send(WatchMessage::Events(fresh)).is_err() {
-                // The receiver is gone and its cancellation on the way.
-                return None;
-            }
-        }
-        None
-    }
-
-    /// Has etcd asked, by a linearizable read, whether its revision went back. The answer is noted where
-    /// the others are.
-    fn doubt(&mut self, id: i64) {
-        let Some(watching) = self.watches.get(&id) else { return };
-        if std::mem::replace(&mut self.doubted, true) {
-            return;
-        }
-        // A key that may be read, as it may be watched.
-        let range = Range::key(watching.spec.key.clone()).count_only();
-        let client = self.client.without_watches();
-        tokio::spawn(async move {
-            loop {
-                match client.range(&range, client.deadline_after(None)).await {
-                    Err(EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. }) => {}
-                    // Nothing can be learnt where it is refused, or the client was closed.
-                    _ => return,
-                }
+    #[test]
+    fn a_task_that_has_panicked_is_started_again() {
+        let Some(binary) = binary() else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("one").block_on(async {
+            let server = Server::start(&binary).await;
+            let client = server.client();
+            let hub = WatchHub::default();
+            // What a panic leaves.
+            *hub.commands.lock().expect("whole") = Some(unbounded_channel().0);
+            let spec = WatchSpec { key: b"k".to_vec(), ..WatchSpec::default() };
+            for _ in 0..2 {
+                let first = hub.add(&client, spec.clone()).next().await;
+                assert!(matches!(first, WatchMessage::Started(_)), "{first:?}");
             }
         });
     }
-
-    fn first_denial(&mut self, id: i64) -> bool {
-        self.watches
-            .get_mut(&id)
-            .is_some_and(|watching| !std::mem::replace(&mut watching.denied, true))
-    }
-
-    fn canceled(&mut self, id: i64, response: &WatchResponse) -> Option<End> {
-        let fatal = if response.compact_revision() > 0 {
-            // The header's revision is 0 here: never store it (etcd issue 8668).
-            WatchMessage::Compacted { oldest: response.compact_revision() }
-        } else {
-            let has_user = self.connection.user.is_some();
-            let kind = match classify_message(response.cancel_reason()) {
-                Some(Verdict::StaleToken) if has_user => return Some(End::StaleToken),
-                Some(Verdict::StaleToken) => Refusal::AuthenticationFailed,
-                // Until 3.5.3 etcd says this of a watch whose token is stale.
-                Some(Verdict::Final(Refusal::PermissionDenied))
-                    if has_user && self.first_denial(id) =>
-                {
-                    return Some(End::StaleToken);
-                }
-                Some(Verdict::Final(kind)) => kind,
-                // Our own cancellation, confirmed.
-                _ if !self.watches.contains_key(&id) => return None,
-                _ => return Some(End::Broken),
-            };
-            // The first words are those of etcd's own client.
-            let reason = response.cancel_reason();
-            let text = reason.split_once(" desc = ").map_or(reason, |(_, text)| text);
-            WatchMessage::Failed(self.connection.refusal(kind, text))
-        };
-        if let Some(watching) = self.watches.remove(&id) {
-            let compacted = matches!(fatal, WatchMessage::Compacted { .. });
-            metrics().watch(if compacted { Counted::Compacted } else { Counted::Refused });
-            let _ = watching.sender.send(fatal);
-        }
-        None
-    }
-}
-
-fn end_of(error: &etcd_client::Error) -> End {
-    match classify(error) {
-        Verdict::StaleToken | Verdict::Final(Refusal::AuthenticationFailed) => End::StaleToken,
-        _ => End::Broken,
-    }
-}
-
-async fn send(
-    requests: &mut WatchRequestSender,
-    key: Vec<u8>,
-    options: WatchOptions,
-) -> Result<(), ()> {
-    match tokio::time::timeout(OPEN, requests.watch(key, Some(options))).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(()),
-    }
-}
-
-fn options(id: i64, watching: &Watching) -> (Vec<u8>, WatchOptions) {
-    // Versions before 3.4.34 and 3.5.16 lose a deletion at the very revision that is compacted when a watch
-    // begins there (etcd issue 18089); of one that begins earlier they say that it is compacted. What comes
-    // twice is dropped. Not when it is new: a watch that begins in the past waits 100 ms for its events.
-    let start = if watching.opened { (watching.next - 1).max(1) } else { watching.next };
-    let mut options = WatchOptions::new().with_watch_id(id).with_start_revision(start);
-    if let Some(end) = &watching.spec.range_end {
-        options = options.with_range(end.clone());
-    }
-    if watching.spec.deletes_only {
-        options = options.with_filters([WatchFilterType::NoPut]);
-    }
-    if watching.spec.with_previous {
-        options = options.with_prev_key();
-    }
-    (watching.spec.key.clone(), options)
 }

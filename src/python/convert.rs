@@ -10,9 +10,13 @@ use crate::etcd::kv::{
     Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn,
 };
 
+/// Longer than any job; keeps sums of times within their types.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
+
 /// A number of seconds from Python.
 pub fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds).map_err(|_| {
+    let duration = Duration::try_from_secs_f64(seconds);
+    duration.map(|given| given.min(LONGEST)).map_err(|_| {
         PyValueError::new_err(format!(
             "{name} must be a finite number of seconds that is not negative, not {seconds}."
         ))

@@ -33,6 +33,7 @@ pub fn etcd_error(py: Python<'_>, error: &EtcdError) -> PyErr {
             Refusal::PermissionDenied | Refusal::AuthenticationFailed => {
                 "EtcdInsufficientPermissions"
             }
+            Refusal::NoSpace => "EtcdNoSpace",
             _ => "EtcdException",
         },
         EtcdError::Closed => return PyRuntimeError::new_err(text),

@@ -13,7 +13,7 @@ use super::client::PyClient;
 use super::convert;
 use super::errors::store_error;
 use super::wait::wait;
-use crate::process::PerProcess;
+use crate::process::{PerProcess, generation};
 use crate::store::{Store, StoreError};
 
 /// Why the waits of a store end, once there is a reason.
@@ -27,7 +27,7 @@ pub struct PyStore {
     lease: i64,
     request_timeout: Duration,
     /// With the process whose runtime serves it.
-    abort: Option<(u32, Abort)>,
+    abort: Option<(u64, Abort)>,
     store: PerProcess<Arc<Store>>,
 }
 
@@ -42,13 +42,13 @@ impl PyStore {
     ) -> Self {
         let request_timeout =
             request_timeout.unwrap_or_else(|| client.get().config().request_timeout);
-        let abort = abort.map(|abort| (std::process::id(), abort));
+        let abort = abort.map(|abort| (generation(), abort));
         Self { client, prefix, lease, request_timeout, abort, store: PerProcess::new() }
     }
 
     pub(crate) fn store(&self) -> Arc<Store> {
         let made = self.store.get_or_make(|| {
-            let abort = self.abort.as_ref().filter(|(pid, _)| *pid == std::process::id());
+            let abort = self.abort.as_ref().filter(|(process, _)| *process == generation());
             Arc::new(Store::new(
                 self.client.get().client(),
                 &self.prefix,

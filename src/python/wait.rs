@@ -9,6 +9,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use super::runtime;
+use crate::process::generation;
 
 /// Python runs signal handlers only when asked to: this often while we wait.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -32,7 +33,7 @@ where
 {
     let deadline = limit.map(|limit| Instant::now() + limit);
     let handles_signals = on_main_thread(py);
-    let process = std::process::id();
+    let process = generation();
     let mut future = pin!(future);
     // First this thread drives the runtime itself. Not for longer: it may have to wait for the GIL.
     let mut drive = true;
@@ -58,7 +59,7 @@ where
             ));
         }
         py.check_signals()?;
-        if std::process::id() != process {
+        if generation() != process {
             return Err(PyRuntimeError::new_err(
                 "this process was forked in the middle of an operation of torchetcd",
             ));
@@ -96,13 +97,13 @@ impl<F: Future> Step<'_, F> {
 
 thread_local! {
     /// The process and whether this is the thread that runs Python's signal handlers in it.
-    static ON_MAIN_THREAD: Cell<(u32, bool)> = const { Cell::new((0, false)) };
+    static ON_MAIN_THREAD: Cell<(u64, bool)> = const { Cell::new((u64::MAX, false)) };
 }
 
 /// Whether this is the thread that runs Python's signal handlers; taken for it where Python cannot say.
 fn on_main_thread(py: Python<'_>) -> bool {
     let (process, known) = ON_MAIN_THREAD.get();
-    if process == std::process::id() {
+    if process == generation() {
         return known;
     }
     let asked = py.import("threading").and_then(|threading| {
@@ -110,6 +111,6 @@ fn on_main_thread(py: Python<'_>) -> bool {
         threading.call_method0("get_ident")?.eq(main)
     });
     let is_main = asked.unwrap_or(true);
-    ON_MAIN_THREAD.set((std::process::id(), is_main));
+    ON_MAIN_THREAD.set((generation(), is_main));
     is_main
 }

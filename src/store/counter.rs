@@ -23,8 +23,13 @@ const FOLD_ABOVE: usize = 32;
 impl Store {
     /// Adds `n` to a counter that is 0 when it does not exist, and answers with its value then.
     pub async fn add(&self, key: &[u8], n: i64, deadline: Instant) -> Result<i64, StoreError> {
+        if n == 0
+            && let Some(value) = self.number(key, deadline).await?
+        {
+            return Ok(value);
+        }
         loop {
-            let cell = match self.write("add", key, self.add_to_counter(key, n), deadline).await? {
+            let cell = match self.write("add", key, &self.add_to_counter(key, n), deadline).await? {
                 OnceOutcome::Answered(reply) => match reply.replies.first() {
                     Some(OpReply::Txn { succeeded: true, .. }) => return Ok(n),
                     Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
@@ -52,6 +57,15 @@ impl Store {
             }
             return Ok(value);
         }
+    }
+
+    /// What the key holds where an addition of 0 would leave it as it is: a counter, or a text that one would
+    /// print.
+    async fn number(&self, key: &[u8], deadline: Instant) -> Result<Option<i64>, StoreError> {
+        let Some(cell) = self.cell(key, 0, deadline).await? else { return Ok(None) };
+        let value = cell.value();
+        let number = leading_integer(&value);
+        Ok(number.filter(|number| number.to_string().as_bytes() == value))
     }
 
     fn add_to_counter(&self, key: &[u8], n: i64) -> Txn {
@@ -86,26 +100,11 @@ impl Store {
             Op::put(own, encode_base(base), self.lease),
             Op::put(self.keys.companion(key, n), "", self.lease),
         ]);
-        let converted = match self.write("add", key, txn, deadline).await? {
+        let converted = match self.write("add", key, &txn, deadline).await? {
             OnceOutcome::Answered(reply) => reply.succeeded,
-            OnceOutcome::AppliedAt(revision) => {
-                self.written_at(key, "add", revision, deadline).await?
-            }
+            OnceOutcome::AppliedAt(_) => true,
         };
         Ok(converted.then(|| (cell.clone(), number.wrapping_add(n))))
-    }
-
-    /// Whether a write to the key itself, whose answer was lost, passed its guard: nothing else is
-    /// written at the same revision.
-    pub(super) async fn written_at(
-        &self,
-        key: &[u8],
-        operation: &'static str,
-        revision: i64,
-        deadline: Instant,
-    ) -> Result<bool, StoreError> {
-        let cell = self.cell_of_write(operation, key, revision, deadline).await?;
-        Ok(cell.is_some_and(|cell| cell.mod_revision == revision))
     }
 
     /// Guards that hold while nobody writes the key, its counter included.
@@ -131,6 +130,6 @@ impl Store {
             Op::put(self.keys.key(key), encode_base(base.wrapping_add(cell.added)), self.lease),
             Op::delete_prefix(self.keys.companions(key)),
         ]);
-        self.write("add", key, txn, deadline).await.map(drop)
+        self.write("add", key, &txn, deadline).await.map(drop)
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::etcd::EtcdError;
+use crate::etcd::{EtcdError, Refusal};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -34,6 +34,13 @@ pub enum StoreError {
     OutcomeUnknown { operation: &'static str, key: String, cause: EtcdError },
     #[error("{0}")]
     Etcd(#[from] EtcdError),
+}
+
+impl StoreError {
+    /// Nothing was written, as etcd is full.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self, Self::Etcd(EtcdError::Refused { kind: Refusal::NoSpace, .. }))
+    }
 }
 
 /// Keys are named in errors up to this many characters, and this many of them.

@@ -7,9 +7,10 @@ use tokio::time::Instant;
 
 use super::error::{StoreError, display};
 use super::keys::Keys;
-use crate::etcd::kv::Txn;
+use crate::etcd::kv::{Op, Txn};
 use crate::etcd::{
-    Client, EtcdError, KeepAlive, LeaseState, OnceOutcome, OnceTxns, Refusal, unique_lease_id,
+    Client, EtcdError, KeepAlive, LeaseState, OnceOutcome, OnceTxns, Refusal, Repeat,
+    unique_lease_id,
 };
 
 /// How long receipts outlive a process that died.
@@ -46,7 +47,7 @@ impl Store {
         &self,
         operation: &'static str,
         key: &[u8],
-        txn: Txn,
+        txn: &Txn,
         deadline: Instant,
     ) -> Result<OnceOutcome, StoreError> {
         let mut granted_anew = false;
@@ -55,7 +56,7 @@ impl Store {
                 0 => self.receipts.id(&self.client, deadline).await?,
                 lease => lease,
             };
-            match self.txns.run(txn.clone(), lease, deadline).await {
+            match self.txns.run(txn, lease, deadline).await {
                 Err(EtcdError::Refused { kind: Refusal::LeaseNotFound, .. }) => {
                     if self.lease != 0 || granted_anew {
                         return Err(StoreError::LeaseLost);
@@ -68,6 +69,25 @@ impl Store {
                 }
                 other => return Ok(other?),
             }
+        }
+    }
+
+    /// Deletes at an etcd that is full, which takes no receipts. Answers with how many keys there were, and where
+    /// the answer is lost with that.
+    pub(super) async fn delete_when_full(
+        &self,
+        operation: &'static str,
+        key: &[u8],
+        deletes: impl Into<Vec<Op>>,
+        deadline: Instant,
+    ) -> Result<i64, StoreError> {
+        let txn = Txn::when([]).then(deletes);
+        match self.client.txn(&txn, Repeat::Never, deadline).await {
+            Ok(reply) => Ok(reply.deleted()),
+            Err(cause @ EtcdError::Ambiguous { .. }) => {
+                Err(StoreError::OutcomeUnknown { operation, key: display(key), cause })
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -87,7 +107,14 @@ struct HeldLease {
 
 impl ReceiptLease {
     async fn id(&self, client: &Client, deadline: Instant) -> Result<i64, EtcdError> {
-        let mut held = self.held.lock().await;
+        let asked = Instant::now();
+        let Ok(mut held) = tokio::time::timeout_at(deadline, self.held.lock()).await else {
+            // Another call is being granted one: it says what is wrong.
+            return Err(EtcdError::Unreachable {
+                waited: asked.elapsed(),
+                causes: "another call still waits for a lease of the receipts".into(),
+            });
+        };
         if let Some(lease) = &*held
             && lease.keep_alive.state() == LeaseState::Alive
         {
@@ -118,6 +145,45 @@ impl Drop for HeldLease {
         let (client, id) = (self.client.clone(), self.id);
         self.runtime.spawn(async move {
             let _ = client.revoke(id, Instant::now() + Duration::from_secs(10)).await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::{Config, TlsFiles, parse_endpoints};
+
+    #[test]
+    fn no_write_waits_for_the_first_one_beyond_its_own_deadline() {
+        // Connections are made, and nobody answers.
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = deaf.local_addr().expect("an address").to_string();
+        let client = Client::new(Config {
+            endpoints: parse_endpoints(&endpoint, false).expect("an endpoint"),
+            tls: TlsFiles::default(),
+            credentials: None,
+            connect_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(60),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("one").block_on(async {
+            let store = Store::new(client, b"/p", 0, None);
+            let write = |after_s| {
+                let deadline = Instant::now() + Duration::from_secs(after_s);
+                store.set(b"k", b"v", deadline)
+            };
+            let second = async {
+                tokio::task::yield_now().await;
+                write(1).await
+            };
+            tokio::select! {
+                _ = write(100) => panic!("the first one is answered"),
+                ended = second => assert!(matches!(
+                    ended, Err(StoreError::Etcd(EtcdError::Unreachable { .. }))
+                ), "{ended:?}"),
+                () = tokio::time::sleep(Duration::from_secs(50)) => panic!("it waits"),
+            }
         });
     }
 }

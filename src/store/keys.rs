@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `{prefix}/{b64}` | the value of the key, or the base of a counter |
 //! | `{prefix}/.add/{b64}.{n}` | its version says how often `n` was added to the counter |
-//! | `{prefix}/.queue/{b64}.{unique}` | one entry of a queue |
+//! | `{prefix}/.queue/{b64}.{revision}{unique}` | one entry of a queue |
 //! | `{prefix}/.op/...` | receipts of writes, see [`crate::etcd::OnceTxns`] |
 //!
 //! base64 has no `.`, so no key is the prefix of another one's companions (it does have `/`).

@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use super::chunks::{MAX_BYTES, MAX_OPS, OP_OVERHEAD, chunks};
 use super::error::{StoreError, display};
 use super::handle::Store;
-use super::value::{Cell, Content, encode};
+use super::value::{Cell, encode};
 use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Target, Txn};
 use crate::etcd::{OnceOutcome, Repeat};
 
 impl Store {
     pub async fn set(&self, key: &[u8], value: &[u8], deadline: Instant) -> Result<(), StoreError> {
         let put = self.put(key, value)?;
-        self.write("set", key, Txn::when([]).then([put]), deadline).await.map(drop)
+        self.write("set", key, &Txn::when([]).then([put]), deadline).await.map(drop)
     }
 
     /// Sets all keys, within etcd's limits at once, otherwise in several steps. Of a key that is named twice the
@@ -34,23 +34,25 @@ impl Store {
         for chunk in chunks(&puts, MAX_OPS, |(_, put)| put_size(put)) {
             let ops = chunk.iter().map(|(_, put)| put.clone()).collect::<Vec<_>>();
             let named = chunk.first().map_or(&[][..], |(key, _)| key.as_slice());
-            self.write("multi_set", named, Txn::when([]).then(ops), deadline).await?;
+            self.write("multi_set", named, &Txn::when([]).then(ops), deadline).await?;
         }
         Ok(())
     }
 
     /// Whether the key was there.
     pub async fn delete_key(&self, key: &[u8], deadline: Instant) -> Result<bool, StoreError> {
-        let txn = Txn::when([])
-            .then([Op::delete(self.keys.key(key)), Op::delete_prefix(self.keys.companions(key))]);
-        match self.write("delete_key", key, txn, deadline).await? {
-            OnceOutcome::Answered(reply) => {
-                Ok(matches!(reply.replies.first(), Some(OpReply::Delete(deleted)) if *deleted > 0))
+        let own = self.keys.key(key);
+        // The companions first, where this is done in two steps: without its key they would be added to the next
+        // counter of that name.
+        let deletes = [Op::delete_prefix(self.keys.companions(key)), Op::delete(own.clone())];
+        let txn = Txn::when([Compare::exists(own)]).then(deletes.clone());
+        match self.write("delete_key", key, &txn, deadline).await {
+            Ok(OnceOutcome::Answered(reply)) => Ok(reply.succeeded),
+            Ok(OnceOutcome::AppliedAt(_)) => Ok(true),
+            Err(error) if error.is_no_space() => {
+                Ok(self.delete_when_full("delete_key", key, deletes, deadline).await? > 0)
             }
-            OnceOutcome::AppliedAt(revision) => {
-                let before = self.cell_of_write("delete_key", key, revision - 1, deadline).await?;
-                Ok(before.is_some())
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -62,10 +64,7 @@ impl Store {
 
     /// All keys at one revision, in no order that means anything.
     pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
-        let [before, after] = self.keys.all();
-        let (revision, mut keys) = self.list(&before, 0, deadline).await?;
-        let (_, rest) = self.list(&after, revision, deadline).await?;
-        keys.extend(rest);
+        let (_, keys) = self.list(&self.keys.all(), deadline).await?;
         Ok(keys.iter().filter_map(|key| self.keys.decode(key)).collect())
     }
 
@@ -94,21 +93,14 @@ impl Store {
         let equal = Compare::new(own, Ordering::Equal, Target::Value(operand));
         let swap = Txn::when([equal]).then([put.clone()]).or_else(differs);
         loop {
-            let found = match self.write("compare_set", key, swap.clone(), deadline).await? {
+            let found = match self.write("compare_set", key, &swap, deadline).await? {
                 OnceOutcome::Answered(reply) if reply.succeeded => return Ok(desired.to_vec()),
                 OnceOutcome::Answered(reply) => match reply.replies.first() {
                     Some(OpReply::Txn { succeeded: true, .. }) => return Ok(desired.to_vec()),
                     Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
                     _ => Cell::from_replies(key, &reply.replies, 0)?,
                 },
-                OnceOutcome::AppliedAt(revision) => {
-                    let before =
-                        self.cell_of_write("compare_set", key, revision - 1, deadline).await?;
-                    if swaps(before.as_ref(), expected) {
-                        return Ok(desired.to_vec());
-                    }
-                    before
-                }
+                OnceOutcome::AppliedAt(_) => return Ok(desired.to_vec()),
             };
             let Some(cell) = found else { return Ok(expected.to_vec()) };
             let value = cell.value();
@@ -158,16 +150,10 @@ impl Store {
             .then([self.put(key, suffix)?])
             .or_else(self.cell_ops(key, 0));
         loop {
-            let found = match self.write("append", key, create.clone(), deadline).await? {
+            let found = match self.write("append", key, &create, deadline).await? {
                 OnceOutcome::Answered(reply) if reply.succeeded => return Ok(()),
                 OnceOutcome::Answered(reply) => Cell::from_replies(key, &reply.replies, 0)?,
-                OnceOutcome::AppliedAt(revision) => {
-                    let after = self.cell_of_write("append", key, revision, deadline).await?;
-                    if after.as_ref().is_some_and(|cell| cell.mod_revision == revision) {
-                        return Ok(());
-                    }
-                    after
-                }
+                OnceOutcome::AppliedAt(_) => return Ok(()),
             };
             let mut current = found;
             while let Some(cell) = current {
@@ -190,11 +176,9 @@ impl Store {
         deadline: Instant,
     ) -> Result<bool, StoreError> {
         let txn = Txn::when(self.unchanged(key, cell)).then([put]);
-        match self.write(operation, key, txn, deadline).await? {
+        match self.write(operation, key, &txn, deadline).await? {
             OnceOutcome::Answered(reply) => Ok(reply.succeeded),
-            OnceOutcome::AppliedAt(revision) => {
-                self.written_at(key, operation, revision, deadline).await
-            }
+            OnceOutcome::AppliedAt(_) => Ok(true),
         }
     }
 
@@ -222,14 +206,5 @@ fn put_size(put: &Op) -> usize {
     match put {
         Op::Put { key, value, .. } => key.len() + value.len(),
         _ => 0,
-    }
-}
-
-/// What [`Store::compare_set`]'s transaction does to a key that was `before`.
-fn swaps(before: Option<&Cell>, expected: &[u8]) -> bool {
-    match before {
-        None => expected.is_empty(),
-        Some(Cell { content: Content::Literal(value), .. }) => value == expected,
-        Some(Cell { content: Content::Counter(_), .. }) => false,
     }
 }

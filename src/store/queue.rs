@@ -1,5 +1,6 @@
-//! Queues: each entry is a key of its own, in the order of their creation.
+//! Queues: each entry is a key of its own, and the keys are in the order of their creation.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,9 +9,9 @@ use super::error::{StoreError, display};
 use super::handle::Store;
 use super::value::{Content, decode};
 use super::wait::timed_out;
-use super::waiter::{Waiter, Wake};
+use super::waiter::{Waiter, Wake, next_look, seen};
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn};
-use crate::etcd::{EtcdError, OnceOutcome, WatchSpec, unique};
+use crate::etcd::{OnceOutcome, WatchSpec, unique};
 
 impl Store {
     pub async fn queue_push(
@@ -20,9 +21,13 @@ impl Store {
         deadline: Instant,
     ) -> Result<(), StoreError> {
         let mut entry = self.keys.queue(key);
-        entry.extend_from_slice(format!("{:032x}", unique()).as_bytes());
+        // etcd reads all of a range that it sorts by anything but the key. So the key tells the order: whoever begins
+        // to push after this one is done sees a later revision.
+        let now = Range::key(self.keys.key(key)).count_only();
+        let (revision, _) = self.client.range(&now, deadline).await?;
+        entry.extend_from_slice(format!("{revision:016x}{:032x}", unique()).as_bytes());
         let put = self.sized_put(key, entry, value)?;
-        self.write("queue_push", key, Txn::when([]).then([put]), deadline).await.map(drop)
+        self.write("queue_push", key, &Txn::when([]).then([put]), deadline).await.map(drop)
     }
 
     pub async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
@@ -41,7 +46,7 @@ impl Store {
         loop {
             let read_deadline = match timeout {
                 Some(_) => waiter.read_deadline(),
-                None => Instant::now() + request_timeout,
+                None => self.client.deadline_after(Some(request_timeout)),
             };
             let (revision, oldest) = self.oldest(key, read_deadline).await?;
             let Some(entry) = oldest else {
@@ -67,7 +72,7 @@ impl Store {
     }
 
     fn oldest_range(&self, key: &[u8]) -> Range {
-        Range { limit: 1, by_creation: true, ..Range::prefix(self.keys.queue(key)) }
+        Range { limit: 1, ..Range::prefix(self.keys.queue(key)) }
     }
 
     /// Takes this entry, or whichever is the oldest by then; `None` when the queue is empty.
@@ -78,24 +83,28 @@ impl Store {
         request_timeout: Duration,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         loop {
-            let deadline = Instant::now() + request_timeout;
+            let deadline = self.client.deadline_after(Some(request_timeout));
             let mine = Compare::create_revision(entry.key.clone(), entry.create_revision);
             let txn = Txn::when([mine])
                 .then([Op::delete(entry.key.clone())])
                 .or_else([Op::Get(self.oldest_range(key))]);
-            let popped = match self.write("queue_pop", key, txn, deadline).await? {
-                OnceOutcome::Answered(reply) if reply.succeeded => true,
-                OnceOutcome::Answered(reply) => {
+            let popped = match self.write("queue_pop", key, &txn, deadline).await {
+                Ok(OnceOutcome::Answered(reply)) if !reply.succeeded => {
                     match reply.range(0).kvs.into_iter().next() {
                         Some(next) => entry = next,
                         None => return Ok(None),
                     }
                     false
                 }
-                // It was there right before, so that it was this transaction that took it.
-                OnceOutcome::AppliedAt(revision) => {
-                    self.existed(key, &entry, revision - 1, deadline).await?
+                Ok(_) => true,
+                Err(error) if error.is_no_space() => {
+                    let delete = [Op::delete(entry.key.clone())];
+                    if self.delete_when_full("queue_pop", key, delete, deadline).await? == 0 {
+                        return Ok(None);
+                    }
+                    true
                 }
+                Err(error) => return Err(error),
             };
             if popped {
                 return match decode(key, &entry.value)? {
@@ -103,23 +112,6 @@ impl Store {
                     Content::Counter(_) => Err(StoreError::Foreign { key: display(key) }),
                 };
             }
-        }
-    }
-
-    async fn existed(
-        &self,
-        key: &[u8],
-        entry: &KeyValue,
-        revision: i64,
-        deadline: Instant,
-    ) -> Result<bool, StoreError> {
-        let range = Range { revision, keys_only: true, ..Range::key(entry.key.clone()) };
-        match self.client.range(&range, deadline).await {
-            Ok((_, reply)) => Ok(!reply.kvs.is_empty()),
-            Err(cause @ EtcdError::Compacted { .. }) => {
-                Err(StoreError::OutcomeUnknown { operation: "queue_pop", key: display(key), cause })
-            }
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -136,8 +128,13 @@ impl Store {
             start_revision: 0,
             ..WatchSpec::default()
         });
+        let mut looks = pin!(self.look_for_entry(key));
         loop {
-            match waiter.next(&mut watch, None).await? {
+            let wake = tokio::select! {
+                wake = waiter.next(&mut watch, None) => wake?,
+                found = &mut looks => return found,
+            };
+            match wake {
                 Wake::Started(since) if since > revision => {
                     // Something was written between the read and the watch: it may be an entry.
                     if self.oldest(key, waiter.read_deadline()).await?.1.is_some() {
@@ -152,6 +149,17 @@ impl Store {
                     }
                 }
                 Wake::Over(over) => return Err(timed_out(waiter, over, 1, &[key])),
+            }
+        }
+    }
+
+    /// Reads now and then until there is one.
+    async fn look_for_entry(&self, key: &[u8]) -> Result<(), StoreError> {
+        loop {
+            next_look().await;
+            let look = self.oldest(key, self.client.deadline_after(None)).await;
+            if seen(look.map(|(_, entry)| entry))?.is_some() {
+                return Ok(());
             }
         }
     }

@@ -12,7 +12,11 @@ use crate::etcd::kv::{Op, Range, Txn, range_of};
 use crate::etcd::{EtcdError, Repeat};
 
 /// Keys of one page of a listing.
-const PAGE: i64 = 5000;
+const PAGE: i64 = if cfg!(test) { 2 } else { 5000 };
+
+/// Values are read so many at first; then as many as their mean size lets an answer of this size hold.
+const FIRST_CHUNK: usize = 16;
+const ANSWER: usize = 16 << 20;
 
 /// What keys held at one revision, by etcd key. Keys that do not exist are left out.
 pub(super) struct Contents {
@@ -65,7 +69,10 @@ impl Store {
     ) -> Result<Contents, StoreError> {
         let keys: Vec<&Vec<u8>> = wanted.keys().collect();
         let mut contents = Contents { revision: 0, found: BTreeMap::new() };
-        for chunk in chunks(&keys, MAX_OPS, |key| key.len()) {
+        let (mut rest, mut count) = (keys.as_slice(), FIRST_CHUNK);
+        while let Some(chunk) = chunks(rest, count, |key| key.len()).next() {
+            rest = &rest[chunk.len()..];
+            let mut size = 0;
             let revision = contents.revision;
             let gets =
                 chunk.iter().map(|key| Op::Get(Range { revision, ..Range::key((*key).clone()) }));
@@ -83,34 +90,64 @@ impl Store {
             for index in 0..chunk.len() {
                 for kv in range_of(&reply.replies, index).kvs {
                     let key = wanted.get(&kv.key).copied().unwrap_or_default();
+                    size += kv.value.len();
                     let content = decode(key, &kv.value)?;
                     contents.found.insert(kv.key, content);
                 }
             }
+            count = (ANSWER * chunk.len() / size.max(1)).clamp(1, MAX_OPS);
         }
         Ok(contents)
     }
 
-    /// All etcd keys of a range at one revision, without values; 0 for now. Answers with the revision.
+    /// All etcd keys of ranges at one revision, without values. Answers with the revision.
     pub(super) async fn list(
         &self,
-        range: &Range,
-        mut revision: i64,
+        ranges: &[Range],
         deadline: Instant,
     ) -> Result<(i64, Vec<Vec<u8>>), StoreError> {
-        let mut keys = Vec::new();
+        loop {
+            let (mut revision, mut keys) = (0, Vec::new());
+            match self.list_at(ranges, &mut revision, &mut keys, deadline).await {
+                // Compacted since the first page was read: all is read as it is now.
+                Err(EtcdError::Compacted { .. }) => {}
+                other => return Ok(other.map(|()| (revision, keys))?),
+            }
+        }
+    }
+
+    async fn list_at(
+        &self,
+        ranges: &[Range],
+        revision: &mut i64,
+        keys: &mut Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Result<(), EtcdError> {
+        for range in ranges {
+            self.list_one(range, revision, keys, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn list_one(
+        &self,
+        range: &Range,
+        revision: &mut i64,
+        keys: &mut Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Result<(), EtcdError> {
         let mut start = range.key.clone();
         loop {
             let page = Range {
                 key: std::mem::take(&mut start),
-                revision,
+                revision: *revision,
                 limit: PAGE,
                 keys_only: true,
                 ..range.clone()
             };
             let (read_at, reply) = self.client.range(&page, deadline).await?;
-            if revision == 0 {
-                revision = read_at;
+            if *revision == 0 {
+                *revision = read_at;
             }
             keys.extend(reply.kvs.into_iter().map(|kv| kv.key));
             match keys.last() {
@@ -118,8 +155,42 @@ impl Store {
                     start.clone_from(last);
                     start.push(0);
                 }
-                _ => return Ok((revision, keys)),
+                _ => return Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::etcd::test_server::{Server, binary};
+
+    #[test]
+    fn a_listing_begins_anew_where_its_revision_is_compacted() {
+        let Some(binary) = binary() else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("one").block_on(async {
+            let server = Server::start(&binary).await;
+            let store = Store::new(server.client(), b"/p", 0, None);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let keys: Vec<_> = (0..100).map(|number: u8| vec![number]).collect();
+            store.multi_set(&keys, &keys, deadline).await.expect("written");
+            let endpoint = format!("http://{}", server.endpoint);
+            let mut raw = etcd_client::Client::connect([endpoint], None).await.expect("connected");
+            let compact = async {
+                for _ in 0..30 {
+                    let put = raw.put("another", "", None).await.expect("written");
+                    let revision = put.header().map_or(0, etcd_client::ResponseHeader::revision);
+                    raw.compact(revision, None).await.expect("compacted");
+                }
+            };
+            let (listed, ()) = tokio::join!(store.list_keys(deadline), compact);
+            let mut listed = listed.expect("listed");
+            listed.sort_unstable();
+            assert_eq!(listed, keys);
+        });
     }
 }

@@ -1,10 +1,11 @@
 //! Operations that wait for keys: `get`, `multi_get`, `wait`, and `check`, which only looks.
 //!
 //! One read tells what is missing, one watch over all of it from the next revision on tells when it
-//! comes. `wait` takes a key that came and went again as there, as `TCPStore` does. `get` and `multi_get`
+//! comes. Now and then a wait reads once more, should the watch not be one. `wait` takes a key that came and went again as there, as `TCPStore` does. `get` and `multi_get`
 //! answer with values that the keys had at the same time (at one revision, counters aside).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use super::handle::Store;
 use super::keys::Keys;
 use super::read::Contents;
 use super::value::{Cell, Content, decode};
-use super::waiter::{Over, Waiter, Wake, watch_between};
+use super::waiter::{Over, Waiter, Wake, next_look, seen, watch_between};
 use crate::etcd::kv::{Event, Op, Range, Txn, prefix_end};
 use crate::etcd::{Repeat, WatchReceiver, WatchSpec};
 
@@ -86,17 +87,23 @@ impl Store {
         // All of them, not only the missing ones: those may change or go while the others come.
         let keys = wanted.keys().map(Vec::as_slice);
         let Some(mut watch) = watch_between(self, keys) else { return Ok(None) };
-        match waiter.next(&mut watch, None).await? {
-            // Something was written between the read and the watch: it may have been one of these.
-            Wake::Started(since) if since > contents.revision => {
-                *contents = self.contents(wanted, waiter.read_deadline()).await?;
-            }
-            Wake::Started(_) => {}
-            other => return Ok(Some(other)),
-        }
+        let mut looks = pin!(self.look_for_contents(wanted));
         while contents.found.len() < wanted.len() {
-            let events = match waiter.next(&mut watch, None).await? {
+            let wake = tokio::select! {
+                wake = waiter.next(&mut watch, None) => wake?,
+                found = &mut looks => {
+                    *contents = found?;
+                    return Ok(None);
+                }
+            };
+            let events = match wake {
                 Wake::Events(events) => events,
+                // Something was written between the read and the watch: it may have been one of these.
+                Wake::Started(since) if since > contents.revision => {
+                    *contents = self.contents(wanted, waiter.read_deadline()).await?;
+                    continue;
+                }
+                Wake::Started(_) => continue,
                 other => return Ok(Some(other)),
             };
             for event in events {
@@ -114,6 +121,22 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    /// Reads now and then until all are there.
+    async fn look_for_contents(
+        &self,
+        wanted: &BTreeMap<Vec<u8>, &[u8]>,
+    ) -> Result<Contents, StoreError> {
+        loop {
+            next_look().await;
+            let look = self.contents(wanted, self.client.deadline_after(None)).await;
+            let all =
+                |contents: Contents| (contents.found.len() == wanted.len()).then_some(contents);
+            if let Some(contents) = seen(look.map(all))? {
+                return Ok(contents);
+            }
+        }
     }
 
     /// The values of contents, by etcd key; `None` when a counter is not there any more.
@@ -225,20 +248,20 @@ impl Store {
             }
         }
         let mut queue_watch = self.watch_queues(&queues);
-        let mut since = 0;
-        for watch in std::iter::once(&mut watch).chain(queue_watch.as_mut()) {
-            match waiter.next(watch, None).await? {
-                Wake::Started(revision) => since = since.max(revision),
-                other => return Ok(Some(other)),
-            }
-        }
-        if since > missing.revision {
-            // Something was written between the read and the watches: it may have been one of these.
-            *missing = self.missing(&missing.keys, waiter.read_deadline()).await?;
-        }
+        let mut looks = pin!(self.look_for_presence(missing.keys.clone()));
         while !missing.keys.is_empty() {
-            let events = match waiter.next(&mut watch, queue_watch.as_mut()).await? {
+            let wake = tokio::select! {
+                wake = waiter.next(&mut watch, queue_watch.as_mut()) => wake?,
+                found = &mut looks => return found.map(|()| None),
+            };
+            let events = match wake {
                 Wake::Events(events) => events,
+                // Something was written between the read and the watch: it may have been one of these.
+                Wake::Started(since) if since > missing.revision => {
+                    *missing = self.missing(&missing.keys, waiter.read_deadline()).await?;
+                    continue;
+                }
+                Wake::Started(_) => continue,
                 other => return Ok(Some(other)),
             };
             for event in events {
@@ -251,6 +274,18 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    /// Reads now and then until each of the keys has been there.
+    async fn look_for_presence(&self, mut keys: BTreeSet<Vec<u8>>) -> Result<(), StoreError> {
+        while !keys.is_empty() {
+            next_look().await;
+            let look = self.missing(&keys, self.client.deadline_after(None)).await;
+            if let Some(missing) = seen(look.map(Some))? {
+                keys = missing.keys;
+            }
+        }
+        Ok(())
     }
 
     fn watch_queues(&self, queues: &BTreeMap<Vec<u8>, Vec<u8>>) -> Option<WatchReceiver> {
@@ -294,7 +329,7 @@ impl Store {
         } else {
             let range_end = Some([last.as_slice(), &[0]].concat());
             let range = Range { key: first.clone(), range_end, ..Range::default() };
-            let (revision, present) = self.list(&range, 0, deadline).await?;
+            let (revision, present) = self.list(&[range], deadline).await?;
             for key in present {
                 keys.remove(&key);
             }

@@ -1,5 +1,6 @@
 //! One wait: its deadline, its watches, and what can end it.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use super::error::StoreError;
 use super::handle::Store;
 use crate::etcd::kv::Event;
-use crate::etcd::{WatchMessage, WatchReceiver, WatchSpec};
+use crate::etcd::{EtcdError, WatchMessage, WatchReceiver, WatchSpec, uniform};
 
 /// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once. Less where
 /// the client has less for a request.
@@ -17,6 +18,10 @@ const READ_AT_LEAST: Duration = Duration::from_secs(5);
 /// reach all the time, and then that is the error.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(3);
+/// A wait looks by itself each time that a random time of these, in seconds, is over: its watch may not be one, where
+/// something between here and etcd does not let it through, or where the member that it is at has stalled.
+const LOOK: RangeInclusive<f64> = 15.0..=30.0;
+
 /// Longer than any job; keeps sums of times within their types.
 const LONGEST: Duration = Duration::from_secs(365 * 86400);
 
@@ -109,6 +114,21 @@ impl Waiter {
     /// Whether there is no time to wait at all.
     pub fn expired(&self) -> bool {
         Instant::now() >= self.deadline
+    }
+}
+
+/// Returns when a wait is to look by itself.
+pub(super) async fn next_look() {
+    tokio::time::sleep(Duration::from_secs_f64(uniform(LOOK))).await;
+}
+
+/// What a look has found; `None` also where etcd cannot be reached, as the next one may.
+pub(super) fn seen<T>(look: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+    match look {
+        Err(StoreError::Etcd(EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. })) => {
+            Ok(None)
+        }
+        other => other,
     }
 }
 

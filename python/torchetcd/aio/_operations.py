@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException
+from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException, EtcdNoSpace
 from torchetcd._naming import called, denials_called
 from torchetcd.aio._errors import RunInUseError, RunRecordError
 from torchetcd.aio._keys import RunKeys
@@ -224,7 +224,12 @@ async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
         # Whoever joins meanwhile changes a key, and is looked at.
         unchanged = [] if force else [("mod", keys.start, "<", view.revision + 1, keys.end)]
         deleted = max(deleted, there.total)
-        reply = await raw.txn(unchanged, [("delete", base, end)], safely=True)
+        delete = [("delete", base, end)]
+        try:
+            reply = await raw.txn(unchanged, delete, safely=True)
+        except EtcdNoSpace:
+            # One up to 3.5.5 takes no condition then. Nobody can join it either.
+            reply = await raw.txn([], delete, safely=True)
         if reply.succeeded:
             deleted = max(deleted, reply.answers[0])
             break

@@ -70,8 +70,7 @@ impl AsyncClient {
         revision: i64,
         timeout_s: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let range =
-            Range { key, range_end, limit, keys_only, count_only, revision, by_creation: false };
+        let range = Range { key, range_end, limit, keys_only, count_only, revision };
         self.ask(
             py,
             timeout_s,

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::sync::{Mutex, watch};
 
 use super::ask::ask;
 use crate::etcd::{EtcdError, WatchMessage, WatchReceiver};
+use crate::process::PerProcess;
 use crate::python::convert;
 use crate::python::errors::etcd_error;
 use crate::python::runtime;
@@ -16,7 +18,8 @@ use crate::python::runtime;
 /// Ends at etcd when it is gone.
 #[pyclass(module = "torchetcd._torchetcd", frozen)]
 pub struct AsyncWatch {
-    watch: Arc<Mutex<Watch>>,
+    /// Of the process that began it: in a forked child nothing comes.
+    watch: PerProcess<Arc<Mutex<Watch>>>,
     start_revision: i64,
     closed: watch::Sender<bool>,
     /// 0 where compaction did not end it.
@@ -32,13 +35,11 @@ struct Watch {
 
 impl AsyncWatch {
     pub fn new(receiver: WatchReceiver, start_revision: i64) -> Self {
-        let watch = Watch { receiver: Some(receiver), message: None };
-        Self {
-            watch: Arc::new(Mutex::new(watch)),
-            start_revision,
-            closed: watch::Sender::new(false),
-            oldest: Arc::default(),
-        }
+        let watch = PerProcess::new();
+        watch.get_or_make(|| {
+            Arc::new(Mutex::new(Watch { receiver: Some(receiver), message: None }))
+        });
+        Self { watch, start_revision, closed: watch::Sender::new(false), oldest: Arc::default() }
     }
 }
 
@@ -47,7 +48,12 @@ impl AsyncWatch {
     /// The next message, and the same one again until `take`: `(revision, None)` when the watch has
     /// begun, which sees all after that revision, and `(revision, events)` from then on.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let (watch, requested) = (self.watch.clone(), self.start_revision);
+        let Some(watch) = self.watch.get().cloned() else {
+            return Err(PyRuntimeError::new_err(
+                "This watch belongs to another process, from which this one was forked: begin a new one here.",
+            ));
+        };
+        let requested = self.start_revision;
         let (known, mut closed) = (self.oldest.clone(), self.closed.subscribe());
         let next = async move {
             let mut watch = watch.lock().await;
@@ -90,8 +96,8 @@ impl AsyncWatch {
 
     /// Ends the watch, and a call of `next` that is under way.
     fn close(&self) {
+        let Some(watch) = self.watch.get().cloned() else { return };
         self.closed.send_replace(true);
-        let watch = self.watch.clone();
         // A call that was cancelled may be about to let go of it.
         runtime::handle().spawn(async move { watch.lock().await.receiver = None });
     }
@@ -99,7 +105,7 @@ impl AsyncWatch {
     /// What `next` gave is done with.
     fn take(&self) {
         // Held only while a call waits, and then there is nothing to be taken.
-        if let Ok(mut watch) = self.watch.try_lock() {
+        if let Some(Ok(mut watch)) = self.watch.get().map(|watch| watch.try_lock()) {
             watch.message = None;
         }
     }

@@ -68,12 +68,6 @@ fn forget(range: &Range, reply: &mut RangeReply) {
         // Versions before 3.7 tell the lease when only the keys were asked for.
         reply.kvs.iter_mut().for_each(|kv| kv.lease = 0);
     }
-    if range.by_creation {
-        // Keys that one transaction made come in any order, so a limit takes any of the last ones.
-        let last = reply.kvs.last().filter(|_| reply.more).map(|kv| kv.create_revision);
-        reply.kvs.retain(|kv| Some(kv.create_revision) != last);
-        reply.kvs.sort_by_key(|kv| (kv.create_revision, kv.key.clone()));
-    }
 }
 
 fn forget_in(txn: &Txn, succeeded: bool, replies: &mut [OpReply]) {

@@ -93,7 +93,6 @@ impl Script {
             keys_only: self.rng.chance(200),
             count_only: self.rng.chance(150),
             revision: if self.rng.chance(300) { self.revision(model) } else { 0 },
-            by_creation: self.rng.chance(250),
         }
     }
 

@@ -154,9 +154,6 @@ impl Store {
         if range.count_only {
             return RangeReply { kvs: Vec::new(), count, more: false };
         }
-        if range.by_creation {
-            kvs.sort_by_key(|kv| kv.create_revision);
-        }
         let limit = usize::try_from(range.limit).unwrap_or(0);
         let more = limit > 0 && kvs.len() > limit;
         if more {
