@@ -74,12 +74,7 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
     let mut busy = 0;
     let mut way = Way::default();
     loop {
-        tokio::select! {
-            biased;
-            // Nobody can renew it any more, and etcd does not say that it is lost.
-            () = client.closed() => std::future::pending().await,
-            () = tokio::time::sleep_until(due) => {}
-        }
+        tokio::time::sleep_until(due).await;
         // Measured from the request: the answer's travel must not stretch the period.
         let asked = Instant::now();
         let outcome = if ttl > STREAM_UP_TO {
