@@ -53,7 +53,8 @@ def all_backends(python_etcd: bool) -> tuple[list[Backend], dict[str, str]]:
     """
     known = [
         Backend("torchetcd", "etcd-v3", etcd_rendezvous.create_rdzv_handler),
-        Backend("torchetcd", "etcd-v2", _dynamic(etcd_rendezvous_backend.create_backend)),
+        # Not what torchrun makes of a name: whoever wants it puts the two together.
+        Backend("torchetcd", "dynamic", _dynamic(etcd_rendezvous_backend.create_backend)),
         Backend("torch", "c10d", _dynamic(create_c10d), server="first"),
         *_v2_backends(python_etcd),
         *_torchft_backends(),

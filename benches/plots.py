@@ -37,7 +37,7 @@ RED, SKY, GREY = "#D55E00", "#56B4E9", "#666666"
 YELLOW, BLACK = "#F0E442", "#000000"
 STYLES = {
     "torchetcd etcd-v3": (BLUE, "o"),
-    "torchetcd etcd-v2": (SKY, "s"),
+    "torchetcd dynamic": (SKY, "s"),
     "torch c10d": (ORANGE, "^"),
     "torch etcd": (RED, "v"),
     "torch etcd-v2": (PURPLE, "D"),

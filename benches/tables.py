@@ -10,6 +10,11 @@ from typing import Any
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 Row = dict[str, Any]
 
+# Where package and backend do not say what it is.
+NAMES = {
+    "torchetcd dynamic": "torch's `DynamicRendezvousHandler` on torchetcd's `EtcdRendezvousBackend`",
+}
+
 
 def text(value: object) -> str:
     if value is None:
@@ -29,7 +34,7 @@ def rendezvous(rows: list[Row]) -> str:
     found = {(row["package"], row["backend"], row["n"]): row for row in rows}
     names = list(dict.fromkeys((row["package"], row["backend"]) for row in rows))
     lines = [
-        [f"{package} `{backend}`"]
+        [NAMES.get(f"{package} {backend}", f"{package} `{backend}`")]
         + [(found.get((package, backend, n)) or {}).get("seconds") for n in numbers]
         for package, backend in names
     ]
