@@ -14,7 +14,8 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 
 from rendezvous_helpers import Run, join_all
 from torchetcd import _master_port
-from torchetcd._master_port import MasterPort, parse_ports
+from torchetcd._master_port import MasterPort
+from torchetcd._params import parse_options
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchrun_helpers import Job
@@ -142,14 +143,15 @@ class TestGivenPorts:
         [("29500", 29500, 29500), (29500, 29500, 29500), ("1-65535", 1, 65535), ("7 - 9", 7, 9)],
     )
     def test_read(self, text: object, first: int, last: int) -> None:
-        assert parse_ports("master_port", text) == range(first, last + 1)
+        assert parse_options({"master_port": text}).master_port == range(first, last + 1)
 
     @pytest.mark.parametrize(
         "text", ["0", "65536", "9-7", "0-9", "7-", "-7", "7-9-11", "a", "", "1e3", "٣", True, 2.5]
     )
     def test_refused(self, text: object) -> None:
-        with pytest.raises(ValueError, match="'master_port' must be a port, 1 to 65535, or"):
-            parse_ports("master_port", text)
+        message = "^The rendezvous parameter 'master_port' must be a port, 1 to 65535, or the first"
+        with pytest.raises(ValueError, match=message):
+            parse_options({"master_port": text})
 
     def test_one_that_is_free_is_taken(self, free: int) -> None:
         port = MasterPort(range(free, free + 2))

@@ -6,7 +6,6 @@ import contextlib
 import random
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 
 class MasterPort:
@@ -58,25 +57,6 @@ class MasterPort:
     def __del__(self) -> None:
         """Let it go with its owner."""
         self.release()
-
-
-def parse_ports(name: str, value: Any) -> range:
-    """Read the parameter: a port, or the first and the last one.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    first, dash, last = str(value).partition("-")
-    ends = [text.strip() for text in ((first, last) if dash else (first, first))]
-    if all(text.isascii() and text.isdecimal() and len(text) <= 5 for text in ends):
-        ports = range(int(ends[0]), int(ends[1]) + 1)
-        if ports and ports[0] >= 1 and ports[-1] <= 65535:
-            return ports
-    message = (
-        f"The rendezvous parameter '{name}' must be a port, 1 to 65535, or the first and the last of "
-        f"several, such as 29500-29599, not {value!r}."
-    )
-    raise ValueError(message)
 
 
 def _bound(ports: range | None) -> socket.socket:

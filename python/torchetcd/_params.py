@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from torchetcd import _environment, _torchrun
 from torchetcd._credentials import Credentials, find_credentials
 from torchetcd._environment import DEFAULT_PREFIX, Variable, endpoint_or_default
-from torchetcd._master_port import parse_ports
 from torchetcd._ranks import RANK_ORDERS, RANK_VARIABLES, check_ranks, label, rank_of_infra
 from torchetcd._values import (
     LEASES,
@@ -26,6 +25,7 @@ from torchetcd._values import (
     file,
     fraction,
     one_of,
+    ports,
     seconds,
     secret,
     text,
@@ -256,7 +256,7 @@ PARAMETERS = (
     Parameter(
         ("master_port",),
         None,
-        parse_ports,
+        ports,
         "The port at which workers meet when this node is rank 0 (`MASTER_PORT`), or the first and the last "
         "of several, such as `29500-29599`: at least one for each agent on a host. Without it any free port.",
     ),

@@ -95,6 +95,21 @@ def _short(value: object) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
+def ports(what: str, value: Any) -> range:
+    """Check a port, or the first and the last of several."""
+    first, dash, last = str(value).partition("-")
+    ends = [end.strip() for end in ((first, last) if dash else (first, first))]
+    if all(end.isascii() and end.isdecimal() and len(end) <= 5 for end in ends):
+        found = range(int(ends[0]), int(ends[1]) + 1)
+        if found and found[0] >= 1 and found[-1] <= 65535:
+            return found
+    message = (
+        f"{what} must be a port, 1 to 65535, or the first and the last of several, such as 29500-29599, not "
+        f"{_short(value)}."
+    )
+    raise ValueError(message)
+
+
 def text(what: str, value: Any) -> str:
     """Check a text."""
     if not isinstance(value, str) or not value:
