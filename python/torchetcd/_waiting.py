@@ -86,14 +86,14 @@ def wait_for_etcd(
 
 
 def _no_answer(read: Callable[[float], object], limit_s: float) -> Exception | None:
-    """Return why etcd gave no answer in time; `None` if it did, or would never."""
+    """Return why etcd gave no answer in time; `None` if it did, or would never: the look says why."""
     began = time.monotonic()
     try:
         read(limit_s)
     except EtcdConnectionFailed as exc:
         # It is asked until the time is up, unless that is of no use.
         return exc if time.monotonic() - began >= limit_s else None
-    except EtcdException:
+    except (EtcdException, ValueError, RuntimeError):
         return None
     return None
 
