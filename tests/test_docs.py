@@ -66,6 +66,31 @@ def test_marks_are_understood() -> None:
                 assert allowed.fullmatch(line), (page, line)
 
 
+def test_the_readme_is_read_elsewhere() -> None:
+    """PyPI shows it, too: links and pictures name the repository, and what is there."""
+    repository = r"https://(?:github|raw\.githubusercontent)\.com/torchetcd/torchetcd/"
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > 10
+    for target in targets:
+        assert target.startswith("https://"), target
+        path = re.sub(rf"^{repository}(?:blob/)?main/", "", target)
+        assert path.startswith("https://") or (ROOT / path.partition("#")[0]).is_file(), target
+
+
+def test_quoted_errors_are_ours() -> None:
+    """The page of errors quotes what the code says; what is torch's is marked so."""
+    page = (ROOT / "docs" / "how-to" / "errors.md").read_text(encoding="utf-8")
+    files = [*(ROOT / "python").rglob("*.py"), *(ROOT / "src").rglob("*.rs")]
+    source = " ".join(file.read_text(encoding="utf-8") for file in files)
+    # A message that goes over several lines, in Rust and in Python, and names in it.
+    source = re.sub(r"\\\n\s+|[\"']\n\s*f?[\"']", "", source)
+    quoted = re.findall(r"^\| `([^|]+?)`(?: \(a warning\))? \|", page, re.MULTILINE)
+    assert len(quoted) > 12
+    for message in quoted:
+        for part in re.split(r"\.\.\.|'none'|etcdserver: .*", message):
+            assert part.strip(" '") in source, message
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=_ids)
 def test_block(block: Block) -> None:
     """What can be told without running it."""

@@ -30,6 +30,7 @@ from docs_terminals import environment
 from manifests import check_manifest, pod_template
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
+from torchetcd.metrics import METRICS
 
 EXAMPLES = ROOT / "examples"
 KUBERNETES = EXAMPLES / "kubernetes"
@@ -144,6 +145,21 @@ for task in "${tasks[@]}"; do wait "$task"; done
         assert directives
         assert max(directives) < first
         assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[n]) for n in directives)
+
+
+def test_alert_rules() -> None:
+    """They use metrics of ours with labels that these have."""
+    metrics = {metric.full_name: metric for metric in METRICS}
+    (group,) = yaml.safe_load((EXAMPLES / "prometheus" / "alerts.yaml").read_text())["groups"]
+    ours = []
+    for rule in group["rules"]:
+        assert rule["annotations"]["summary"]
+        for name, labels in re.findall(r"(torchetcd_\w+)(?:\{([^}]*)\})?", rule["expr"]):
+            metric = metrics[re.sub("_(sum|count|bucket)$", "", name)]
+            assert set(re.findall(r"(\w+)=", labels)) <= set(metric.labels), rule
+            ours.append(metric)
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+    assert len(ours) > 4
 
 
 class TestTorchx:

@@ -59,6 +59,7 @@ def submit(slurm: Slurm, etcd_server: EtcdServer, tmp_path: Path) -> Iterator[Su
     for job in made.jobs:
         slurm.ask("scancel", job.number, check=False)
         job.await_end()
+        slurm.sacct(job)
     slurm.bring_back()
 
 
@@ -137,6 +138,20 @@ def test_the_time_is_up(slurm: Slurm, submit: Submit) -> None:
     ended = job.await_end()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     assert _first_steps(job)[-1] >= 20
+
+
+def test_the_time_is_up_for_a_job_that_may_not_be_queued_again(
+    slurm: Slurm, submit: Submit
+) -> None:
+    """It trains for as long as it may."""
+    job = submit.train("--nodes=2", "--no-requeue", steps=60)
+    job.await_text("training from")
+    # What Slurm sends for --signal=B:USR1.
+    slurm.ask("scancel", "--batch", "--signal=USR1", job.number)
+    ended = job.await_end()
+    assert "The time is nearly up" in job.text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0")
+    assert _worlds(job) == [2]
 
 
 def test_a_spare_node(slurm: Slurm, etcd_server: EtcdServer, submit: Submit) -> None:
