@@ -33,12 +33,7 @@ from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
 from torchetcd._lifecycle import leave_at_end, leaving_on_sigterm
 from torchetcd._names import prefix_path, run_segment
 from torchetcd._observe import ObservedBarrier, serve_metrics_if_asked
-from torchetcd._params import (
-    Options,
-    default_options,
-    make_client,
-    parse_options,
-)
+from torchetcd._params import Options, default_options, make_client, parse_options
 from torchetcd._ranks import check_segments
 from torchetcd._round_stores import RoundStores
 from torchetcd._values import check_nodes, check_seconds
