@@ -22,6 +22,13 @@ from torchetcd.etcd_server import EtcdServer
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
 TRAIN = ROOT / "examples" / "train.py"
 
+# Endless the first time. The second time it goes on from its checkpoint, which is beyond the last step.
+TWICE = """
+import os, runpy, sys
+sys.argv += ["--steps", "20" if "SLURM_RESTART_COUNT" in os.environ else "1000000"]
+runpy.run_path({train!r}, run_name="__main__")
+"""
+
 pytestmark = [pytest.mark.etcd, pytest.mark.timeout(900)]
 
 
@@ -38,11 +45,19 @@ class Submit:
         self._slurm, self._endpoint, self._folder = slurm, endpoint, folder
         self.jobs: list[Job] = []
 
-    def train(self, *options: str, steps: int = 150, **env: str) -> Job:
-        """`examples/train.py` for so many steps of 0.1 s and more."""
-        checkpoint = str(self._folder / "checkpoint.pt")
-        arguments = [str(TRAIN), "--steps", str(steps), "--checkpoint", checkpoint]
-        return self(*options, "--", *arguments, **env)
+    def train(self, *options: str, steps: int = 300, **env: str) -> Job:
+        """`examples/train.py` for so many steps of 0.1 s and more: what a test does comes before the end."""
+        return self(*options, "--", str(TRAIN), "--steps", str(steps), *self._checkpoint, **env)
+
+    def train_until_queued_again(self, *options: str) -> Job:
+        """The same, but it ends only when the job runs for the second time."""
+        program = self._folder / "train_twice.py"
+        program.write_text(TWICE.format(train=str(TRAIN)))
+        return self(*options, "--", str(program), *self._checkpoint)
+
+    @property
+    def _checkpoint(self) -> list[str]:
+        return ["--checkpoint", str(self._folder / "checkpoint.pt")]
 
     def __call__(self, *arguments: str, **env: str) -> Job:
         env = {"ETCD": self._endpoint, "LAST_CALL_S": "3"} | env
@@ -107,17 +122,17 @@ def test_a_node_fails(slurm: Slurm, submit: Submit) -> None:
 
 def test_the_first_node_fails(slurm: Slurm, submit: Submit) -> None:
     """The script is gone with it. The others finish; the job, queued again, finds nothing to do."""
-    job = submit.train("--nodes=4", steps=100)
+    job = submit.train("--nodes=4")
     job.await_text("training from")
     slurm.lose_node(job.fields()["BatchHost"])
     ended = job.await_end()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    assert _first_steps(job)[-1] == 100
-    assert "done: 100 steps" in job.text()
+    assert _first_steps(job)[-1] == 300
+    assert "done: 300 steps" in job.text()
 
 
 def test_requeued_by_hand(slurm: Slurm, submit: Submit) -> None:
-    job = submit.train("--nodes=4")
+    job = submit.train_until_queued_again("--nodes=4")
     job.await_text("step   20")
     slurm.ask("scontrol", "requeue", job.number)
     ended = job.await_end()
@@ -129,9 +144,9 @@ def test_requeued_by_hand(slurm: Slurm, submit: Submit) -> None:
 
 def test_the_time_is_up(slurm: Slurm, submit: Submit) -> None:
     """Signalled before its limit, the script queues the job again, which goes on from the checkpoint."""
-    job = submit.train("--nodes=4", "--signal=B:USR1@30")
+    job = submit.train_until_queued_again("--nodes=4", "--signal=B:USR1@30")
     job.await_text("step   20")
-    # The shortest limit: what is left of it is less than the time at which the signal is due, or soon is.
+    # The shortest limit. Slurm looks each 30 s whether the signal is due.
     slurm.ask("scontrol", "update", f"jobid={job.number}", "timelimit=1")
     job.await_text("The time is nearly up: the job is queued again")
     slurm.ask("scontrol", "update", f"jobid={job.number}", "timelimit=60")
@@ -144,7 +159,7 @@ def test_the_time_is_up_for_a_job_that_may_not_be_queued_again(
     slurm: Slurm, submit: Submit
 ) -> None:
     """It trains for as long as it may."""
-    job = submit.train("--nodes=2", "--no-requeue", steps=60)
+    job = submit.train("--nodes=2", "--no-requeue")
     job.await_text("training from")
     # What Slurm sends for --signal=B:USR1.
     slurm.ask("scancel", "--batch", "--signal=USR1", job.number)
