@@ -50,6 +50,18 @@ class TestWhoCloses:
         assert closed["ended"] == {"result": "succeeded", "text": "the job succeeded"}
         assert (closed["last"]["round"], closed["last"]["world"]) == (1, 2)
 
+    def test_a_member_while_another_one_begins_anew(self, run: Run) -> None:
+        """Its workers had succeeded when those of the other one failed."""
+        join_all(nodes := run.nodes(2))
+        nodes[0].start("join")
+        nodes[1].call("await_waiting", 30)
+        assert nodes[1].call("shutdown") is True
+        ended = run.control()["ended"]
+        assert ended["result"] == "failed"
+        assert f"the workers of {HOST} succeeded, but not all: round 1 is over" in ended["text"]
+        with pytest.raises(NodeError, match="RendezvousClosedError"):
+            nodes[0].finish()
+
     def test_an_operator_says_no_ending(self, run: Run) -> None:
         join_all(nodes := run.nodes(2))
         nodes[1].call("set_closed")

@@ -58,6 +58,20 @@ def ending_now(host: str, outer: BaseException | None) -> Ending:
     return ending(failure_of_agent() or under_way(), host, outer)
 
 
+def ending_of_world(ending: Ending, host: str, broken: tuple[str, str] | None) -> Ending:
+    """Say how the whole job ended, of which `ending` is this node's part.
+
+    Args:
+        ending: How it ended here.
+        host: The name of this host.
+        broken: The cause and the reason for which the world is over; `None` while it is whole.
+    """
+    if ending == SUCCEEDED and broken is not None and broken[0] == "next_round":
+        # Workers elsewhere failed after those of this node had succeeded: they are to be started again.
+        return Ending("failed", f"the workers of {host} succeeded, but not all: {broken[1]}")
+    return ending
+
+
 def under_way() -> BaseException | None:
     """Return the exception that is being handled, in whatever caller."""
     return sys.exc_info()[1]

@@ -28,7 +28,7 @@ from torchetcd import _counts
 from torchetcd._address import host_name, local_address
 from torchetcd._call import Call, master_of, present_call, state_of
 from torchetcd._closed import SHUTDOWN
-from torchetcd._ending import Ending, ending_now, under_way
+from torchetcd._ending import Ending, ending_now, ending_of_world, under_way
 from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
 from torchetcd._lifecycle import leave_at_end, leaving_on_signals
 from torchetcd._master_port import MasterPort
@@ -269,6 +269,7 @@ class EtcdRendezvous(RoundStores):
 
     def _close_as_member(self, ending: Ending) -> str | None:
         """Close the run if this node is a live member of its last world; else return why it was not."""
+        ending = ending_of_world(ending, host_name(), self._node.broken())
         kept_open = self._node.close(self._name(), SHUTDOWN, *ending, only_member=True)
         if kept_open is None:
             _counts.run_closed(self._run_id)
