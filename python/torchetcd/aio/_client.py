@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
+from torchetcd._environment import DEFAULT_PREFIX
 from torchetcd._etcd_address import Host
 from torchetcd.aio import _explaining, _operations, _reading, _timeline, _watching
-from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
+from torchetcd.aio._keys import RunKeys
 from torchetcd.aio._model import Event, Node, Run, Timeline
 from torchetcd.aio._raw import RawClient
 from torchetcd.aio._records import plain

@@ -7,8 +7,6 @@ from urllib.parse import unquote
 
 from torchetcd._names import prefix_path, run_segment
 
-#: The default of the handler's parameter `etcd_prefix`.
-DEFAULT_PREFIX = "/torchelastic/p2p"
 #: Longer names of nodes are nobody's (src/rendezvous/denied.rs).
 _LONGEST_NAME = 1024
 
