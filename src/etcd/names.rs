@@ -14,14 +14,16 @@ pub(super) enum Names {
 }
 
 impl Names {
-    /// Takes up what the server calls a watch that it has confirmed.
-    pub fn learn(&mut self, theirs: i64, ours: i64) {
+    /// Takes up what the server calls a watch that it has confirmed, by all signs the one asked for. Answers with
+    /// our id of it.
+    pub fn learn(&mut self, theirs: i64, asked: i64) -> i64 {
         match self {
-            Self::Unknown if theirs == ours => *self = Self::Ours,
-            Self::Unknown => *self = Self::Theirs(HashMap::from([(theirs, ours)])),
-            Self::Ours => {}
-            Self::Theirs(names) => drop(names.insert(theirs, ours)),
+            Self::Unknown if theirs == asked => *self = Self::Ours,
+            Self::Unknown => *self = Self::Theirs(HashMap::from([(theirs, asked)])),
+            Self::Ours => return theirs,
+            Self::Theirs(names) => drop(names.insert(theirs, asked)),
         }
+        asked
     }
 
     /// Our id of a watch.

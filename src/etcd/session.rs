@@ -38,6 +38,11 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// A watch on an open stream may take longer: thousands may be opened at once.
+    fn until(&self) -> Instant {
+        Instant::now() + 3 * self.limit
+    }
+
     /// Whether it has been so often enough.
     pub fn was_in_vain(&mut self) -> bool {
         self.limit = (self.limit * 2).min(OPEN_AT_MOST);
@@ -110,8 +115,8 @@ impl<'a> Session<'a> {
             Ok(Err(error)) => return end_of(&error),
             Err(_) => return End::Late,
         };
-        // When an answer to what is pending is late.
-        let mut late = Instant::now() + open.limit;
+        // When the stream has been silent for too long while something is pending.
+        let mut late = open.until();
         loop {
             while let Some((key, options)) = self.next_to_open() {
                 if send(requests.watch(key, Some(options))).await.is_err() {
@@ -133,7 +138,7 @@ impl<'a> Session<'a> {
                         self.watches.insert(id, watching);
                         self.wanted.push_back(id);
                         if self.pending.is_empty() {
-                            late = Instant::now() + open.limit;
+                            late = open.until();
                         }
                     }
                     Some(Command::Cancel(id)) => {
@@ -154,7 +159,7 @@ impl<'a> Session<'a> {
                     Ok(None) => return End::Broken,
                     Ok(Some(response)) => {
                         self.connection.note_answer(!response.canceled());
-                        late = Instant::now() + open.limit;
+                        late = open.until();
                         // A refusal is an answer too, but no success.
                         if !response.canceled() {
                             backoff.reset();
@@ -188,15 +193,13 @@ impl<'a> Session<'a> {
         let id = if response.created() {
             let asked = self.pending.pop_front()?;
             // A refusal names none.
-            if theirs >= 0 {
-                self.names.learn(theirs, asked);
-            }
-            if !self.watches.contains_key(&asked) {
+            let id = if theirs < 0 { asked } else { self.names.learn(theirs, asked) };
+            if !self.watches.contains_key(&id) {
                 // It was cancelled before it was confirmed.
-                self.unwanted.extend(self.names.forget(asked));
+                self.unwanted.extend(self.names.forget(id));
                 return None;
             }
-            asked
+            id
         } else {
             self.names.ours(theirs)?
         };
