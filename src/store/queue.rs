@@ -1,6 +1,5 @@
 //! Queues: each entry is a key of its own, and the keys are in the order of their creation.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,7 +8,7 @@ use super::error::{StoreError, display};
 use super::handle::Store;
 use super::value::{Content, decode};
 use super::wait::timed_out;
-use super::waiter::{Waiter, Wake, next_look, seen};
+use super::waiter::{Waiter, Wake, seen};
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn};
 use crate::etcd::{OnceOutcome, WatchSpec, unique};
 
@@ -128,13 +127,8 @@ impl Store {
             start_revision: 0,
             ..WatchSpec::default()
         });
-        let mut looks = pin!(self.look_for_entry(key));
         loop {
-            let wake = tokio::select! {
-                wake = waiter.next(&mut watch, None) => wake?,
-                found = &mut looks => return found,
-            };
-            match wake {
+            match waiter.next(&mut watch, None).await? {
                 Wake::Started(since) if since > revision => {
                     // Something was written between the read and the watch: it may be an entry.
                     if self.oldest(key, waiter.read_deadline()).await?.1.is_some() {
@@ -142,6 +136,12 @@ impl Store {
                     }
                 }
                 Wake::Started(_) => {}
+                Wake::Look => {
+                    let look = self.oldest(key, waiter.look_deadline()).await;
+                    if let Some((_, Some(_))) = seen(look)? {
+                        return Ok(());
+                    }
+                }
                 Wake::Missed => return Ok(()),
                 Wake::Events(events) => {
                     if events.iter().any(|event| matches!(event, Event::Put(_))) {
@@ -149,17 +149,6 @@ impl Store {
                     }
                 }
                 Wake::Over(over) => return Err(timed_out(waiter, over, 1, &[key])),
-            }
-        }
-    }
-
-    /// Reads now and then until there is one.
-    async fn look_for_entry(&self, key: &[u8]) -> Result<(), StoreError> {
-        loop {
-            next_look().await;
-            let look = self.oldest(key, self.client.deadline_after(None)).await;
-            if seen(look.map(|(_, entry)| entry))?.is_some() {
-                return Ok(());
             }
         }
     }

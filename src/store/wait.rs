@@ -5,7 +5,6 @@
 //! answer with values that the keys had at the same time (at one revision, counters aside).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,7 +15,7 @@ use super::handle::Store;
 use super::keys::Keys;
 use super::read::Contents;
 use super::value::{Cell, Content, decode};
-use super::waiter::{Over, Waiter, Wake, next_look, seen, watch_between};
+use super::waiter::{Over, Waiter, Wake, seen, watch_between};
 use crate::etcd::kv::{Event, Op, Range, Txn, prefix_end};
 use crate::etcd::{Repeat, WatchReceiver, WatchSpec};
 
@@ -87,16 +86,8 @@ impl Store {
         // All of them, not only the missing ones: those may change or go while the others come.
         let keys = wanted.keys().map(Vec::as_slice);
         let Some(mut watch) = watch_between(self, keys) else { return Ok(None) };
-        let mut looks = pin!(self.look_for_contents(wanted));
         while contents.found.len() < wanted.len() {
-            let wake = tokio::select! {
-                wake = waiter.next(&mut watch, None) => wake?,
-                found = &mut looks => {
-                    *contents = found?;
-                    return Ok(None);
-                }
-            };
-            let events = match wake {
+            let events = match waiter.next(&mut watch, None).await? {
                 Wake::Events(events) => events,
                 // Something was written between the read and the watch: it may have been one of these.
                 Wake::Started(since) if since > contents.revision => {
@@ -104,6 +95,13 @@ impl Store {
                     continue;
                 }
                 Wake::Started(_) => continue,
+                Wake::Look => {
+                    let look = self.contents(wanted, waiter.look_deadline()).await;
+                    if let Some(now) = seen(look)? {
+                        *contents = now;
+                    }
+                    continue;
+                }
                 other => return Ok(Some(other)),
             };
             for event in events {
@@ -121,22 +119,6 @@ impl Store {
             }
         }
         Ok(None)
-    }
-
-    /// Reads now and then until all are there.
-    async fn look_for_contents(
-        &self,
-        wanted: &BTreeMap<Vec<u8>, &[u8]>,
-    ) -> Result<Contents, StoreError> {
-        loop {
-            next_look().await;
-            let look = self.contents(wanted, self.client.deadline_after(None)).await;
-            let all =
-                |contents: Contents| (contents.found.len() == wanted.len()).then_some(contents);
-            if let Some(contents) = seen(look.map(all))? {
-                return Ok(contents);
-            }
-        }
     }
 
     /// The values of contents, by etcd key; `None` when a counter is not there any more.
@@ -248,13 +230,8 @@ impl Store {
             }
         }
         let mut queue_watch = self.watch_queues(&queues);
-        let mut looks = pin!(self.look_for_presence(missing.keys.clone()));
         while !missing.keys.is_empty() {
-            let wake = tokio::select! {
-                wake = waiter.next(&mut watch, queue_watch.as_mut()) => wake?,
-                found = &mut looks => return found.map(|()| None),
-            };
-            let events = match wake {
+            let events = match waiter.next(&mut watch, queue_watch.as_mut()).await? {
                 Wake::Events(events) => events,
                 // Something was written between the read and the watch: it may have been one of these.
                 Wake::Started(since) if since > missing.revision => {
@@ -262,6 +239,13 @@ impl Store {
                     continue;
                 }
                 Wake::Started(_) => continue,
+                Wake::Look => {
+                    let look = self.missing(&missing.keys, waiter.look_deadline()).await;
+                    if let Some(left) = seen(look)? {
+                        *missing = left;
+                    }
+                    continue;
+                }
                 other => return Ok(Some(other)),
             };
             for event in events {
@@ -274,18 +258,6 @@ impl Store {
             }
         }
         Ok(None)
-    }
-
-    /// Reads now and then until each of the keys has been there.
-    async fn look_for_presence(&self, mut keys: BTreeSet<Vec<u8>>) -> Result<(), StoreError> {
-        while !keys.is_empty() {
-            next_look().await;
-            let look = self.missing(&keys, self.client.deadline_after(None)).await;
-            if let Some(missing) = seen(look.map(Some))? {
-                keys = missing.keys;
-            }
-        }
-        Ok(())
     }
 
     fn watch_queues(&self, queues: &BTreeMap<Vec<u8>, Vec<u8>>) -> Option<WatchReceiver> {
