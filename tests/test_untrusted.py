@@ -292,8 +292,10 @@ class TestLoss:
         attempt = handler._rdzv_impl._node.attempt(1)
         run.put((run.loss, {"round": 1, "attempt": attempt, "member": "\n" * 300_000}))
         eventually(lambda: handler.num_nodes_waiting() == 1, 30)
-        reason = handler._rdzv_impl._node.broken()
-        assert reason is not None
+        broken = handler._rdzv_impl._node.broken()
+        assert broken is not None
+        cause, reason = broken
+        assert cause == "member_lost"
         assert len(reason) < LONGEST_ERROR
         assert reason.isprintable()
 

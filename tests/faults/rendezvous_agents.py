@@ -197,7 +197,7 @@ def _train(handler: Any, write: Any, round_: int, closing: Any, rng: random.Rand
         if handler.is_closed():
             return  # and hear it from the next call, too
         if waiting := handler.num_nodes_waiting():
-            why = handler._rdzv_impl._node.broken() or f"{waiting} wait"
+            _, why = handler._rdzv_impl._node.broken() or ("", f"{waiting} wait")
             write("told", round=round_, text=why)
             return
         time.sleep(_POLL_S)
