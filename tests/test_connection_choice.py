@@ -151,15 +151,16 @@ class TestOneThatOnlySeemsToServe:
     """Its status says that it is there, and that it works off nothing."""
 
     @pytest.mark.slow(25)
-    def test_it_is_left(self, etcd_server: EtcdServer, prefix: str) -> None:
-        with StreamEnder(etcd_server.get_port()) as proxy:
-            endpoints = f"127.0.0.1:{proxy.port},{etcd_server.get_endpoint()}"
+    def test_it_is_left(self, prefix: str) -> None:
+        # An etcd of its own: what others write, or a lease of theirs that runs out, is applied here too.
+        with EtcdServer() as server, StreamEnder(server.get_port()) as proxy:
+            endpoints = f"127.0.0.1:{proxy.port},{server.get_endpoint()}"
             with contextlib.ExitStack() as stack:
                 # A client begins with any endpoint.
                 while not proxy.connections:
-                    client = stack.enter_context(Client(endpoints, read_timeout=40))
+                    client = stack.enter_context(Client(endpoints, read_timeout=60))
                     client.write(prefix, "before")
-                store = stack.enter_context(opened(client, f"{prefix}/store", timeout=40))
+                store = stack.enter_context(opened(client, f"{prefix}/store", timeout=60))
                 assert store.add("counter", 1) == 1
                 assert proxy.stall()
                 adding = in_background(lambda: store.add("counter", 1))
