@@ -575,3 +575,22 @@ class TestLeases:
         proxy.break_at(needle, forward=forward)
         assert proxied._native.lease_keep_alive_once(self.LEASE) is True
         assert proxy.broken == 1
+
+
+def test_a_push_that_was_overtaken(
+    client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+) -> None:
+    """What another one has pushed by then comes first: somebody may have seen it alone."""
+    with opened(proxied, prefix) as store, opened(client, prefix) as other:
+        # Both know etcd already, and the first has read where the queue ends when it is overtaken.
+        other.queue_push("queue", "before")
+
+        def overtake() -> None:
+            other.set("anything", "")
+            other.queue_push("queue", "first")
+
+        proxy.break_at(A_WRITE, forward=False, then=overtake)
+        store.queue_push("queue", "overtaken")
+        assert proxy.broken == 1
+        popped = [other.queue_pop("queue", block=False) for _ in range(3)]
+        assert popped == [b"before", b"first", b"overtaken"]

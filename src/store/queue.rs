@@ -9,7 +9,7 @@ use super::handle::Store;
 use super::value::{Content, decode};
 use super::wait::timed_out;
 use super::waiter::{Waiter, Wake, seen};
-use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn};
+use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, prefix_end};
 use crate::etcd::{OnceOutcome, WatchSpec, unique};
 
 impl Store {
@@ -19,14 +19,22 @@ impl Store {
         value: &[u8],
         deadline: Instant,
     ) -> Result<(), StoreError> {
-        let mut entry = self.keys.queue(key);
-        // etcd reads all of a range that it sorts by anything but the key. So the key tells the order: whoever begins
-        // to push after this one is done sees a later revision.
+        let queue = self.keys.queue(key);
         let now = Range::key(self.keys.key(key)).count_only();
-        let (revision, _) = self.client.range(&now, deadline).await?;
-        entry.extend_from_slice(format!("{revision:016x}{:032x}", unique()).as_bytes());
-        let put = self.sized_put(key, entry, value)?;
-        self.write("queue_push", key, &Txn::when([]).then([put]), deadline).await.map(drop)
+        let (mut revision, _) = self.client.range(&now, deadline).await?;
+        loop {
+            // etcd reads all of a range that it sorts by anything but the key. So the key tells the order.
+            let mut entry = [&queue[..], format!("{revision:016x}").as_bytes()].concat();
+            // Whoever has read a later revision may have pushed meanwhile: what is pushed now comes behind that.
+            let last =
+                Compare { range_end: Some(prefix_end(&queue)), ..Compare::absent(entry.clone()) };
+            entry.extend_from_slice(format!("{:032x}", unique()).as_bytes());
+            let put = self.sized_put(key, entry, value)?;
+            match self.write("queue_push", key, &Txn::when([last]).then([put]), deadline).await? {
+                OnceOutcome::Answered(reply) if !reply.succeeded => revision = reply.revision,
+                _ => return Ok(()),
+            }
+        }
     }
 
     pub async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
