@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rand::seq::SliceRandom;
-
 use super::config::Config;
-use super::connection::{ConnectError, Connection, Reached};
+use super::connection::{Connection, Reached};
 use super::dial::{addresses, silent};
 use super::endpoint::Endpoint;
+use super::error::ConnectError;
 use super::race::{Progress, race};
+use super::unique::unique;
 
 type Opened = Result<Connection, ConnectError>;
 
@@ -57,7 +57,7 @@ pub(super) async fn open_endpoint(
 /// that was given up comes last.
 fn in_order(mut addresses: Vec<SocketAddr>, left: Option<SocketAddr>) -> Vec<SocketAddr> {
     let preferred = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    addresses.shuffle(&mut rand::rng());
+    addresses.sort_by_cached_key(|_| unique());
     let (first, second): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.is_ipv6() == preferred);
     let mut second = second.into_iter();

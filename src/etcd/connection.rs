@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::config::{Config, Credentials, Password};
 use super::dial::{Dialled, dial, silent};
 use super::endpoint::Endpoint;
-use super::error::{EtcdError, Refusal, Verdict, classify, describe, is_answer};
+use super::error::{ConnectError, EtcdError, Refusal, Verdict, classify, describe, is_answer};
 use super::metrics::metrics;
 
 /// etcd hashes a password for about 60 ms of its CPU's time, and many clients may come at once.
@@ -52,17 +52,6 @@ struct Proof {
     at: Instant,
     /// Where the log of its cluster was applied by it then.
     applied: Option<u64>,
-}
-
-/// Why there is no connection.
-pub(super) enum ConnectError {
-    /// Another endpoint, or a later attempt, may do.
-    Unreachable(String),
-    /// One side refuses the other's certificate or its version of TLS; that may be mended.
-    Untrusted(String),
-    /// etcd does not take the password that is in a file; that may be mended.
-    LogInRefused(EtcdError),
-    Final(EtcdError),
 }
 
 /// A member that serves, not yet logged in to.

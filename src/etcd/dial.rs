@@ -19,9 +19,8 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint as ChannelBuilder, Uri};
 
 use super::config::{Config, TlsFiles};
-use super::connection::ConnectError;
 use super::endpoint::Endpoint;
-use super::error::{EtcdError, describe_error};
+use super::error::{ConnectError, EtcdError, describe_error};
 use super::tls::{self, Failure};
 
 /// HTTP/2 pings find a half-open connection, while a call or a stream is open: etcd closes connections that

@@ -80,6 +80,17 @@ fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
+/// Why there is no connection.
+pub(super) enum ConnectError {
+    /// Another endpoint, or a later attempt, may do.
+    Unreachable(String),
+    /// One side refuses the other's certificate or its version of TLS; that may be mended.
+    Untrusted(String),
+    /// etcd does not take the password that is in a file; that may be mended.
+    LogInRefused(EtcdError),
+    Final(EtcdError),
+}
+
 /// What a failed attempt means for the next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {

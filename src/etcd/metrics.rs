@@ -6,8 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::connection::ConnectError;
-use super::error::{EtcdError, Refusal, Verdict};
+use super::error::{ConnectError, EtcdError, Refusal, Verdict};
 use crate::process::PerProcess;
 
 static METRICS: PerProcess<Metrics> = PerProcess::new();
