@@ -10,6 +10,10 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _HEAD = 9
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS = 0, 1, 3, 4
@@ -49,7 +53,46 @@ def _field(name: bytes, value: bytes) -> bytes:
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-class Mesh:
+class _Server:
+    """Listens, and serves each connection in threads of its own; in a `with` block it runs."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self._run(self._accept)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._take_up(self._listener.accept()[0])
+
+    def _take_up(self, near: socket.socket) -> None:
+        """Serve a new connection."""
+        raise NotImplementedError
+
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args)
+        self._threads.append(thread)
+        thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        # A blocked `accept` or `recv` ends by a shutdown, not by a close.
+        _cut(self._listener)
+        self._threads[0].join()
+        _cut(*self._sockets)
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._listener, *self._sockets):
+            sock.close()
+
+
+class Mesh(_Server):
     """Answers each request at once by `grpc-status: 14`, as a sidecar with nothing behind it.
 
     With `probed` it first says that it is a member which serves, once for each connection.
@@ -59,21 +102,13 @@ class Mesh:
 
     def __init__(self, *, probed: bool = False) -> None:
         self._probed = probed
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.connections = 0
         self.requests = 0
-        self._run(self._accept)
+        super().__init__()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                self._sockets.append(near)
-                self.connections += 1
-                self._run(self._answer, near)
+    def _take_up(self, near: socket.socket) -> None:
+        self._sockets.append(near)
+        self.connections += 1
+        self._run(self._answer, near)
 
     def _answer(self, near: socket.socket) -> None:
         said = not self._probed
@@ -98,23 +133,6 @@ class Mesh:
                 head += _field(b"grpc-status", b"14") + _field(b"grpc-message", self.words)
                 near.sendall(_frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, head))
 
-    def _run(self, work: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=work, args=args)
-        self._threads.append(thread)
-        thread.start()
-
-    def __enter__(self) -> Mesh:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        _cut(self._listener)
-        self._threads[0].join()
-        _cut(*self._sockets)
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._listener, *self._sockets):
-            sock.close()
-
 
 def _cut(*sockets: socket.socket) -> None:
     for sock in sockets:
@@ -122,26 +140,21 @@ def _cut(*sockets: socket.socket) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-class StreamEnder:
+class StreamEnder(_Server):
     """Stands between clients and etcd, and can end or silence what is open."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
         # Streams that etcd answers on and has not ended, and those that were ended here.
         self._open: dict[socket.socket, set[int]] = {}
         self._ended: dict[socket.socket, set[int]] = {}
         # Connections on which nothing but `Status` is answered, and the streams that ask for it.
         self._stalled: dict[socket.socket, set[int]] = {}
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         # Streams on which the client has said all.
         self._asked: dict[socket.socket, set[int]] = {}
-        self.connections = 0
         self.muted = False
-        self._run(self._accept)
+        super().__init__()
 
     def streams(self) -> int:
         """Return how many are open: between calls that is watches and lease renewals."""
@@ -183,19 +196,16 @@ class StreamEnder:
             streams.clear()
         return taken
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-                with self._lock:
-                    self._sockets += [near, far]
-                    self._open[near], self._ended[near], self._asked[near] = set(), set(), set()
-                    self.connections += 1
-                for sock in (near, far):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._run(self._requests, near, far)
-                self._run(self._answers, far, near)
+    def _take_up(self, near: socket.socket) -> None:
+        far = socket.create_connection(("127.0.0.1", self._port))
+        with self._lock:
+            self._sockets += [near, far]
+            self._open[near], self._ended[near], self._asked[near] = set(), set(), set()
+            self.connections += 1
+        for sock in (near, far):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._run(self._requests, near, far)
+        self._run(self._answers, far, near)
 
     def _requests(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -233,21 +243,3 @@ class StreamEnder:
             elif kind == _HEADERS:
                 self._open[near].add(stream)
             near.sendall(frame)
-
-    def _run(self, work: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=work, args=args)
-        self._threads.append(thread)
-        thread.start()
-
-    def __enter__(self) -> StreamEnder:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        # A blocked `accept` or `recv` ends by a shutdown, not by a close.
-        _cut(self._listener)
-        self._threads[0].join()
-        _cut(*self._sockets)
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._listener, *self._sockets):
-            sock.close()
