@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from bench import Bench
-from conftest import eventually
+from support.faults.bench import Bench
+from support.waiting import eventually
 
 
 def _asks(port: int, timeout: float = 5) -> bytes:

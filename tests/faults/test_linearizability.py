@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from linearizability import Call, linearizable, shortest_violation
-from models import ABSENT, EMPTY, UNKNOWN, Model, Queue, Value
+from support.faults.linearizability import Call, linearizable, shortest_violation
+from support.faults.models import ABSENT, EMPTY, UNKNOWN, Model, Queue, Value
 
 
 def call(text: str, called: float, returned: float, result: object, *args: object) -> Call:

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-import rendezvous_history
-from bench import Bench
-from conftest import eventually
-from rendezvous_agents import Agents
-from schedules import Player, Step, agents_too, explain, given, one_at_a_time, report, seeds
+from support.faults import rendezvous_history
+from support.faults.bench import Bench
+from support.faults.rendezvous_agents import Agents
+from support.faults.schedules import (
+    Player,
+    Step,
+    agents_too,
+    explain,
+    given,
+    one_at_a_time,
+    report,
+    seeds,
+)
+from support.waiting import eventually
 
 SECONDS = 20.0
 PREFIX = "/torchelastic/p2p"

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import pytest
 
-import rendezvous_history
-from bench import Bench
-from conftest import eventually
-from linearizability import linearizable
-from rendezvous_agents import Agents
-from rendezvous_helpers import Run
-from schedules import Player, one_at_a_time
-from store_clients import Clients, model_of
-from test_torchrun import STEPS
+from support.faults import rendezvous_history
+from support.faults.bench import Bench
+from support.faults.linearizability import linearizable
+from support.faults.rendezvous_agents import Agents
+from support.faults.schedules import Player, one_at_a_time
+from support.faults.store_clients import Clients, model_of
+from support.processes.agents import STEPS, Job
+from support.processes.nodes import Run
+from support.processes.zygote import Zygote
+from support.waiting import eventually
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore, StoreConnectionError, StoreOutcomeUnknownError
-from torchrun_helpers import Job
-from whole_process import Zygote
 
 pytestmark = pytest.mark.etcd
 

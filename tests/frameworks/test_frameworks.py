@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from docs_blocks import BLOCKS, Block
-from docs_terminals import environment
+from support.docs.blocks import BLOCKS, Block
+from support.docs.terminals import environment
 from torchetcd.etcd_server import EtcdServer
 
 _MARK = re.compile(r"make test-frameworks types it (on two nodes|once)")

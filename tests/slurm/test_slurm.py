@@ -1,6 +1,6 @@
 """`examples/slurm/train.sbatch` on a real Slurm: `make test-slurm`.
 
-The nodes are daemons on this machine (`slurm_cluster.py`). Each test waits for what the job writes, and asks
+The nodes are daemons on this machine (`support/slurm.py`). Each test waits for what the job writes, and asks
 Slurm how it ended.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from docs_blocks import ROOT
-from slurm_cluster import Job, Slurm
+from support import ROOT
+from support.slurm import Job, Slurm
 from torchetcd.etcd_server import EtcdServer
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
