@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # What helpers assert is told as what tests assert.
 pytest.register_assert_rewrite("support")
 
-#: Who asks for one of them is no unit test; `server` is one of a file's own. What starts an etcd in another
-#: way is marked `etcd`.
+#: Whoever asks for one of them needs an etcd; `server` is one of a file's own. What starts an etcd in another
+#: way is marked by hand.
 _ETCD_FIXTURES = {"etcd_server", "server", "zygote", "agent_zygote", "bench"}
 #: Stands in for etcd where there must not be one, and says so.
 _NO_ETCD = Path(__file__).parent / "support" / "etcd" / "absent.sh"
@@ -35,9 +35,11 @@ _benches: list[Bench] = []
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs no etcd as `unit`, and let what takes long begin first: the end waits for nobody."""
+    """Mark what needs an etcd, the rest as `unit`; what takes long begins first: the end waits for nobody."""
     for item in items:
-        if not item.get_closest_marker("etcd") and not _ETCD_FIXTURES & _fixtures(item):
+        if _ETCD_FIXTURES & _fixtures(item):
+            item.add_marker("needs_etcd")
+        elif not item.get_closest_marker("needs_etcd"):
             item.add_marker("unit")
     items.sort(key=_place)
 
@@ -94,7 +96,9 @@ def pytest_runtest_protocol(
 
     Its three members cost time while they do nothing.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    from support.costs import counted
+
+    with counted(item.nodeid), pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("unit"):
             patch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(_NO_ETCD))
         try:

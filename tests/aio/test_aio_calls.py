@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
-from support.etcd.cluster import watchers, watchers_left
-from support.network.proxy import EtcdProxy
+from support.etcd.metrics import watchers, watchers_left
+from support.network.proxy import Proxy
 from support.records import SOON_S, connected, eventually
 from support.stores import compact
 from torchetcd import aio
@@ -191,10 +192,10 @@ class TestCancellation:
                 while len(seen) < 50:
                     seen += (await asyncio.wait_for(anext(watch), SOON_S)).events
                 assert [event.kv.value for event in seen] == [b"%d" % n for n in range(50)]
-                wait = asyncio.create_task(_all(watch))
+                rest = asyncio.create_task(_all(watch))
                 await asyncio.sleep(0)
                 watch.close()
-                assert await wait == []
+                assert await rest == []
 
         asyncio.run(use())
 
@@ -211,7 +212,7 @@ class TestErrors:
     def test_an_answer_that_is_lost(self, client: Client, prefix: str) -> None:
         async def use() -> None:
             key = f"{prefix}/k".encode()
-            with EtcdProxy(client.port) as proxy:
+            with Proxy(client.port) as proxy:
                 async with aio.Client(f"127.0.0.1:{proxy.port}") as made:
                     await made.raw.version()
                     proxy.break_at(key, forward=True)
@@ -272,7 +273,7 @@ class TestErrors:
             ({"endpoint": "u:p@h"}, "must not hold a user"),
         ],
     )
-    def test_bad_arguments(self, arguments: dict[str, str], message: str) -> None:
+    def test_bad_arguments(self, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             aio.Client(**arguments)
 

@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.processes.nodes import NodeError, join_all
 from support.processes.nodes import Run as Processes
 from support.records import Written, connected
 from support.waiting import eventually
 from torchetcd import aio
 from torchetcd.etcd import Client
-
-
-@pytest.fixture
-def written(client: Client, run_id: str) -> Written:
-    return Written(client, run_id)
 
 
 @pytest.fixture
@@ -182,7 +177,7 @@ class TestLostAnswers:
         }
 
         async def use() -> None:
-            with EtcdProxy(opened.client.port) as proxy:
+            with Proxy(opened.client.port) as proxy:
                 async with aio.Client(f"127.0.0.1:{proxy.port}") as client:
                     await client.raw.version()
                     path = (
@@ -212,7 +207,7 @@ class TestLostAnswers:
         """The guard fails, and what is done is decided anew."""
 
         async def use(then: Callable[[], object]) -> bool:
-            with EtcdProxy(opened.client.port) as proxy:
+            with Proxy(opened.client.port) as proxy:
                 async with aio.Client(f"127.0.0.1:{proxy.port}") as client:
                     await client.raw.version()
                     # The request never arrives; when it is sent again the record is another one.
@@ -288,7 +283,7 @@ class TestPurge:
 
     def test_a_node_that_joins_meanwhile_is_seen(self, opened: Written) -> None:
         async def use() -> None:
-            with EtcdProxy(opened.client.port) as proxy:
+            with Proxy(opened.client.port) as proxy:
                 async with aio.Client(f"127.0.0.1:{proxy.port}") as client:
                     await client.raw.version()
                     base = opened.keys.base.encode()

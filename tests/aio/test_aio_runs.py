@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 
-from support.etcd.cluster import metric
+from support.etcd.metrics import metric
 from support.records import Written, connected
 from torchetcd import aio
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
-
-
-@pytest.fixture
-def written(client: Client, run_id: str) -> Written:
-    return Written(client, run_id)
 
 
 def describe(written: Written, **options: Any) -> aio.Run:
@@ -361,9 +356,9 @@ class TestMany:
 
         runs = asyncio.run(use())
         assert sorted(run.id for run in runs) == sorted(names)
-        for run in runs:
-            assert run.state == "open"
-            assert hosts(run.joined) == [f"host of {run.id}"]
+        for found in runs:
+            assert found.state == "open"
+            assert hosts(found.joined) == [f"host of {found.id}"]
         assert len({run.revision for run in runs}) == 1
 
     def test_few_calls_however_large_they_are(

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from support.network.proxy import Proxy
 from support.records import connected
-from support.stores import Proxy
 from torchetcd import aio
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import (

@@ -9,28 +9,23 @@ import random
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.etcd.restart import Restartable
-from support.network.proxy import EtcdProxy
+from support.etcd.cluster import Cluster
+from support.network.proxy import Proxy
 from support.processes.nodes import Run as Processes
 from support.processes.nodes import join_all
 from support.records import SOON_S, Written, connected, watching
-from support.stores import Proxy, compact
+from support.stores import compact
 from torchetcd import aio
 from torchetcd.etcd import Client
 
 
-@pytest.fixture
-def written(client: Client, run_id: str) -> Written:
-    return Written(client, run_id)
-
-
 def same(one: aio.Run, other: aio.Run) -> bool:
     """Whether two runs differ in nothing but when they were seen."""
-    times = {"observed_at": 0.0, "revision": 0, "last_call_left_s": None}
+    times: dict[str, Any] = {"observed_at": 0.0, "revision": 0, "last_call_left_s": None}
     return dataclasses.replace(one, **times) == dataclasses.replace(other, **times)
 
 
@@ -190,7 +185,7 @@ class TestEvents:
 
         async def use() -> None:
             written.put("head/control", written.control(1, "open"))
-            with EtcdProxy(written.client.port) as proxy:
+            with Proxy(written.client.port) as proxy:
                 async with (
                     aio.Client(f"127.0.0.1:{proxy.port}") as client,
                     watching(client, written.run_id) as seen,
@@ -333,22 +328,22 @@ class TestReconnects:
 
         asyncio.run(use())
 
-    @pytest.mark.etcd
-    def test_an_etcd_that_was_restored_from_a_backup(self, tmp_path: Path, run_id: str) -> None:
-        async def use(etcd: Restartable) -> None:
-            with Client(etcd.endpoint) as client:
+    @pytest.mark.needs_etcd
+    def test_an_etcd_that_was_restored_from_a_backup(self, run_id: str) -> None:
+        async def use(etcd: Cluster) -> None:
+            with Client(etcd.endpoints) as client:
                 written = Written(client, run_id)
                 written.put("head/control", written.control(1, "open"))
                 written.join(1, "a")
                 etcd.save()
                 written.join(1, "b")
-            async with aio.Client(etcd.endpoint) as watcher, watching(watcher, run_id) as seen:
+            async with aio.Client(etcd.endpoints) as watcher, watching(watcher, run_id) as seen:
                 assert len((await seen.next(aio.Snapshot)).run.joined) == 2
                 etcd.restore()
                 again = await seen.next(aio.Snapshot)
                 assert [node.host for node in again.run.joined] == ["a"]
 
-        with Restartable(tmp_path) as etcd:
+        with Cluster(1) as etcd:
             asyncio.run(use(etcd))
 
 

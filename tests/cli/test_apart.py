@@ -21,10 +21,18 @@ from torchetcd.etcd_server import EtcdServer
 PAST = (RoundRecord(1, 2, None, NOW - 9999, None, NOW - 9990),)
 
 
-def alone(name: str, *, number: int = 0, needs: int = 2, since: float = NOW - 20, **other: Any):
+def alone(
+    name: str, *, number: int = 0, needs: int = 2, since: float = NOW - 20, **other: Any
+) -> aio.Run:
     """Make a run in which one node waits for others."""
     joined = (node(f"worker-{number}", since=since),)
-    return run(**({"id": name, "joined": joined, "min_nodes": needs, "max_nodes": needs} | other))
+    given: dict[str, Any] = {
+        "id": name,
+        "joined": joined,
+        "min_nodes": needs,
+        "max_nodes": needs,
+    } | other
+    return run(**given)
 
 
 MINE = alone("job-1771")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,6 @@ from support.cli import PATIENCE_S, Cli, Terminal, environment, piped
 from support.processes.nodes import Run
 from support.waiting import eventually
 from torchetcd.etcd_server import EtcdServer
-
-
-@pytest.fixture
-def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Provide the command line for the shared etcd."""
-    return Cli(etcd_server.get_endpoint(), capsys)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +225,8 @@ class TestProcess:
 
     def test_colours_in_a_terminal(self, world: Run, etcd_server: EtcdServer) -> None:
         endpoint = etcd_server.get_endpoint()
-        for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        cases: list[tuple[dict[str, Any], bool]] = [({}, True), ({"NO_COLOR": "1"}, False)]
+        for env, coloured in cases:
             with Terminal(endpoint, "runs", **env) as terminal:
                 assert terminal.wait() == 0
                 assert ("\x1b[32m" in terminal.shown) == coloured
@@ -305,7 +301,7 @@ class TestProcess:
         assert done.stderr.startswith(f"torchetcd: {said}")
         assert done.stderr.count("\n") == 1
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_serve(self) -> None:
         with piped("unused", "serve", "--json") as process:
             assert process.stdout is not None
@@ -317,7 +313,7 @@ class TestProcess:
             assert (process.returncode, err) == (0, "")
         eventually(lambda: not _listens(host, int(port)))
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_serve_to_everybody(self) -> None:
         """It says what that means: there are no users."""
         with piped("unused", "serve", "--host", "0.0.0.0", "--json") as process:
@@ -329,7 +325,7 @@ class TestProcess:
         assert process.returncode == 0
         assert err.startswith("torchetcd: whoever reaches this port can read and change all")
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_serve_where_it_cannot(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]

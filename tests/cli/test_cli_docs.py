@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -106,7 +105,7 @@ class TestHang:
     """docs/how-to/debug-a-hang.md, followed as it stands: with torchrun, in a shell."""
 
     @pytest.fixture
-    def shell(self, tmp_path: Path, etcd_server: EtcdServer) -> Iterator[dict[str, str]]:
+    def shell(self, tmp_path: Path, etcd_server: EtcdServer) -> dict[str, str]:
         """Provide the environment of a shell in which the package is installed."""
         for name, module in (("torchetcd", "torchetcd.cli"), ("torchrun", "torch.distributed.run")):
             program = tmp_path / name
@@ -172,7 +171,7 @@ class TestHang:
             assert re.search(rf"\b{event}\b", told)
         assert "was closed by" in ask("why")
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_serve(self) -> None:
         assert "\ntorchetcd serve --port 2379\n" in HANG
         with piped("unused", "serve") as process:

@@ -16,12 +16,6 @@ from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer
 
 
-@pytest.fixture
-def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Provide the command line for the shared etcd."""
-    return Cli(etcd_server.get_endpoint(), capsys)
-
-
 def told(done: Done) -> dict[tuple[str, str], list[str]]:
     """Sort findings by topic and level."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -84,7 +78,7 @@ class TestOpen:
             r"There is a leader\. \S+ has seen 0 changes of the leader in .+\.", text
         )
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_a_full_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The size and the alarm agree: the quota is the member's own, also before etcd 3.6."""
         with EtcdServer(extra_args=["--quota-backend-bytes=16777216"]) as server:
@@ -131,12 +125,22 @@ class TestUsers:
             monkeypatch.setenv("TORCHETCD_PASSWORD", password)
         return Cli(server.get_endpoint(), capsys)("doctor", *args, "--json")
 
-    def test_of_a_team(self, monkeypatch, capsys, server) -> None:
+    def test_of_a_team(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         found = told(self._as(monkeypatch, capsys, server, "team"))
         assert found["auth", "ok"] == ["etcd lets the user 'team' in."]
         assert found["rights", "ok"] == ["Reading and writing below /torchelastic/p2p/ is allowed."]
 
-    def test_without_root_it_says_what_it_may_not_see(self, monkeypatch, capsys, server) -> None:
+    def test_without_root_it_says_what_it_may_not_see(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         """etcd 3.5.1 shows everybody its members and alarms; later ones do not."""
         done = self._as(monkeypatch, capsys, server, "team")
         notes = [
@@ -147,7 +151,12 @@ class TestUsers:
         assert len(members) == 1
         assert ("alarms", "ok") in found or ("alarms", "note") in found
 
-    def test_of_one_run(self, monkeypatch, capsys, server) -> None:
+    def test_of_one_run(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         done = self._as(monkeypatch, capsys, server, "mine")
         assert done.code == 4
         (text, *_) = told(done)["rights", "problem"]
@@ -157,23 +166,38 @@ class TestUsers:
             "Reading and writing below /torchelastic/p2p/run_mine/ is allowed."
         ]
 
-    def test_nobody(self, monkeypatch, capsys, server) -> None:
+    def test_nobody(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         done = self._as(monkeypatch, capsys, server, None)
         assert done.code == 4
         assert "answers, but not this user" in told(done)["auth", "problem"][0]
 
-    def test_a_wrong_password(self, monkeypatch, capsys, server) -> None:
+    def test_a_wrong_password(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         done = self._as(monkeypatch, capsys, server, "team", password="wr0ng")
         assert "answers, but not this user" in told(done)["auth", "problem"][0]
         assert "wr0ng" not in done.out
 
-    def test_root(self, monkeypatch, capsys, server) -> None:
+    def test_root(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: EtcdServer,
+    ) -> None:
         found = told(self._as(monkeypatch, capsys, server, "root", password=ROOT_PASSWORD))
         assert ("alarms", "ok") in found
         assert "The cluster has 1 member" in found["cluster", "note"][0]
 
 
-@pytest.mark.etcd
+@pytest.mark.needs_etcd
 class TestTls:
     def test_certificates(self, ca: Authority, capsys: pytest.CaptureFixture[str]) -> None:
         pair, mine, old = ca.issue("server"), ca.issue("me"), ca.issue("old", expired=True)

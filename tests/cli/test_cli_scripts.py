@@ -18,20 +18,6 @@ from torchetcd.etcd_server import EtcdServer
 PATIENT_S = 90.0
 
 
-@pytest.fixture
-def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Provide the command line for the shared etcd."""
-    return Cli(etcd_server.get_endpoint(), capsys)
-
-
-@pytest.fixture
-def written(client: Client, run_id: str) -> Written:
-    """Provide a run whose first round is open, and whose nodes the test writes."""
-    made = Written(client, run_id)
-    made.put("head/control", made.control(1, "open"))
-    return made
-
-
 class TestNodes:
     def test_which_runs_a_host_is_in(self, cli: Cli, client: Client, prefix: str) -> None:
         runs = {name: Written(client, name, prefix) for name in "abc"}

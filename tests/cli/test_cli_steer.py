@@ -13,20 +13,6 @@ from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 
 
-@pytest.fixture
-def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Provide the command line for the shared etcd."""
-    return Cli(etcd_server.get_endpoint(), capsys)
-
-
-@pytest.fixture
-def written(client: Client, run_id: str) -> Written:
-    """Provide a run whose first round is open, and whose nodes the test writes."""
-    made = Written(client, run_id)
-    made.put("head/control", made.control(1, "open"))
-    return made
-
-
 def start(run: Run, *numbers: int, of: int) -> None:
     """Let nodes join a round that needs more."""
     for number in numbers:

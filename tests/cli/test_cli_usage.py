@@ -16,12 +16,6 @@ from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture
-def cli(etcd_server: EtcdServer, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Provide the command line for the shared etcd."""
-    return Cli(etcd_server.get_endpoint(), capsys)
-
-
-@pytest.fixture
 def world(client: Client, run_id: str) -> Written:
     """Provide a run whose round is complete."""
     made = Written(client, run_id)

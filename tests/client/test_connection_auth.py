@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
-from support.etcd.cluster import metric, watchers, watchers_left
+from support.etcd.metrics import metric, watchers, watchers_left
 from support.etcd.users import CHEAP, Users, jwt_option
+from support.network.proxy import Proxy
 from support.processes.nodes import Run, join_all, keys_below
-from support.stores import Proxy, in_background, opened
+from support.stores import in_background, opened
 from support.waiting import eventually
 from torchetcd import metrics
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
@@ -24,7 +25,7 @@ from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 USER, PASSWORD = "trainer", "open-sesame"
 # The user's role ends here.
@@ -358,7 +359,7 @@ class TestChanges:
 
     @pytest.mark.parametrize("change", ["password", "role", "other users"])
     def test_in_the_barrier(self, secured: Secured, prefix: str, user: str, change: str) -> None:
-        config = {"user": user, "keep_alive_ttl": 2, "last_call_timeout": 1}
+        config: dict[str, Any] = {"user": user, "keep_alive_ttl": 2, "last_call_timeout": 1}
         first, second = (_of_two(secured, prefix, **config) for _ in range(2))
         worlds: list[int] = []
         waiting = in_background(lambda: worlds.append(first.next_rendezvous().world_size))

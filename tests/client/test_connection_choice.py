@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from support.etcd.cluster import Cluster
 from support.network.http2 import Mesh, StreamEnder
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.processes.nodes import Run
 from support.stores import in_background, opened
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdException
@@ -25,7 +24,7 @@ from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreConnectionError, StoreOutcomeUnknownError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 _WRITER = """
 import sys
@@ -73,7 +72,7 @@ class TestOneNameManyAddresses:
     def test_the_one_that_serves_is_found(
         self, etcd_server: EtcdServer, prefix: str, named: list[str], good: str
     ) -> None:
-        with EtcdProxy(etcd_server.get_port(), good) as proxy:
+        with Proxy(etcd_server.get_port(), good) as proxy:
             others = [f"127.0.0.{n}" for n in (2, 3, 4) if f"127.0.0.{n}" != good]
             hangs, closes = (socket.create_server((host, proxy.port)) for host in others)
             with hangs, closes:
@@ -88,14 +87,15 @@ class TestOneNameManyAddresses:
         self, etcd_server: EtcdServer, prefix: str, named: list[str]
     ) -> None:
         with contextlib.ExitStack() as stack:
-            first = stack.enter_context(EtcdProxy(etcd_server.get_port(), "127.0.0.2"))
+            first = stack.enter_context(Proxy(etcd_server.get_port(), "127.0.0.2"))
             proxies = [first]
             for host in ("127.0.0.3", "127.0.0.4"):
-                proxy = EtcdProxy(etcd_server.get_port(), host, first.port)
+                proxy = Proxy(etcd_server.get_port(), host, first.port)
                 proxies.append(stack.enter_context(proxy))
             command = [*named, _READER, f"etcd.test:{first.port}", prefix]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            with subprocess.Popen(command, **pipes, text=True) as reader:
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as reader:
                 assert reader.stdout
                 assert reader.stdout.readline() == "written\n"
                 (used,) = [proxy for proxy in proxies if proxy.connections]
@@ -232,7 +232,7 @@ class TestIdle:
     ) -> None:
         """etcd takes pings while nothing is open for an attack: it ends the connection at the fourth."""
         with (
-            EtcdProxy(etcd_server.get_port()) as proxy,
+            Proxy(etcd_server.get_port()) as proxy,
             Client("127.0.0.1", proxy.port) as client,
         ):
             client.write(prefix, "1")
@@ -271,8 +271,8 @@ class TestWrongPort:
     def test_a_member_without_a_leader_is_not_asked_for_tls(self) -> None:
         with Cluster() as cluster, cluster.client(read_timeout=3) as client:
             client.write("/x", "y")
-            for number in range(2):
-                cluster.hit(number, signal.SIGKILL)
+            for member in cluster.members[:2]:
+                member.kill()
             with pytest.raises(EtcdException) as caught:
                 client.write("/x", "z")
         assert "does it want" not in str(caught.value)
@@ -281,10 +281,10 @@ class TestWrongPort:
 def test_a_connection_that_ended_while_idle(etcd_server: EtcdServer, prefix: str) -> None:
     """It is made anew, with all that a first one is asked for."""
     with (
-        EtcdProxy(etcd_server.get_port()) as proxy,
+        Proxy(etcd_server.get_port()) as proxy,
         Client("127.0.0.1", proxy.port, read_timeout=20) as client,
     ):
         client.write(prefix, "1")
-        proxy.cut()
+        proxy.end()
         assert client.read(prefix).value == "1"
         assert proxy.connections == 2

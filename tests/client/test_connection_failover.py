@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from support.etcd.cluster import Cluster, watchers, watchers_left
-from support.network.proxy import EtcdProxy
+from support.etcd.cluster import Cluster
+from support.etcd.metrics import watchers, watchers_left
+from support.network.proxy import Proxy
 from support.processes.nodes import Run
 from support.stores import in_background, opened, seconds
 from support.waiting import eventually
@@ -24,7 +25,7 @@ from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreConnectionError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 HOWS = [
     pytest.param(signal.SIGKILL, id="killed"),
@@ -114,14 +115,14 @@ def _keys_with_index(run: Run) -> list[tuple[str, int]]:
 
 class TestOneMemberIsGone:
     def test_before_anybody_connects(self, hurt: Cluster, how: signal.Signals, prefix: str) -> None:
-        hurt.hit(0, how)
+        hurt.members[0].signal(how)
         for _ in range(4):  # a client begins with any endpoint
             with hurt.client() as client:
                 assert not _within(15, lambda client=client: prefix in client)
-                assert hurt.serving(client) != 0
+                assert hurt.serving(client) is not hurt.members[0]
 
     def test_two_nodes_meet(self, hurt: Cluster, how: signal.Signals) -> None:
-        hurt.hit(0, how)
+        hurt.members[0].signal(how)
         with hurt.client() as client, Run(hurt.endpoints, client) as run:
             first, second = run.nodes(2)
             first.start("join")
@@ -146,7 +147,7 @@ class TestOneMemberIsGone:
             adding = [in_background(add) for _ in range(threads)]
             serving = hurt.serving(client)
             begun.wait()
-            hurt.hit(serving, how)
+            serving.signal(how)
             for thread in adding:
                 thread.join()
             assert len(took) == threads * each
@@ -154,13 +155,13 @@ class TestOneMemberIsGone:
             assert store.add("counter", 0) == threads * each
             store.set("key", "value")
             assert store.get("key") == b"value"
-            assert hurt.serving(client) != serving
+            assert hurt.serving(client) is not serving
 
     @pytest.mark.slow(15)
     def test_watches_and_waits_go_on(self, hurt: Cluster, how: signal.Signals, prefix: str) -> None:
         with hurt.client() as client, opened(client, prefix, timeout=60) as store:
             serving = hurt.serving(client)
-            survivors = [m for n, m in enumerate(hurt.members) if n != serving]
+            survivors = [member for member in hurt.members if member is not serving]
             ends = ",".join(member.get_endpoint() for member in survivors)
             written = itertools.count()
             ended = threading.Event()
@@ -169,7 +170,7 @@ class TestOneMemberIsGone:
 
             def watch() -> None:
                 for event in client.eternal_watch(f"{prefix}/n", index=first):
-                    seen.append((event.modifiedIndex, event.value))
+                    seen.append((event.modifiedIndex or 0, event.value))
                     if event.value == "end":
                         return
 
@@ -186,16 +187,16 @@ class TestOneMemberIsGone:
 
             with Client(ends, read_timeout=20) as other, opened(other, prefix) as other_store:
                 first = other.write(f"{prefix}/n", "begin").modifiedIndex
-                before = watchers_left(hurt.members[serving])
+                before = watchers_left(serving)
                 threads = [in_background(watch)]
                 threads.append(
                     in_background(lambda: waited.append((store.get("late"), time.monotonic())))
                 )
                 # One of the watched key, two of the wait (a key or a queue).
-                eventually(lambda: watchers(hurt.members[serving]) >= before + 2)
+                eventually(lambda: watchers(serving) >= before + 2)
                 writing = in_background(write)
                 eventually(lambda: len(seen) > 5)
-                hurt.hit(serving, how)
+                serving.signal(how)
                 set_at = time.monotonic()
                 other_store.set("late", "value")
                 threads[1].join()
@@ -220,7 +221,7 @@ class TestOneMemberIsGone:
             for _ in range(10):
                 handler = _handler(hurt.endpoints, run.run_id, keep_alive_ttl=ttl)
                 serving = hurt.serving(handler._rdzv_impl.client)
-                if not hurt.leads(serving):
+                if not serving.leads():
                     break
             else:
                 pytest.fail("no client begins with a follower")
@@ -229,7 +230,7 @@ class TestOneMemberIsGone:
                 assert before
                 # By a survivor, so that looking does not wait.
                 client.write("/warm", "up")
-                hurt.hit(serving, how)
+                serving.signal(how)
                 hit_at = time.monotonic()
                 while time.monotonic() < hit_at + ttl + 2:
                     assert _keys_with_index(run) == before
@@ -241,8 +242,8 @@ class TestOneMemberIsGone:
 
 class TestTheClusterIsGone:
     def test_the_error_names_every_endpoint(self, cluster: Cluster, prefix: str) -> None:
-        for number in range(3):
-            cluster.hit(number, signal.SIGSTOP)
+        for member in cluster.members:
+            member.signal(signal.SIGSTOP)
         with cluster.client(read_timeout=2) as client:
             said = pytest.raises(EtcdConnectionFailed, match=r"within 2\.\d s")
             with said as caught:
@@ -252,16 +253,15 @@ class TestTheClusterIsGone:
     def test_no_leader(self, cluster: Cluster, prefix: str) -> None:
         """The last member answers, but only that it has no leader; then all goes on."""
         with cluster.client(read_timeout=60) as client, opened(client, prefix) as store:
-            serving = cluster.serving(client)
-            left = cluster.members[serving]
+            left = cluster.serving(client)
             before = watchers_left(left)
             waited: list[bytes] = []
             store.set_timeout(seconds(60))
             waiting = in_background(lambda: waited.append(store.get("late")))
             eventually(lambda: watchers(left) > before)
-            for number in range(3):
-                if number != serving:
-                    cluster.hit(number, signal.SIGSTOP)
+            for member in cluster.members:
+                if member is not left:
+                    member.signal(signal.SIGSTOP)
             with Client(left.get_endpoint(), read_timeout=6) as lonely:
                 with pytest.raises(EtcdConnectionFailed, match="no leader"):
                     lonely.read(prefix)
@@ -298,12 +298,12 @@ class TestHalfOpen:
     """Packets go nowhere from one moment on, and nobody says so."""
 
     @pytest.fixture
-    def proxy(self, etcd_server: EtcdServer) -> Iterator[EtcdProxy]:
-        with EtcdProxy(etcd_server.get_port()) as made:
+    def proxy(self, etcd_server: EtcdServer) -> Iterator[Proxy]:
+        with Proxy(etcd_server.get_port()) as made:
             yield made
 
     @pytest.fixture
-    def proxied(self, etcd_server: EtcdServer, proxy: EtcdProxy) -> Iterator[Client]:
+    def proxied(self, etcd_server: EtcdServer, proxy: Proxy) -> Iterator[Client]:
         """Provide a client that is connected through the proxy, and knows of the server."""
         hosts = (("127.0.0.1", proxy.port), ("localhost", etcd_server.get_port()))
         for _ in range(50):
@@ -314,7 +314,7 @@ class TestHalfOpen:
                     return
         pytest.fail("no client begins with the first endpoint")
 
-    def test_a_call(self, proxied: Client, proxy: EtcdProxy, prefix: str) -> None:
+    def test_a_call(self, proxied: Client, proxy: Proxy, prefix: str) -> None:
         with opened(proxied, prefix) as store:
             assert store.add("counter", 1) == 1
             proxy.freeze()
@@ -325,7 +325,7 @@ class TestHalfOpen:
     def test_a_wait(
         self,
         proxied: Client,
-        proxy: EtcdProxy,
+        proxy: Proxy,
         client: Client,
         etcd_server: EtcdServer,
         prefix: str,
@@ -346,7 +346,7 @@ class TestHalfOpen:
                 _within(20, waiting.join)
             assert waited == [b"value"]
 
-    def test_a_lease(self, etcd_server: EtcdServer, proxy: EtcdProxy, client: Client) -> None:
+    def test_a_lease(self, etcd_server: EtcdServer, proxy: Proxy, client: Client) -> None:
         ttl = 5
         endpoints = f"127.0.0.1:{proxy.port},{etcd_server.get_endpoint()}"
         with Run(etcd_server.get_endpoint(), client) as run:

@@ -13,16 +13,16 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
 from support.certificates import Authority, Pair
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.network.tls import TlsProxy
 from support.processes.nodes import Run
-from support.stores import Proxy, in_background, opened
+from support.stores import in_background, opened
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 from torchetcd.etcd_store import StoreConnectionError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 # Long beside the time in which a certificate must be refused.
 READ_TIMEOUT_S = 30
@@ -72,9 +72,8 @@ def _server(pair: Pair, *more: str) -> EtcdServer:
 
 
 def _client(server: EtcdServer, host: str = "localhost", **options: Any) -> Client:
-    return Client(
-        host, server.get_port(), **{"protocol": "https", "read_timeout": READ_TIMEOUT_S} | options
-    )
+    given: dict[str, Any] = {"protocol": "https", "read_timeout": READ_TIMEOUT_S} | options
+    return Client(host, server.get_port(), **given)
 
 
 def _refusal(client: Client) -> str:
@@ -105,7 +104,7 @@ class TestOneSided:
     def test_an_ipv6_address(self, server: EtcdServer, ca: Authority, prefix: str) -> None:
         # etcd listens on one address; the names that its certificate is for are what counts.
         with (
-            EtcdProxy(server.get_port(), "::1") as proxy,
+            Proxy(server.get_port(), "::1") as proxy,
             Client(f"[::1]:{proxy.port}", protocol="https", ca_cert=ca.ca_cert) as client,
         ):
             client.write(prefix, "y")
@@ -307,7 +306,8 @@ class TestMutual:
         _rendezvous_of_one(mutual.get_endpoint(), prefix, config)
 
     def test_two_nodes(self, mutual: EtcdServer, ca: Authority, mine: Pair) -> None:
-        config = {"ssl_cert": mine.cert, "ssl_cert_key": mine.key, "ca_cert": ca.ca_cert}
+        config: dict[str, Any] = {"ssl_cert": mine.cert, "ssl_cert_key": mine.key}
+        config["ca_cert"] = ca.ca_cert
         with (
             _client(mutual, ca_cert=ca.ca_cert, cert=tuple(mine)) as client,
             Run(mutual.get_endpoint(), client) as run,
@@ -363,20 +363,24 @@ class TestVersions:
     ) -> None:
         pair = ca.issue("proxy")
         with TlsProxy(etcd_server.get_port(), pair, version, client_ca=ca.ca_cert) as proxy:
-            options = {"protocol": "https", "ca_cert": ca.ca_cert, "read_timeout": READ_TIMEOUT_S}
-            with Client("localhost", proxy.port, cert=tuple(mine), **options) as client:
+            options: dict[str, Any] = {"protocol": "https", "ca_cert": ca.ca_cert}
+            options["read_timeout"] = READ_TIMEOUT_S
+            with Client("localhost", proxy.port, cert=(mine.cert, mine.key), **options) as client:
                 client.write(prefix, "y")
             assert set(proxy.spoken) == {version.name.replace("_", ".")}
             text = _refusal(Client("localhost", proxy.port, **options))
             assert "wants a client certificate, and none was given" in text
             for wrong in (stranger.issue("other"), ca.issue("late", expired=True)):
-                text = _refusal(Client("localhost", proxy.port, cert=tuple(wrong), **options))
+                text = _refusal(
+                    Client("localhost", proxy.port, cert=(wrong.cert, wrong.key), **options)
+                )
                 assert f"refuses the client certificate ('{wrong.cert}'" in text
 
     def test_older_ones_are_refused(self, etcd_server: EtcdServer, ca: Authority) -> None:
         pair = ca.issue("proxy")
         with TlsProxy(etcd_server.get_port(), pair, ssl.TLSVersion.TLSv1_1) as proxy:
-            options = {"protocol": "https", "ca_cert": ca.ca_cert, "read_timeout": READ_TIMEOUT_S}
+            options: dict[str, Any] = {"protocol": "https", "ca_cert": ca.ca_cert}
+            options["read_timeout"] = READ_TIMEOUT_S
             text = _refusal(Client("localhost", proxy.port, **options))
             assert "it speaks no TLS 1.2 or 1.3" in text
             assert not proxy.spoken
@@ -446,7 +450,8 @@ def test_a_client_certificate_runs_out_and_is_replaced(
         key.write_bytes(Path(pair.key).read_bytes())
 
     replace(ca.issue("first"))
-    options = {"protocol": "https", "ca_cert": ca.ca_cert, "cert": (str(cert), str(key))}
+    options: dict[str, Any] = {"protocol": "https", "ca_cert": ca.ca_cert}
+    options["cert"] = (str(cert), str(key))
     with (
         Proxy(mutual.get_port()) as proxy,
         Client("localhost", proxy.port, **options, read_timeout=READ_TIMEOUT_S) as client,

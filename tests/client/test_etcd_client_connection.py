@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from torchetcd import etcd
 from torchetcd.etcd import Client, EtcdResult, as_client
 from torchetcd.etcd_server import EtcdServer, find_free_port
@@ -161,7 +161,7 @@ class TestConnection:
                 assert store.get("key") == b"value"
 
     def test_closing_ends_calls_under_way(self, etcd_server: EtcdServer, prefix: str) -> None:
-        with EtcdProxy(etcd_server.get_port()) as proxy, Client("127.0.0.1", proxy.port) as client:
+        with Proxy(etcd_server.get_port()) as proxy, Client("127.0.0.1", proxy.port) as client:
             client.write(prefix, "x")
             proxy.freeze()
             with ThreadPoolExecutor(2) as pool:

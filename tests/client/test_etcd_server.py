@@ -23,7 +23,7 @@ from torchetcd.aio import Member, RawClient
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 _VARIABLE = "TORCHELASTIC_ETCD_BINARY_PATH"
 

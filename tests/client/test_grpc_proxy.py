@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.etcd.cluster import watchers_left
+from support.etcd.metrics import watchers_left
 from support.processes.nodes import TTL, Run, join_all
 from support.stores import opened
 from support.waiting import eventually

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.stores import compact, opened
 from support.waiting import eventually
 from torchetcd._etcd_txn import get_below
@@ -26,13 +26,13 @@ A_WRITE = b"/.op/"
 
 
 @pytest.fixture
-def proxy(etcd_server: EtcdServer) -> Iterator[EtcdProxy]:
-    with EtcdProxy(etcd_server.get_port()) as made:
+def proxy(etcd_server: EtcdServer) -> Iterator[Proxy]:
+    with Proxy(etcd_server.get_port()) as made:
         yield made
 
 
 @pytest.fixture
-def proxied(proxy: EtcdProxy) -> Iterator[Client]:
+def proxied(proxy: Proxy) -> Iterator[Client]:
     with Client("127.0.0.1", proxy.port, read_timeout=20) as made:
         yield made
 
@@ -325,7 +325,7 @@ class TestStore:
         meddled: bool,
         client: Client,
         proxied: Client,
-        proxy: EtcdProxy,
+        proxy: Proxy,
         prefix: str,
     ) -> None:
         row = ROWS[name]
@@ -356,7 +356,7 @@ class TestStore:
 
     @pytest.mark.parametrize("name", ["add to a counter", "compare_set swaps", "queue_pop"])
     def test_what_etcd_has_forgotten_is_not_guessed(
-        self, name: str, client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+        self, name: str, client: Client, proxied: Client, proxy: Proxy, prefix: str
     ) -> None:
         row = ROWS[name]
         with opened(client, prefix) as other, opened(proxied, prefix) as store:
@@ -378,7 +378,7 @@ class TestStore:
             assert row.look(other) == row.after[1]
 
     def test_every_answer_of_many_is_lost_once(
-        self, client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+        self, client: Client, proxied: Client, proxy: Proxy, prefix: str
     ) -> None:
         with opened(client, prefix) as other, opened(proxied, prefix) as store:
             for number in range(1, 21):
@@ -476,7 +476,7 @@ class TestClient:
         lost: str,
         client: Client,
         proxied: Client,
-        proxy: EtcdProxy,
+        proxy: Proxy,
         prefix: str,
     ) -> None:
         case = CASES[name]
@@ -497,7 +497,7 @@ class TestClient:
         assert self._keys(client, prefix) == expected
 
     def test_the_lease_of_a_key_that_may_be_there_stays(
-        self, client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+        self, client: Client, proxied: Client, proxy: Proxy, prefix: str
     ) -> None:
         proxy.break_at(
             prefix.encode(), forward=True, then=lambda: eventually(lambda: prefix in client)
@@ -507,7 +507,7 @@ class TestClient:
         assert (client.read(prefix).ttl or 0) > 50
 
     def test_a_read_is_sent_again(
-        self, client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+        self, client: Client, proxied: Client, proxy: Proxy, prefix: str
     ) -> None:
         client.write(prefix, "x")
         proxy.break_at(prefix.encode(), forward=True)
@@ -515,7 +515,7 @@ class TestClient:
         assert proxy.broken == 1
 
     def test_a_read_that_is_not_answered_changed_nothing(
-        self, proxied: Client, proxy: EtcdProxy, prefix: str
+        self, proxied: Client, proxy: Proxy, prefix: str
     ) -> None:
         assert prefix not in proxied
         proxied.read_timeout = 0.5
@@ -543,7 +543,7 @@ class TestLeases:
 
     @pytest.mark.parametrize("forward", [True, False])
     def test_a_grant(
-        self, forward: bool, client: Client, proxied: Client, proxy: EtcdProxy, needle: bytes
+        self, forward: bool, client: Client, proxied: Client, proxy: Proxy, needle: bytes
     ) -> None:
         def granted() -> bool:
             return client._native.lease_time_to_live(self.LEASE)[1] == 60
@@ -559,7 +559,7 @@ class TestLeases:
 
     @pytest.mark.parametrize("forward", [True, False])
     def test_a_revocation(
-        self, forward: bool, client: Client, proxied: Client, proxy: EtcdProxy, needle: bytes
+        self, forward: bool, client: Client, proxied: Client, proxy: Proxy, needle: bytes
     ) -> None:
         client._native.lease_grant(60, self.LEASE)
         proxy.break_at(needle, forward=forward)
@@ -569,7 +569,7 @@ class TestLeases:
 
     @pytest.mark.parametrize("forward", [True, False])
     def test_a_renewal(
-        self, forward: bool, client: Client, proxied: Client, proxy: EtcdProxy, needle: bytes
+        self, forward: bool, client: Client, proxied: Client, proxy: Proxy, needle: bytes
     ) -> None:
         client._native.lease_grant(60, self.LEASE)
         proxy.break_at(needle, forward=forward)
@@ -578,7 +578,7 @@ class TestLeases:
 
 
 def test_a_push_that_was_overtaken(
-    client: Client, proxied: Client, proxy: EtcdProxy, prefix: str
+    client: Client, proxied: Client, proxy: Proxy, prefix: str
 ) -> None:
     """What another one has pushed by then comes first: somebody may have seen it alone."""
     with opened(proxied, prefix) as store, opened(client, prefix) as other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,7 +17,7 @@ from support.certificates import LOOPBACK, Authority, Pair
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_server import EtcdServer
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
@@ -76,7 +77,7 @@ class Made:
 def _served(pair: Pair, trusted: str, prefix: str, client: Pair | None = None) -> None:
     mutual = ["--client-cert-auth", f"--trusted-ca-file={trusted}"] if client else []
     files = [f"--cert-file={pair.cert}", f"--key-file={pair.key}", *mutual]
-    options = {"cert": tuple(client)} if client else {}
+    options: dict[str, Any] = {"cert": tuple(client)} if client else {}
     with (
         EtcdServer(extra_args=files) as server,
         Client(

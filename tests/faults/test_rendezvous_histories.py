@@ -55,7 +55,7 @@ class Run:
 
 def check(bench: Bench, agents: Agents, least: int, most: int) -> None:
     """After all is mended: the promises, by diaries and by what etcd remembers."""
-    member = bench.members[bench.leader()]
+    member = bench.cluster[bench.leader()]
     path = f"{PREFIX}/run_{agents.run_id}"
     rendezvous_history.check(agents.diary(), least, most)
     rendezvous_history.check_keys(agents.diary(), member, path)

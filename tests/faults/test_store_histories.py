@@ -70,7 +70,7 @@ def run(
         clients.close()
     history = clients.history()
     with (
-        Client(",".join(member.url for member in bench.members.all)) as client,
+        Client(",".join(member.url for member in bench.cluster.members)) as client,
         EtcdStore(client, prefix) as store,
     ):
         check_sums(history, {key: store.add(key, 0) for key in COUNTERS})

@@ -23,7 +23,7 @@ CLUSTER = "etcd-1:2379,etcd-2:2379,etcd-3:2379"
 # DeepSpeed compiles an extension at its first start.
 PATIENCE_S = 900
 
-pytestmark = [pytest.mark.etcd, pytest.mark.timeout(PATIENCE_S + 60)]
+pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(PATIENCE_S + 60)]
 
 
 def _here(source: str, server: EtcdServer, job: str) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.processes.programs import LONG_TTL, PRELUDE, check_errors, of_nodes
 from support.processes.usage import leases
 from support.processes.zygote import Program, Zygote
@@ -133,7 +133,7 @@ say("done")
     # Two threads add to `own`, which Python does not do in one step.
     source = source.replace("(add, add, wait", "(add, wait")
     there = leases(etcd_server)
-    with EtcdProxy(client.port) as proxy:
+    with Proxy(client.port) as proxy:
         run(zygote, source, proxy.port, run_id)
         # The parent's clients, of its store and its handler, and two of each child.
         assert proxy.connections == 2 + 2 * CHILDREN
@@ -252,7 +252,7 @@ assert client.read(sys.argv[2]).value == "of the child"
 def test_a_child_with_the_same_process_number(client: Client, prefix: str) -> None:
     """The first process of a container that makes another container."""
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
-    with EtcdProxy(client.port) as proxy:
+    with Proxy(client.port) as proxy:
         arguments = [sys.executable, "-c", _INIT, str(proxy.port), prefix]
         try:
             subprocess.run([*unshare, "true"], check=True, capture_output=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.processes.programs import LONG_TTL, PRELUDE, check_errors, of_nodes
 from support.processes.zygote import Program, Zygote
 from support.waiting import eventually
@@ -185,7 +185,7 @@ wait_for_a_line()
 began = time.monotonic()
 atexit.register(lambda: say(time.monotonic() - began))
 """
-    with EtcdProxy(client.port) as proxy:
+    with Proxy(client.port) as proxy:
         program = Program(zygote, source, proxy.port, run_id, LONG_TTL)
         assert program.line() == "ready"
         proxy.freeze()

@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from support import ROOT
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.waiting import eventually
 from torchetcd import _counts, metrics
 from torchetcd.etcd import Client, EtcdException
@@ -203,7 +203,7 @@ class TestCalls:
 
     def test_a_connection_that_breaks(self, etcd_server: EtcdServer, make: Make) -> None:
         port = int(etcd_server.get_endpoint().rpartition(":")[2])
-        with EtcdProxy(port) as proxy:
+        with Proxy(port) as proxy:
             handler = make(endpoint=f"127.0.0.1:{proxy.port}")
             store = handler.next_rendezvous().store
             grown = Grown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ def test_phases_follow_each_other(make: Make, spans: Spans) -> None:
     phases = spans.phases(barrier)
     assert phases[0].start_time == barrier.start_time
     assert phases[-1].end_time == barrier.end_time
-    for before, after in zip(phases, phases[1:], strict=False):
+    for before, after in itertools.pairwise(phases):
         assert before.end_time == after.start_time
     # etcd's clock of leases has whole seconds.
     assert seconds(phases[-1]) > 0.5

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
-from support.etcd.cluster import watchers, watchers_left
-from support.network.proxy import EtcdProxy
+from support.etcd.metrics import watchers, watchers_left
+from support.network.proxy import Proxy
 from support.stores import in_background, opened
 from support.waiting import eventually
 from torchetcd.etcd import Client, EtcdConnectionFailed
@@ -21,7 +21,7 @@ from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_free_port
 from torchetcd.etcd_store import StoreConnectionError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 
 class _Learner(EtcdServer):
@@ -101,7 +101,7 @@ class TestPings:
     def test_etcd_suffers_them(self, client: Client, etcd_server: EtcdServer, prefix: str) -> None:
         """etcd ends connections that ping more than once in 5 s (etcd issue 8905)."""
         with (
-            EtcdProxy(etcd_server.get_port()) as proxy,
+            Proxy(etcd_server.get_port()) as proxy,
             Client("127.0.0.1", proxy.port) as far,
             opened(far, prefix, timeout=60) as store,
             opened(client, prefix) as other,

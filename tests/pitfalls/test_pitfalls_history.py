@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.etcd.cluster import watchers
-from support.etcd.restart import Restartable
+from support.etcd.cluster import Cluster
+from support.etcd.metrics import watchers
 from support.processes.nodes import Run, check_agreement, join_all
 from support.stores import in_background, opened
 from support.waiting import eventually
 from torchetcd.etcd import Client, EtcdEventIndexCleared
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 # Longer than any test: what is noticed is not noticed by a lease that ran out.
 LONG_TTL = 60
 
 
 @pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Restartable]:
+def etcd() -> Iterator[Cluster]:
     """Run a server of its own, which can be wiped."""
-    with Restartable(tmp_path) as made:
+    with Cluster(1) as made:
         yield made
 
 
 @pytest.fixture
-def client(etcd: Restartable) -> Iterator[Client]:
+def client(etcd: Cluster) -> Iterator[Client]:
     """Provide a client of it."""
-    with etcd.server.get_client(read_timeout=30) as made:
+    with etcd.client(read_timeout=30) as made:
         yield made
 
 
-def _wipe(etcd: Restartable, client: Client) -> None:
+def _wipe(etcd: Cluster, client: Client) -> None:
     etcd.wipe()
 
 
-def _restore(etcd: Restartable, client: Client) -> None:
+def _restore(etcd: Cluster, client: Client) -> None:
     etcd.restore()
 
 
-def _replace(etcd: Restartable, client: Client) -> None:
+def _replace(etcd: Cluster, client: Client) -> None:
     revision = client.write("/x", "y").modifiedIndex
     assert revision is not None
     etcd.replace(revision + 100)
@@ -59,7 +58,7 @@ WAYS = [
 class TestWatch:
     @pytest.mark.parametrize("way", WAYS)
     def test_it_ends(
-        self, etcd: Restartable, client: Client, prefix: str, way: Callable[..., None]
+        self, etcd: Cluster, client: Client, prefix: str, way: Callable[..., None]
     ) -> None:
         """It would sleep for long: the revision that it waits for is far away, or was another."""
         client.write(prefix, "first")
@@ -75,7 +74,7 @@ class TestWatch:
             raised.append(caught.value)
 
         watching = in_background(watch)
-        eventually(lambda: watchers(etcd.server) == 1)
+        eventually(lambda: watchers(etcd.members[0]) == 1)
         way(etcd, client)
         watching.join()
         assert raised
@@ -84,7 +83,7 @@ class TestWatch:
         assert client.watch(prefix, index=written, timeout=10).value == "second"
 
     def test_a_restart_is_no_other_history(
-        self, etcd: Restartable, client: Client, prefix: str
+        self, etcd: Cluster, client: Client, prefix: str
     ) -> None:
         client.write(prefix, "first")
         index = client.write("/other", "x").modifiedIndex
@@ -92,10 +91,10 @@ class TestWatch:
         watching = in_background(
             lambda: seen.append(client.watch(prefix, index=index, timeout=60).value)
         )
-        eventually(lambda: watchers(etcd.server) == 1)
+        eventually(lambda: watchers(etcd.members[0]) == 1)
         with etcd.away():
             pass
-        with etcd.server.get_client() as other:
+        with etcd.client() as other:
             other.write(prefix, "second")
         watching.join()
         assert seen == ["second"]
@@ -106,7 +105,7 @@ class TestStore:
     @pytest.mark.parametrize("operation", ["get", "wait", "queue_pop"])
     def test_a_wait_goes_on(
         self,
-        etcd: Restartable,
+        etcd: Cluster,
         client: Client,
         prefix: str,
         way: Callable[..., None],
@@ -124,8 +123,8 @@ class TestStore:
                 waited.append(call(["late"] if operation == "wait" else "late"))
 
             waiting = in_background(wait)
-            eventually(lambda: watchers(etcd.server) >= 1)
-            with etcd.server.get_client() as other:
+            eventually(lambda: watchers(etcd.members[0]) >= 1)
+            with etcd.client() as other:
                 way(etcd, client)
                 with opened(other, prefix) as others:
                     if operation == "queue_pop":
@@ -142,13 +141,13 @@ class TestStore:
 
 class TestRendezvous:
     @pytest.fixture
-    def run(self, etcd: Restartable, client: Client) -> Iterator[Run]:
-        with Run(etcd.endpoint, client) as made:
+    def run(self, etcd: Cluster, client: Client) -> Iterator[Run]:
+        with Run(etcd.endpoints, client) as made:
             yield made
 
     @pytest.mark.parametrize("way", WAYS)
     def test_members_are_told_and_meet_again(
-        self, etcd: Restartable, client: Client, run: Run, way: Callable[..., None]
+        self, etcd: Cluster, client: Client, run: Run, way: Callable[..., None]
     ) -> None:
         nodes = run.nodes(2, keep_alive_ttl=LONG_TTL)
         join_all(nodes)
@@ -158,7 +157,7 @@ class TestRendezvous:
         for _ in range(20):
             client.write("/other", "x")
         nodes[0].start("store_get", "never")
-        eventually(lambda: watchers(etcd.server) > 4)
+        eventually(lambda: watchers(etcd.members[0]) > 4)
         way(etcd, client)
         # Whoever waits for a key of the old world is told, too.
         with pytest.raises(Exception, match=r"MemberLostError.*lost its lease"):
@@ -171,7 +170,7 @@ class TestRendezvous:
 
     @pytest.mark.parametrize("way", WAYS)
     def test_a_node_in_the_barrier_joins_again(
-        self, etcd: Restartable, client: Client, run: Run, way: Callable[..., None]
+        self, etcd: Cluster, client: Client, run: Run, way: Callable[..., None]
     ) -> None:
         client.write("/x", "y")
         etcd.save()
@@ -184,7 +183,7 @@ class TestRendezvous:
         second.start("join")
         check_agreement([node.finish(50) for node in (first, second)])
 
-    def test_a_spare_joins_again(self, etcd: Restartable, client: Client, run: Run) -> None:
+    def test_a_spare_joins_again(self, etcd: Cluster, client: Client, run: Run) -> None:
         members = run.nodes(2, keep_alive_ttl=LONG_TTL)
         join_all(members)
         spare = run.node(2, 2, keep_alive_ttl=LONG_TTL)
@@ -196,9 +195,7 @@ class TestRendezvous:
         members[0].start("join")
         check_agreement([node.finish(50) for node in (members[0], spare)])
 
-    def test_between_two_runs_of_one_name(
-        self, etcd: Restartable, client: Client, run: Run
-    ) -> None:
+    def test_between_two_runs_of_one_name(self, etcd: Cluster, client: Client, run: Run) -> None:
         """A closed run is as little known to an etcd without data as any other."""
         for _ in range(3):
             nodes = run.nodes(2)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-from support.etcd.cluster import Cluster, metric
+from support.etcd.cluster import Cluster
+from support.etcd.metrics import metric
 from support.network.http2 import StreamEnder
+from support.network.proxy import Proxy
 from support.processes.nodes import TTL, Run, check_agreement, join_all
-from support.stores import Proxy
 from support.waiting import eventually
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 
 def _handler(port: int, run: Run, ttl: int) -> EtcdRendezvousHandler:
@@ -111,9 +111,9 @@ class TestRenewal:
             with handler.next_rendezvous().store:
                 before = _identity(run)
                 proxy.cut()
-                refused = proxy.taken
+                refused = proxy.connections
                 _lasts(run, before, self.ttl / 2)
-                assert proxy.taken - refused <= 20
+                assert proxy.connections - refused <= 20
                 proxy.mend()
                 _lasts(run, before, 2 * self.ttl)
             assert handler.shutdown()
@@ -204,8 +204,9 @@ class TestTtl:
         ):
             lost, left = run.nodes(2, keep_alive_ttl=ttl)
             join_all([lost, left])
-            leader = next(n for n in range(3) if cluster.leads(n))
-            cluster.hit(leader, signal.SIGKILL)
+            leader = cluster.leader()
+            assert leader is not None
+            leader.kill()
             killed = lost.kill()
             assert left.call("await_waiting", 30, timeout=40) == 1
             assert left.finished_at - killed < 2 * ttl + election_s + slack_s

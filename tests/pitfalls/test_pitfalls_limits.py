@@ -25,7 +25,7 @@ from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 MIB = 1 << 20
 # etcd answers to the one, and gRPC refuses the other before etcd sees it.

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from support.etcd.cluster import watchers, watchers_left
+from support.etcd.metrics import watchers, watchers_left
 from support.network.http2 import StreamEnder
+from support.network.proxy import Proxy
 from support.processes.nodes import Run, check_agreement
-from support.stores import Proxy, compact, in_background, opened
+from support.stores import compact, in_background, opened
 from support.waiting import eventually
 from torchetcd.etcd import Client, EtcdEventIndexCleared, EtcdResult
 from torchetcd.etcd_server import EtcdServer
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 MIB = 1 << 20
 

@@ -315,7 +315,7 @@ class TestGroup:
             leaf.key for leaf in found.leaves if not leaf.ttl
         ]
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_with_a_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with EtcdServer() as server:
             users = Users(server)

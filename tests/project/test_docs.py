@@ -10,6 +10,8 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 import yaml
@@ -148,10 +150,10 @@ def test_quoted_from_a_file(block: Block) -> None:
             assert block.source in (ROOT / block.marks[kind]).read_text(encoding="utf-8")
 
 
-def _compile(block: Block) -> object:
-    return compile(
-        "\n" * block.line + block.source, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    )
+def _compile(block: Block) -> CodeType:
+    source = "\n" * block.line + block.source
+    code: CodeType = compile(source, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return code
 
 
 @pytest.mark.parametrize("page", _python_pages())
@@ -160,7 +162,7 @@ def test_python(
 ) -> None:
     """The blocks of a page one after the other, as a reader would enter them."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
 
     async def run() -> None:
         for block in BLOCKS:
@@ -205,7 +207,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 
 
 @pytest.mark.slow(20)
-@pytest.mark.etcd
+@pytest.mark.needs_etcd
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in _with("terminal"))))
 def test_followed_by_hand(page: str, terminals: Terminals) -> None:

@@ -80,7 +80,7 @@ def worker(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow(40)
-@pytest.mark.etcd
+@pytest.mark.needs_etcd
 def test_scale(tmp_path: Path) -> None:
     """Up and down, and each time from the checkpoint."""
     shown = _run([sys.executable, str(EXAMPLES / "scale.py")], tmp_path)
@@ -199,7 +199,7 @@ class TestKubernetes:
         for document in documents:
             check_manifest(document)
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_etcd_knows_the_flags(self) -> None:
         """Each etcd that tests run with has them."""
         known = subprocess.run(
@@ -209,7 +209,7 @@ class TestKubernetes:
             flag = arg.partition("=")[0]
             assert f"{flag} " in known.stdout + known.stderr, flag
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_three_members(self, tmp_path: Path) -> None:
         """The manifest's own arguments make a cluster, which wants certificates; its probes pass."""
         _run(["sh", str(KUBERNETES / "certificates.sh"), "tls"], tmp_path)
@@ -235,7 +235,7 @@ class TestKubernetes:
                         lambda port=port, path=path: _answers(f"http://127.0.0.1:{port}{path}"), 60
                     )
             endpoints = ",".join(f"https://127.0.0.1:{port}" for port in clients)
-            tls = {"ca_cert": f"{tmp_path}/tls/ca.pem", "read_timeout": 60}
+            tls: dict[str, Any] = {"ca_cert": f"{tmp_path}/tls/ca.pem", "read_timeout": 60}
             pair = (f"{tmp_path}/tls/client.pem", f"{tmp_path}/tls/client-key.pem")
             with Client(endpoints, cert=pair, **tls) as client:
                 assert len(client.members) == 3

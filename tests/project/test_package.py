@@ -34,14 +34,16 @@ TORCHS_OWN = "torch.distributed.elastic.rendezvous.registry"
 OURS = "torchetcd._registration"
 
 
-def _run(source: str | Path, folder: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    source: str | Path, folder: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a text or a file as a program."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHETCD_", "TORCH_"))}
     program = [str(source)] if isinstance(source, Path) else ["-c", source]
     return subprocess.run(
         [sys.executable, *program],
         cwd=folder,
-        env=inherited | env,
+        env=inherited | (env or {}),
         capture_output=True,
         text=True,
         check=True,
@@ -154,7 +156,7 @@ class TestRegistration:
         if python_etcd is not None:
             paths = [python_etcd, os.environ.get("PYTHONPATH", "")]
             env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        done = _run(SHOW_REGISTRY.format(then=then), **env)
+        done = _run(SHOW_REGISTRY.format(then=then), env=env)
         shown = dict(line.split() for line in done.stdout.splitlines())
         assert shown.pop("c10d") == shown.pop("static") == TORCHS_OWN
         assert shown["etcd-v3"] == OURS
@@ -216,7 +218,9 @@ class TestImportOfTorch:
         hides = tmp_path / ("torchetcd.py" if kind == "file" else "torchetcd/__init__.py")
         hides.parent.mkdir(exist_ok=True)
         hides.write_text("print('was run')\n")
-        done = _run("import torch; print('imported')", tmp_path, TORCHETCD_WORKER_STORE=of_agent)
+        done = _run(
+            "import torch; print('imported')", tmp_path, {"TORCHETCD_WORKER_STORE": of_agent}
+        )
         assert done.stdout == "imported\n"
         assert (f"{hides} hides the installed package torchetcd" in done.stderr) == bool(of_agent)
 
@@ -247,7 +251,7 @@ torchetcd_entry.autoload()
 print("went on")
 """
         told = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCHETCD_WORKER_STORE": "yes"}
-        done = _run(source, **told)
+        done = _run(source, env=told)
         assert done.stdout == "went on\n"
         assert done.stderr.startswith("torchetcd cannot serve this process")
         assert missing in done.stderr or "handler of env:// can be replaced" in done.stderr

@@ -15,7 +15,6 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 
 from support.certificates import Authority
 from support.etcd.cluster import Cluster
-from support.etcd.restart import Restartable
 from support.etcd.users import CHEAP, Users
 from support.waiting import eventually
 from torchetcd import _waiting
@@ -23,7 +22,7 @@ from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_free_port
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 #: Whether the node's own look, or a read, is what waits.
 EITHER = pytest.mark.parametrize("close_timeout", [1, 300])
@@ -33,8 +32,8 @@ PATIENCE_S = 600
 
 
 @pytest.fixture
-def restartable(tmp_path: Path) -> Iterator[Restartable]:
-    with Restartable(tmp_path) as made:
+def restartable() -> Iterator[Cluster]:
+    with Cluster(1) as made:
         yield made
 
 
@@ -53,7 +52,7 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.slow(10)
 @EITHER
 def test_it_comes_later(
-    restartable: Restartable,
+    restartable: Cluster,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     close_timeout: int,
@@ -61,7 +60,7 @@ def test_it_comes_later(
     monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
     with ThreadPoolExecutor(1) as pool:
         with restartable.away():
-            made = pool.submit(_handler, restartable.endpoint, close_timeout=close_timeout)
+            made = pool.submit(_handler, restartable.endpoints, close_timeout=close_timeout)
             eventually(lambda: len(_warnings(caplog)) >= 2, 60)
             assert not made.done()
         handler = made.result(60)
@@ -69,7 +68,7 @@ def test_it_comes_later(
     for line in _warnings(caplog):
         assert line.startswith("Run 'late': etcd has not answered for ")
         assert " s. It is waited for up to 600 s. etcd did not answer within " in line
-        assert restartable.endpoint in line
+        assert restartable.endpoints in line
     handler.shutdown()
 
 
@@ -82,8 +81,8 @@ def test_most_of_it_comes_later(
     monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
     with Cluster() as cluster, ThreadPoolExecutor(1) as pool:
         endpoint = cluster.members[0].get_endpoint()
-        for number in (1, 2):
-            cluster.hit(number, signal.SIGSTOP)
+        for member in cluster.members[1:]:
+            member.signal(signal.SIGSTOP)
         try:
             made = pool.submit(_handler, endpoint, close_timeout=close_timeout)
             eventually(lambda: len(_warnings(caplog)) >= 2, 60)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
 
-from support.network.proxy import EtcdProxy
+from support.network.proxy import Proxy
 from support.waiting import eventually
 from torchetcd._etcd_txn import get_below, get_key
 from torchetcd.etcd import Client
@@ -21,7 +21,7 @@ from torchetcd.etcd_server import EtcdServer
 class Run:
     """A run, one node of which is behind the proxy."""
 
-    def __init__(self, server: EtcdServer, client: Client, proxy: EtcdProxy) -> None:
+    def __init__(self, server: EtcdServer, client: Client, proxy: Proxy) -> None:
         self._ports = {"direct": server.get_port(), "proxied": proxy.port}
         self._client = client
         self._run_id = uuid.uuid4().hex
@@ -50,19 +50,19 @@ class Run:
 
 
 @pytest.fixture
-def proxy(etcd_server: EtcdServer) -> Iterator[EtcdProxy]:
-    with EtcdProxy(etcd_server.get_port()) as made:
+def proxy(etcd_server: EtcdServer) -> Iterator[Proxy]:
+    with Proxy(etcd_server.get_port()) as made:
         yield made
 
 
 @pytest.fixture
-def run(etcd_server: EtcdServer, client: Client, proxy: EtcdProxy) -> Run:
+def run(etcd_server: EtcdServer, client: Client, proxy: Proxy) -> Run:
     return Run(etcd_server, client, proxy)
 
 
 @pytest.mark.parametrize("forward", [True, False], ids=["answer", "request"])
 @pytest.mark.parametrize("step", ["open", "member", "final"])
-def test_a_coordinator(step: str, forward: bool, run: Run, proxy: EtcdProxy) -> None:
+def test_a_coordinator(step: str, forward: bool, run: Run, proxy: Proxy) -> None:
     """It creates the run, gives out the ranks and completes the round."""
     needle = b"/member/" if step == "member" else b'"%s"' % step.encode()
     coordinator, peer = run.node("proxied", 2), run.node("direct", 2)
@@ -85,7 +85,7 @@ def test_a_coordinator(step: str, forward: bool, run: Run, proxy: EtcdProxy) -> 
 
 
 @pytest.mark.parametrize("forward", [True, False], ids=["answer", "request"])
-def test_a_node_that_joins(forward: bool, run: Run, proxy: EtcdProxy) -> None:
+def test_a_node_that_joins(forward: bool, run: Run, proxy: Proxy) -> None:
     coordinator, joiner = run.node("direct", 2), run.node("proxied", 2)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(coordinator.next_rendezvous)
@@ -103,7 +103,7 @@ def test_a_node_that_joins(forward: bool, run: Run, proxy: EtcdProxy) -> None:
 
 @pytest.mark.parametrize("meddled", [False, True], ids=["alone", "meddled"])
 @pytest.mark.parametrize("forward", [True, False], ids=["answer", "request"])
-def test_a_close(forward: bool, meddled: bool, run: Run, proxy: EtcdProxy) -> None:
+def test_a_close(forward: bool, meddled: bool, run: Run, proxy: Proxy) -> None:
     closing, other = run.node("proxied", 1), run.node("direct", 1)
     closing.next_rendezvous()
 

@@ -11,23 +11,11 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import Token
 
+from support.handlers import set_state
 from torchetcd import etcd_rendezvous_backend as module
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend
 from torchetcd.etcd_server import EtcdServer
-
-
-def _set(
-    backend: EtcdRendezvousBackend, state: bytes, token: Token | None = None
-) -> tuple[bytes, Token, bool]:
-    result = backend.set_state(state, token)
-    assert result is not None
-    return result
-
-
-@pytest.fixture
-def backend(client: Client, prefix: str) -> EtcdRendezvousBackend:
-    return EtcdRendezvousBackend(client, "run", prefix)
 
 
 @pytest.fixture
@@ -36,13 +24,13 @@ def lose(
 ) -> Callable[[], tuple[bytes, Token]]:
     """Write with a token that is old, and return what came back."""
     other = EtcdRendezvousBackend(client, "run", prefix)
-    _set(other, b"x")
+    set_state(other, b"x")
 
     def lost() -> tuple[bytes, Token]:
         found = backend.get_state()
         assert found is not None
-        assert _set(other, b"theirs", found[1])[2]
-        state, token, has_set = _set(backend, b"mine", found[1])
+        assert set_state(other, b"theirs", found[1])[2]
+        state, token, has_set = set_state(backend, b"mine", found[1])
         assert not has_set
         return state, token
 
@@ -62,7 +50,7 @@ def test_the_pauses_grow_with_the_losses_in_a_row(
     for _ in range(8):
         _, token = lose()
     assert [pause * 2**30 for pause in pauses] == [2, 4, 8, 16, 32, 32, 32]
-    assert _set(backend, b"mine", token)[2]
+    assert set_state(backend, b"mine", token)[2]
     pauses.clear()
     lose()
     assert not pauses
@@ -94,15 +82,15 @@ def test_the_state_is_read_after_the_pause(
 
     def meanwhile(_seconds: float) -> None:
         found = other.get_state()
-        assert _set(other, b"later", found and found[1])[2]
+        assert set_state(other, b"later", found and found[1])[2]
 
     monkeypatch.setattr(time, "sleep", meanwhile)
     state, token = lose()
     assert state == b"later"
-    assert _set(backend, b"mine", token)[2]
+    assert set_state(backend, b"mine", token)[2]
 
 
-@pytest.mark.etcd
+@pytest.mark.needs_etcd
 def test_a_crowd_needs_few_attempts(etcd_server: EtcdServer, prefix: str) -> None:
     nodes = 32
     start = threading.Barrier(nodes)
@@ -118,7 +106,7 @@ def test_a_crowd_needs_few_attempts(etcd_server: EtcdServer, prefix: str) -> Non
             for lost in range(1000):
                 # What PyTorch's handler needs to read, change and write the state.
                 thinking.wait(0.01)
-                state, token, has_set = _set(mine, state + b"%d\n" % number, token)
+                state, token, has_set = set_state(mine, state + b"%d\n" % number, token)
                 if has_set:
                     return lost
         raise AssertionError(number)
@@ -137,7 +125,7 @@ def test_writes_soon_after_each_other_do_not_renew_it(
     client: Client, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = EtcdRendezvousBackend(client, "run", prefix, ttl=100_000)
-    _, token, _ = _set(backend, b"x")
+    _, token, _ = set_state(backend, b"x")
     renewed: list[int] = []
     native = client._native
 
@@ -151,6 +139,6 @@ def test_writes_soon_after_each_other_do_not_renew_it(
     monkeypatch.setitem(client.__dict__, "_native_client", calls)
     for ago, renewals in ((500, 0), (1001, 1)):
         monkeypatch.setattr(backend, "_lease_renewed", time.monotonic() - ago)
-        _, token, has_set = _set(backend, b"x", token)
+        _, token, has_set = set_state(backend, b"x", token)
         assert has_set
         assert len(renewed) == renewals

@@ -20,7 +20,8 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import Token, create_handler
 
-from support.network.proxy import EtcdProxy
+from support.handlers import set_state
+from support.network.proxy import Proxy
 from support.waiting import eventually
 from torchetcd.etcd import Client, EtcdAmbiguous
 from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
@@ -28,19 +29,6 @@ from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import EtcdStore
 
 _CONNECTION_FAILED = r"^The connection to etcd has failed. See inner exception for details.$"
-
-
-def _set(
-    backend: EtcdRendezvousBackend, state: bytes, token: Token | None = None
-) -> tuple[bytes, Token, bool]:
-    result = backend.set_state(state, token)
-    assert result is not None
-    return result
-
-
-@pytest.fixture
-def backend(client: Client, prefix: str) -> EtcdRendezvousBackend:
-    return EtcdRendezvousBackend(client, "run", prefix)
 
 
 class TestState:
@@ -52,35 +40,35 @@ class TestState:
 
     @pytest.mark.parametrize("state", [b"x", b"", bytes(range(256)), b"y" * 1_000_000])
     def test_it_comes_back(self, backend: EtcdRendezvousBackend, state: bytes) -> None:
-        _, token, has_set = _set(backend, state)
+        _, token, has_set = set_state(backend, state)
         assert has_set
         assert backend.get_state() == (state, token)
 
     def test_set_where_none_is(self, backend: EtcdRendezvousBackend) -> None:
-        state, token, has_set = _set(backend, b"x")
+        state, token, has_set = set_state(backend, b"x")
         assert (state, has_set) == (b"x", True)
         assert token is not None
 
     def test_set_with_the_current_token(self, backend: EtcdRendezvousBackend) -> None:
-        _, first, _ = _set(backend, b"x")
-        state, second, has_set = _set(backend, b"y", first)
+        _, first, _ = set_state(backend, b"x")
+        state, second, has_set = set_state(backend, b"y", first)
         assert (state, has_set) == (b"y", True)
         assert second != first
 
     def test_set_with_an_old_token(self, backend: EtcdRendezvousBackend) -> None:
-        _, first, _ = _set(backend, b"x")
-        _, second, _ = _set(backend, b"y", first)
-        assert _set(backend, b"z", first) == (b"y", second, False)
-        assert _set(backend, b"z", cast("int", first) - 1) == (b"y", second, False)
+        _, first, _ = set_state(backend, b"x")
+        _, second, _ = set_state(backend, b"y", first)
+        assert set_state(backend, b"z", first) == (b"y", second, False)
+        assert set_state(backend, b"z", cast("int", first) - 1) == (b"y", second, False)
 
     @pytest.mark.parametrize("token", [None, "invalid", object(), 0, ""])
     def test_set_without_a_token(self, backend: EtcdRendezvousBackend, token: object) -> None:
-        _, first, _ = _set(backend, b"x")
-        assert _set(backend, b"y", token) == (b"x", first, False)
+        _, first, _ = set_state(backend, b"x")
+        assert set_state(backend, b"y", token) == (b"x", first, False)
 
     def test_a_token_may_be_text(self, backend: EtcdRendezvousBackend) -> None:
-        _, first, _ = _set(backend, b"x")
-        assert _set(backend, b"y", str(first))[2]
+        _, first, _ = set_state(backend, b"x")
+        assert set_state(backend, b"y", str(first))[2]
 
     @pytest.mark.parametrize("token", [5, "invalid"])
     def test_set_with_a_token_where_none_is(
@@ -88,7 +76,7 @@ class TestState:
     ) -> None:
         # PyTorch's handler takes this for a state that is gone, and starts anew.
         assert backend.set_state(b"x", token) is None
-        assert _set(backend, b"x")[2]
+        assert set_state(backend, b"x")[2]
 
     @pytest.mark.parametrize("value", ["non_base64", "é€é€", b"\xff\xff\xff\xff", "abc"])
     def test_corrupt(
@@ -114,7 +102,7 @@ class TestState:
             with etcd_server.get_client() as client:
                 mine = EtcdRendezvousBackend(client, "run", prefix)
                 start.wait()
-                return _set(mine, str(number).encode())
+                return set_state(mine, str(number).encode())
 
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(node, range(8)))
@@ -129,7 +117,7 @@ class TestState:
         EtcdRendezvousBackend(client, prefix[1:]).set_state(b"x")
         assert client.get(prefix).value == b64encode(b"x").decode()
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_no_etcd(self, prefix: str) -> None:
         with EtcdServer() as server:
             client = server.get_client(read_timeout=0.5)
@@ -155,7 +143,7 @@ class TestTtl:
         token = None
         leases = set()
         for number in range(5):
-            _, token, has_set = _set(backend, str(number).encode(), token)
+            _, token, has_set = set_state(backend, str(number).encode(), token)
             assert has_set
             leases.add(client.get(f"{prefix}/run").lease)
         assert len(leases) == 1
@@ -164,27 +152,27 @@ class TestTtl:
         self, client: Client, prefix: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         backend = EtcdRendezvousBackend(client, "run", prefix, ttl=3)
-        _, token, _ = _set(backend, b"x")
+        _, token, _ = set_state(backend, b"x")
         pause = threading.Event()
         for _ in range(2):
             pause.wait(2)
-            _, token, has_set = _set(backend, b"x", token)
+            _, token, has_set = set_state(backend, b"x", token)
             assert has_set
         # And it is gone when nobody sets it: the change is seen, not slept for.
         index = cast("int", token) + 1
         assert client.watch(f"{prefix}/run", index=index, timeout=20).action == "delete"
         # The lease is gone, too. The next write must notice.
         monkeypatch.setattr(backend, "_lease_renewed", time.monotonic() + 1000)
-        assert _set(backend, b"y")[2]
+        assert set_state(backend, b"y")[2]
         assert client.get(f"{prefix}/run").ttl is not None
 
     def test_another_nodes_write_takes_it_over(
         self, client: Client, etcd_server: EtcdServer, prefix: str
     ) -> None:
-        _, token, _ = _set(EtcdRendezvousBackend(client, "run", prefix, ttl=2), b"x")
+        _, token, _ = set_state(EtcdRendezvousBackend(client, "run", prefix, ttl=2), b"x")
         lease = client.get(f"{prefix}/run").lease
         with etcd_server.get_client() as other:
-            _set(EtcdRendezvousBackend(other, "run", prefix, ttl=100), b"y", token)
+            set_state(EtcdRendezvousBackend(other, "run", prefix, ttl=100), b"y", token)
         eventually(lambda: client._native.lease_time_to_live(lease)[0] < 0)
         assert client.get(f"{prefix}/run").value == b64encode(b"y").decode()
 
@@ -192,12 +180,12 @@ class TestTtl:
     def test_a_forked_child_has_its_own_lease(
         self, backend: EtcdRendezvousBackend, client: Client, prefix: str
     ) -> None:
-        _, token, _ = _set(backend, b"parent")
+        _, token, _ = set_state(backend, b"parent")
         before = client.get(f"{prefix}/run").lease
         child = os.fork()
         if child == 0:
             try:
-                _set(backend, b"child", token)
+                set_state(backend, b"child", token)
             except BaseException:
                 os._exit(1)
             os._exit(0)
@@ -208,15 +196,15 @@ class TestTtl:
 
 
 @pytest.fixture
-def proxy(etcd_server: EtcdServer) -> Iterator[EtcdProxy]:
-    made = EtcdProxy(etcd_server.get_port())
+def proxy(etcd_server: EtcdServer) -> Iterator[Proxy]:
+    made = Proxy(etcd_server.get_port())
     yield made
     made.close()
 
 
 class TestLostAnswers:
     @pytest.fixture
-    def proxied(self, proxy: EtcdProxy, prefix: str) -> Iterator[EtcdRendezvousBackend]:
+    def proxied(self, proxy: Proxy, prefix: str) -> Iterator[EtcdRendezvousBackend]:
         with Client("127.0.0.1", proxy.port, read_timeout=10) as client:
             yield EtcdRendezvousBackend(client, "run", prefix)
 
@@ -226,12 +214,12 @@ class TestLostAnswers:
         exists: bool,
         proxied: EtcdRendezvousBackend,
         backend: EtcdRendezvousBackend,
-        proxy: EtcdProxy,
+        proxy: Proxy,
     ) -> None:
-        token = _set(proxied, b"before")[1] if exists else None
+        token = set_state(proxied, b"before")[1] if exists else None
         applied = _states(backend, b"after")
         proxy.break_at(b64encode(b"after"), forward=True, then=lambda: eventually(applied))
-        state, after, has_set = _set(proxied, b"after", token)
+        state, after, has_set = set_state(proxied, b"after", token)
         assert proxy.broken == 1
         assert (state, has_set) == (b"after", True)
         assert backend.get_state() == (b"after", after)
@@ -245,11 +233,11 @@ class TestLostAnswers:
         exists: bool,
         proxied: EtcdRendezvousBackend,
         backend: EtcdRendezvousBackend,
-        proxy: EtcdProxy,
+        proxy: Proxy,
     ) -> None:
-        token = _set(proxied, b"before")[1] if exists else None
+        token = set_state(proxied, b"before")[1] if exists else None
         proxy.break_at(b64encode(b"after"), forward=False)
-        state, after, has_set = _set(proxied, b"after", token)
+        state, after, has_set = set_state(proxied, b"after", token)
         assert proxy.broken == 1
         assert (state, has_set) == (b"after", True)
         assert backend.get_state() == (b"after", after)
@@ -262,32 +250,30 @@ class TestLostAnswers:
         forward: bool,
         proxied: EtcdRendezvousBackend,
         backend: EtcdRendezvousBackend,
-        proxy: EtcdProxy,
+        proxy: Proxy,
     ) -> None:
-        token = _set(proxied, b"before")[1] if exists else None
+        token = set_state(proxied, b"before")[1] if exists else None
 
         def meddle() -> None:
             if forward:
                 eventually(_states(backend, b"mine"))
             found = backend.get_state()
-            assert _set(backend, b"theirs", found and found[1])[2]
+            assert set_state(backend, b"theirs", found and found[1])[2]
 
         proxy.break_at(b64encode(b"mine"), forward=forward, then=meddle)
-        state, after, has_set = _set(proxied, b"mine", token)
+        state, after, has_set = set_state(proxied, b"mine", token)
         assert proxy.broken == 1
         assert (state, has_set) == (b"theirs", False)
         assert backend.get_state() == (b"theirs", after)
 
     def test_the_same_state_by_somebody_else_is_not_taken_for_ours(
-        self, proxied: EtcdRendezvousBackend, backend: EtcdRendezvousBackend, proxy: EtcdProxy
+        self, proxied: EtcdRendezvousBackend, backend: EtcdRendezvousBackend, proxy: Proxy
     ) -> None:
         proxy.break_at(b64encode(b"same"), forward=False, then=lambda: backend.set_state(b"same"))
-        state, _, has_set = _set(proxied, b"same")
+        state, _, has_set = set_state(proxied, b"same")
         assert (state, has_set) == (b"same", False)
 
-    def test_the_client_itself_says_that_it_does_not_know(
-        self, proxy: EtcdProxy, prefix: str
-    ) -> None:
+    def test_the_client_itself_says_that_it_does_not_know(self, proxy: Proxy, prefix: str) -> None:
         with Client("127.0.0.1", proxy.port, read_timeout=10) as client:
             client.read("/")
             proxy.break_at(b"a value", forward=False)

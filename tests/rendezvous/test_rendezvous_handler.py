@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -202,7 +203,7 @@ class TestHandler:
         with pytest.raises(RendezvousClosedError, match="the job succeeded"):
             make().next_rendezvous()
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_shutdown_without_etcd(self, run_id: str, caplog: pytest.LogCaptureFixture) -> None:
         with EtcdServer() as server:
             handler = create_rdzv_handler(
@@ -355,7 +356,7 @@ class TestLogLines:
             second = pool.submit(other.next_rendezvous)
             assert first.result(10).world_size == second.result(10).world_size == 2
         lines = [record for record in caplog.records if line in record.message]
-        pauses = [b.created - a.created for a, b in zip(lines, lines[1:], strict=False)]
+        pauses = [b.created - a.created for a, b in itertools.pairwise(lines)]
         assert pauses[1] > 1.5 * pauses[0]
         assert "joining the next round of at least 2 and at most 2 nodes" in caplog.text
         assert "has joined round 1" in caplog.text

@@ -401,7 +401,7 @@ class TestSignals:
         assert nodes[0].finished_at - sent < AT_ONCE_S
 
 
-@pytest.mark.etcd
+@pytest.mark.needs_etcd
 class TestEtcdOutage:
     """An etcd of their own, which ends and comes back on the same port with its data."""
 

@@ -35,7 +35,7 @@ from torchetcd.etcd_rendezvous_backend import create_backend
 from torchetcd.etcd_server import EtcdServer, find_binary
 from torchetcd.etcd_store import EtcdStore, StoreError
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 # Found nowhere by chance.
 PASSWORD = "marker-5f1d7c"

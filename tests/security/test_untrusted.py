@@ -697,7 +697,7 @@ class TestClient:
         run.fill(f"{prefix}/x/", 5000)
         assert len(list(client.read(prefix, recursive=True).leaves)) == 5000
 
-    @pytest.mark.etcd
+    @pytest.mark.needs_etcd
     def test_an_answer_that_is_too_large(self) -> None:
         """It is refused before it is in memory."""
         with EtcdServer() as server, server.get_client() as client:

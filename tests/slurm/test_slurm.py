@@ -29,7 +29,7 @@ sys.argv += ["--steps", "20" if "SLURM_RESTART_COUNT" in os.environ else "100000
 runpy.run_path({train!r}, run_name="__main__")
 """
 
-pytestmark = [pytest.mark.etcd, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

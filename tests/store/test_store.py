@@ -9,14 +9,17 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from support.stores import Proxy, compact, in_background, opened, seconds
+from support.network.proxy import Proxy
+from support.stores import compact, in_background, opened, seconds
 from torchetcd import metrics
 from torchetcd._etcd_txn import get_below
 from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import (
     EtcdStore,
     StoreConnectionError,
@@ -93,7 +96,7 @@ def test_text_and_bytes_are_the_same(direct: EtcdStore) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, None, 1.5, ["k"]])
-def test_other_types_are_refused(direct: EtcdStore, wrong: object) -> None:
+def test_other_types_are_refused(direct: EtcdStore, wrong: Any) -> None:
     with pytest.raises(TypeError, match="str or bytes"):
         direct.set("k", wrong)
     with pytest.raises(TypeError, match="str or bytes"):
@@ -614,11 +617,11 @@ class TestFailures:
 
     def test_a_clone_of_a_subclass(self, client: Client, prefix: str) -> None:
         class Counting(EtcdStore):
-            def __init__(self, *args: object) -> None:
+            def __init__(self, *args: Any) -> None:
                 super().__init__(*args)
                 self.hits = 0
 
-            def set(self, key: str, value: str) -> None:
+            def set(self, key: Any, value: Any) -> None:
                 self.hits += 1
                 super().set(key, value)
 
@@ -632,7 +635,7 @@ class TestFailures:
                 dist.PrefixStore("p", clone).set("k", "x")
                 assert clone.hits == 3
 
-    def test_closed_client(self, etcd_server, prefix: str) -> None:
+    def test_closed_client(self, etcd_server: EtcdServer, prefix: str) -> None:
         client = etcd_server.get_client()
         with opened(client, prefix) as store:
             thread = in_background(client.close, after=0.2)

@@ -7,8 +7,9 @@ from itertools import chain
 
 import pytest
 
+from support.network.proxy import Proxy
 from support.processes.zygote import Program, Zygote
-from support.stores import Proxy, in_processes, opened, seconds
+from support.stores import in_processes, opened, seconds
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
 

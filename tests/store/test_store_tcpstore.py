@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from support.stores import Proxy, opened, seconds
+from support.network.proxy import Proxy
+from support.stores import opened, seconds
 from torchetcd.etcd import Client
 
 pytestmark = pytest.mark.skipif(

@@ -88,7 +88,9 @@ def piped(endpoint: str, *args: str, **env: str) -> Iterator[subprocess.Popen[st
 class Terminal:
     """A command in a terminal."""
 
-    def __init__(self, endpoint: str, *args: str, size: tuple[int, int] = (24, 80), **env: str):
+    def __init__(
+        self, endpoint: str, *args: str, size: tuple[int, int] = (24, 80), **env: str
+    ) -> None:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self._ours = ours

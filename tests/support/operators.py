@@ -43,6 +43,7 @@ def reopen(run: Run) -> bool:
     record = run.client.read(f"{run.path}/rdzv/head/control")
     assert json.loads(record.value)["state"] == "closed"
     why, at = f"reopened by {BY}: {REASON}", int(time.time())
+    assert record.modifiedIndex is not None
     compares, operations = reopening(
         record.value.encode(), record.modifiedIndex, run.path, BY, why, at, False
     )

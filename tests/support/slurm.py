@@ -135,7 +135,11 @@ class Slurm:
         key = self._folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        files = {"key-file": key, "log-file": "munged.log", "pid-file": "munged.pid"}
+        files: dict[str, str | Path] = {
+            "key-file": key,
+            "log-file": "munged.log",
+            "pid-file": "munged.pid",
+        }
         files |= {"seed-file": "munged.seed", "socket": "munge.socket"}
         self._daemon(
             "munged",
@@ -207,11 +211,11 @@ class Slurm:
         except AssertionError:
             raise AssertionError(f"{names} are not {state}:\n{self.logs()}") from None
 
-    def ask(self, *command: str, check: bool = True, **env: str) -> str:
+    def ask(self, *command: str, check: bool = True, env: dict[str, str] | None = None) -> str:
         """What one of Slurm's commands says."""
         ran = subprocess.run(
             list(command),
-            env=self._environment | env,
+            env=self._environment | (env or {}),
             cwd=self._folder,
             capture_output=True,
             text=True,
@@ -226,7 +230,7 @@ class Slurm:
         split = arguments.index("--")
         options, arguments = arguments[:split], arguments[split + 1 :]
         number = self.ask(
-            "sbatch", "--parsable", f"--output={output}", *options, str(script), *arguments, **env
+            "sbatch", "--parsable", f"--output={output}", *options, str(script), *arguments, env=env
         )
         return Job(self, number, output)
 

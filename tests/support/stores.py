@@ -1,4 +1,4 @@
-"""Stores for tests, other processes that use them, and a network that loses answers."""
+"""Stores for tests, and other processes that use them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import multiprocessing.process
 import queue
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -83,96 +82,6 @@ def in_processes(number: int, work: Callable[..., object], *args: object) -> lis
             process.join()
             process.close()
     return [returned[rank] for rank in range(number)]
-
-
-class Proxy:
-    """Stands before etcd: loses the answer of every few writes, and can be taken away.
-
-    A write is told by the receipt that it carries. Its request always reaches etcd, and is applied:
-    the connection breaks when the answer comes.
-    """
-
-    def __init__(self, port: int, every: int = 0) -> None:
-        self._target = port
-        self._every = every
-        self._writes = 0
-        self._whole = True
-        self.lost = 0
-        # Connections, those that were closed at once among them.
-        self.taken = 0
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads: list[threading.Thread] = []
-        self._run(self._accept)
-
-    def _run(self, work: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=work, args=args)
-        self._threads.append(thread)
-        thread.start()
-
-    def __enter__(self) -> Proxy:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._end(self._listener)
-        self._threads[0].join()  # takes no more connections
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._listener, *self._sockets):
-            sock.close()
-
-    def cut(self) -> None:
-        """Break all connections, and new ones until `mend`."""
-        self._whole = False
-        for sock in self._sockets:
-            self._end(sock)
-
-    def mend(self) -> None:
-        self._whole = True
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                self.taken += 1
-                if not self._whole:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [near, far]
-                for sock in (near, far):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                doomed = threading.Event()
-                for args in ((near, far, doomed, True), (far, near, doomed, False)):
-                    self._run(self._pump, *args)
-
-    def _pump(
-        self, source: socket.socket, sink: socket.socket, doomed: threading.Event, up: bool
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if not up and doomed.is_set():
-                    break
-                if up and b"/.op/" in data and self._take_turn():
-                    doomed.set()
-                sink.sendall(data)
-        self._end(source)
-        self._end(sink)
-
-    def _take_turn(self) -> bool:
-        with self._lock:
-            self._writes += 1
-            turn = self._every > 0 and self._writes % self._every == 0
-            self.lost += turn
-            return turn
-
-    @staticmethod
-    def _end(sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
 
 
 def compact(client: Client) -> None:

@@ -66,7 +66,7 @@ class TestWhoCloses:
         join_all(nodes := run.nodes(2))
         nodes[1].call("set_closed")
         assert "ended" not in run.control()
-        assert described(run).closed.result is None  # type: ignore[union-attr]
+        assert described(run).closed.result is None
 
     def test_a_spare_has_no_deadline(self, run: Run) -> None:
         members = run.nodes(2, 2, 2, keep_alive_ttl=TTL)
@@ -214,7 +214,7 @@ class TestTorchrun:
         stop = tmp_path / "stop"
         stop.write_text("no such file")
         job.agent("1", script, stop, max_restarts=0).end(code=1)
-        text = described(job.run).closed.text  # type: ignore[union-attr]
+        text = described(job.run).closed.text
         assert (
             text
             == f"worker.py failed on host {HOST}, rank 0, exit code 1: ValueError: no such file"

@@ -6,6 +6,7 @@ import dataclasses
 import ssl
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -32,12 +33,17 @@ STATUS = Status(
 GOOD = Endpoint("http://localhost:2379", status=STATUS, reads_ms=(1.0,) * 30, writes_ms=(2.0,) * 10)
 
 
-def seen(*endpoints: Endpoint, **other) -> Observations:
-    values = {"members": (("a", False),) * 3, "alarms": (), "runs": 2, "ahead_s": -5.0}
+def seen(*endpoints: Endpoint, **other: Any) -> Observations:
+    values: dict[str, Any] = {
+        "members": (("a", False),) * 3,
+        "alarms": (),
+        "runs": 2,
+        "ahead_s": -5.0,
+    }
     return Observations(endpoints=endpoints or (GOOD,), path="/p/", now=NOW, **{**values, **other})
 
 
-def endpoint(status: dict | None = None, **other) -> Endpoint:
+def endpoint(status: dict[str, Any] | None = None, **other: Any) -> Endpoint:
     return dataclasses.replace(GOOD, status=dataclasses.replace(STATUS, **(status or {})), **other)
 
 
@@ -48,7 +54,7 @@ def only(observations: Observations, topic: str, level: str) -> Finding:
 
 
 def worst(observations: Observations) -> set[str]:
-    return {finding.level for finding in findings(observations)} & {"warning", "problem"}
+    return {str(finding.level) for finding in findings(observations)} & {"warning", "problem"}
 
 
 def test_a_good_one() -> None:
@@ -155,7 +161,7 @@ class TestCluster:
         assert "sees no leader" in only(seen(endpoint({"leader": 0})), "leader", "problem").text
 
     def test_changes_of_the_leader(self) -> None:
-        def of(leaders: int, hours: float, **other) -> Observations:
+        def of(leaders: int, hours: float, **other: Any) -> Observations:
             since = NOW - hours * 3600
             return seen(GOOD, endpoint(leaders_seen=leaders, running_since=since, **other))
 

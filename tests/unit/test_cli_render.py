@@ -8,6 +8,7 @@ import json
 import re
 import time
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -26,6 +27,7 @@ from torchetcd.aio import (
     LastCall,
     Left,
     Lost,
+    Node,
     Opened,
     Reopened,
     RoundRecord,
@@ -45,9 +47,10 @@ from torchetcd.cli._timeline import as_html, as_table, notes
 
 def shown(what: RenderableType, width: int = 80) -> list[str]:
     """Draw for a pipe of this width."""
-    out = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False)
+    file = io.StringIO()
+    out = Console(file=file, width=width, color_system=None, markup=False, emoji=False)
     out.print(what)
-    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 class TestState:
@@ -278,7 +281,7 @@ class TestSentences:
             (Snapshot, {}, run(state="unreadable", problem="what"), "what"),
         ],
     )
-    def test_of_each_event(self, kind: type, fields: dict, found: Run, said: str) -> None:
+    def test_of_each_event(self, kind: type, fields: dict[str, Any], found: Run, said: str) -> None:
         event = kind(revision=1, at=NOW, run=found, **fields)
         assert sentence(event) == said
         line = line_of(event)
@@ -293,8 +296,10 @@ class TestSentences:
         assert {case[0].__name__ for case in cases} == kinds
 
 
-def happened(kind: str, at: float | None, who=None, text: str = "", **other) -> TimelineEvent:
-    values = {"revision": 1, "earliest": at, "latest": at, "round": 1, **other}
+def happened(
+    kind: Any, at: float | None, who: Node | None = None, text: str = "", **other: Any
+) -> TimelineEvent:
+    values: dict[str, Any] = {"revision": 1, "earliest": at, "latest": at, "round": 1, **other}
     return TimelineEvent(kind=kind, at=at, node=who, text=text or kind, **values)
 
 

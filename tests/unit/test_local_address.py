@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -147,10 +148,10 @@ class TestNames:
             asked.append(host)
             if host == b"dead":
                 raise OSError("no name server")
-            return [(_address.socket.AF_INET, 0, 0, "", (host.decode(), port))]
+            return [(socket.AF_INET, 0, 0, "", (host.decode(), port))]
 
         sources = {"lives": "10.0.0.1", "later": "10.0.0.2", "10.0.0.9": "127.0.0.1"}
-        monkeypatch.setattr(_address.socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
         monkeypatch.setattr(
             _address, "_source_of_route", lambda _family, target: iter([sources[target[0]]])
         )
@@ -163,7 +164,7 @@ class TestNames:
 def test_what_the_kernel_says_of_this_host() -> None:
     """Each of its addresses can be bound to, and the loopback ones are not among them."""
     for address in _address._interface_addresses():
-        family = _address.socket.AF_INET6 if ":" in address else _address.socket.AF_INET
-        with _address.socket.socket(family) as sock:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as sock:
             sock.bind((address, 0))
         assert not address.startswith("127.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import string
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +109,7 @@ class TestEndpoints:
     ) -> None:
         """Never an error: it is a guess."""
         # Nothing is resolved: a name server would be asked for each of them.
-        monkeypatch.setattr(_address.socket, "getaddrinfo", lambda *_a, **_k: [])
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: [])
         for rng in cases:
             endpoint = text(rng)
             for address in parse_addresses_or_none(endpoint):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from support.run_values import NOW, final, members, node, run, workers
@@ -10,10 +12,10 @@ from torchetcd._missing import Departed, still_needed
 from torchetcd._sequences import absent, compact, expand
 from torchetcd._why import explain
 from torchetcd._words import duration
-from torchetcd.aio._model import Closed, Denial, RoundRecord
+from torchetcd.aio._model import Closed, Denial, Node, RoundRecord, Run
 
 
-def gone(host: str, rank: int, **other):
+def gone(host: str, rank: int, **other: Any) -> Node:
     return node(host, rank=rank, state="missing", alive=False, **other)
 
 
@@ -136,7 +138,7 @@ class TestExpected:
 class TestInfraRanks:
     """They are known to count from zero, so that nothing is guessed."""
 
-    def _joined(self, *ranks: int):
+    def _joined(self, *ranks: int) -> tuple[Node, ...]:
         return tuple(node("box", rank, infra_rank=rank) for rank in ranks)
 
     def test_one_is_missing(self) -> None:
@@ -280,7 +282,7 @@ class TestComplete:
             ({"members": (), "waiting": (node(),)}, "No member is left; those that wait open"),
         ],
     )
-    def test_what_is_known_of_a_loss(self, other, said: str) -> None:
+    def test_what_is_known_of_a_loss(self, other: dict[str, Any], said: str) -> None:
         assert said in explain(final(**other))
 
 
@@ -304,7 +306,7 @@ class TestClosed:
             ("signal", "the agent got SIGTERM"),
         ],
     )
-    def test_how_the_job_ended(self, result, text: str) -> None:
+    def test_how_the_job_ended(self, result: Any, text: str) -> None:
         closed = Closed("gpu-3 (pid 7)", SHUTDOWN, NOW - 60, result, text, 3, 16)
         said = explain(run(state="closed", round=4, closed=closed, run_ttl=3600))
         assert said.startswith(
@@ -366,7 +368,7 @@ def test_unreadable() -> None:
         (final(), None),
     ],
 )
-def test_still_needed(found, number) -> None:
+def test_still_needed(found: Run, number: int | None) -> None:
     assert still_needed(found) == number
 
 

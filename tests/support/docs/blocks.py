@@ -48,7 +48,8 @@ def pages() -> list[Path]:
 def blocks_of(page: Path) -> Iterator[Block]:
     """Read the blocks of a page."""
     lines = page.read_text(encoding="utf-8").splitlines()
-    name, marks, number = page.relative_to(ROOT).as_posix(), {}, 0
+    name, number = page.relative_to(ROOT).as_posix(), 0
+    marks: dict[str, str] = {}
     while number < len(lines):
         line = lines[number]
         fence = re.match(r"( *)(```+|~~~+)(.*)$", line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def kubectl(arguments: list[str], _folder: Path) -> None:
     """Its verb; files must be there, and a secret must be one that a manifest wants."""
     manifests = "".join(path.read_text() for path in (ROOT / "examples/kubernetes").glob("*.yaml"))
     _require(arguments[0] in _KUBECTL, f"kubectl {arguments[0]}?")
-    for before, word in zip(arguments, arguments[1:], strict=False):
+    for before, word in itertools.pairwise(arguments):
         if before in {"-f", "--filename"}:
             _require((ROOT / word).is_file(), f"{word} is not there")
         if before == "generic":

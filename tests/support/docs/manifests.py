@@ -115,7 +115,7 @@ def replicated_jobs(document: dict[str, Any]) -> list[dict[str, Any]]:
     spec = document["spec"]
     if document["kind"] == "TrainingRuntime":
         spec = spec["template"]["spec"]
-    return spec.get("replicatedJobs", [])
+    return list(spec.get("replicatedJobs", []))
 
 
 def pod_template(document: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def pod_template(document: dict[str, Any]) -> dict[str, Any]:
         spec = spec["pytorchReplicaSpecs"]["Worker"]
     for job in replicated_jobs(document):
         spec = job["template"]["spec"]
-    return spec["template"]
+    return dict(spec["template"])
 
 
 def _validate(document: dict[str, Any]) -> None:

@@ -12,17 +12,20 @@ any order. Every verb is written down with its time, and shown when a test fails
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from support.faults.members import Members, forgets, take_port
-from support.network.links import Link, Loop
+from support.etcd.cluster import Cluster, Member, forgets, take_port
+from support.network.proxy import Link, Loop
 from support.waiting import eventually
 
 _BIG = b"x" * 1_000_000
@@ -31,8 +34,8 @@ _BIG = b"x" * 1_000_000
 class Bench:
     """A cluster under faults; in a `with` block it runs."""
 
-    def __init__(self, options: list[str] | None = None) -> None:
-        self.members = Members(options)
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self.cluster = Cluster(options=options)
         self._loop = Loop()
         self._links: dict[tuple[str, str], Link] = {}
         self._pids: dict[str, int] = {}
@@ -47,11 +50,11 @@ class Bench:
     def connect(self, agent: str) -> str:
         """Make an agent's links to all members, and return its endpoints."""
         ports = []
-        for member in self.members.all:
-            link = self._links[agent, member.name] = self._loop.link(f"{agent} {member.name}")
+        for member in self.cluster.members:
+            link = self._links[agent, member.name] = Link(f"{agent} {member.name}", self._loop)
             sock = take_port()
             ports.append(sock.getsockname()[1])
-            self._loop.listen(sock, member.port, lambda _port, link=link: link)
+            self._loop.listen(sock, functools.partial(link.carry, port=member.port))
         return ",".join(f"127.0.0.1:{port}" for port in ports)
 
     def runs(self, agent: str, pid: int | None) -> None:
@@ -64,12 +67,12 @@ class Bench:
     @property
     def names(self) -> list[str]:
         """The members' names."""
-        return [member.name for member in self.members.all]
+        return [member.name for member in self.cluster.members]
 
     def leader(self) -> str:
         """Return the leader's name, and wait for one if there is none."""
-        eventually(lambda: self.members.leader() is not None, 30)
-        leader = self.members.leader()
+        eventually(lambda: self.cluster.leader() is not None, 30)
+        leader = self.cluster.leader()
         return leader.name if leader is not None else self.leader()
 
     def follower(self) -> str:
@@ -79,8 +82,8 @@ class Bench:
 
     def find(self, role: str) -> str:
         """Return who is `leader` or `follower` now; any member that runs if nobody can tell."""
-        leader = self.members.leader()
-        running = [member.name for member in self.members.all if member.pid and not member.paused]
+        leader = self.cluster.leader()
+        running = [member.name for member in self.cluster.running()]
         if leader is not None and role == "leader":
             return leader.name
         others = [name for name in running if leader is None or name != leader.name]
@@ -154,7 +157,7 @@ class Bench:
                 for link in self._of(party):
                     link.change(cut=True)
                 time.sleep(0.8)
-            self.members[party].kill()
+            self.cluster[party].kill()
         else:
             self._signal(party, signal.SIGKILL)
 
@@ -165,10 +168,10 @@ class Bench:
             self.starts(party)
             return
         self._down.discard(party)
-        if not self.members[party].pid:
+        if not self.cluster[party].pid:
             for link in self._of(party) if forgets() else ():
                 link.heal()
-            self.members.restart(self.members[party])
+            self.cluster.restart(self.cluster[party])
 
     def pause(self, party: str) -> None:
         """SIGSTOP a party."""
@@ -194,7 +197,7 @@ class Bench:
         """Let a member write its database anew, during which it serves nobody."""
         self._tell("defragment", member)
         with contextlib.suppress(OSError):
-            self.members[member].post("/v3/maintenance/defragment", {})
+            self.cluster[member].post("/v3/maintenance/defragment", {})
 
     def fill(self, limit: int = 200) -> None:
         """Write until the quota is passed and etcd raises its alarm NOSPACE."""
@@ -202,7 +205,7 @@ class Bench:
 
         def write(number: int) -> bool:
             try:
-                self.members.all[0].put(f"/filling/{number}".encode(), _BIG)
+                self.cluster.members[0].put(f"/filling/{number}".encode(), _BIG)
             except OSError:
                 return False
             return True
@@ -220,19 +223,15 @@ class Bench:
         # "/filling/" to "/filling0", in base64.
         self._ask_any("/v3/kv/deleterange", {"key": "L2ZpbGxpbmcv", "range_end": "L2ZpbGxpbmcw"})
         self._ask_any("/v3/kv/compaction", {"revision": self.revision(), "physical": True})
-        for member in self.members.all:
+        for member in self.cluster.members:
             member.post("/v3/maintenance/defragment", {})
         alarms = self._ask_any("/v3/maintenance/alarm", {"action": "GET"}).get("alarms", [])
         for alarm in alarms:
-            self._ask_any(
-                "/v3/maintenance/alarm",
-                {"action": "DEACTIVATE", **alarm},  # type: ignore[dict-item]
-            )
+            self._ask_any("/v3/maintenance/alarm", {"action": "DEACTIVATE", **alarm})
 
     def revision(self) -> int:
         """The revision that etcd is at."""
         header = self._ask_any("/v3/kv/range", {"key": "Lw=="}, 3)["header"]
-        assert isinstance(header, dict)
         return int(header["revision"])
 
     # All at once.
@@ -242,37 +241,32 @@ class Bench:
         self._tell("mend")
         for link in self._links.values():
             link.heal()
-        for member in self.members.all:
+        for member in self.cluster.members:
             if member.paused:
                 member.signal(signal.SIGCONT)
             if not member.pid:
-                self.members.restart(member)
+                self.cluster.restart(member)
         for agent in self._pids:
             self._signal(agent, signal.SIGCONT)
         self._down.clear()
-        self.members.await_leader()
+        self.cluster.await_leader()
         # If not, nothing that a client sees means anything: see `forgets`.
-        eventually(self.members.agree, 30)
+        eventually(self.cluster.agree, 30)
 
     def __enter__(self) -> Bench:
-        advertised = {}
-        sockets = []
-        for member in self.members.all:
-            for other in self.members.all:
+        for member in self.cluster.members:
+            for other in self.cluster.members:
                 if other is not member:
                     name = f"{other.name} {member.name}"
-                    self._links[other.name, member.name] = self._loop.link(name)
+                    self._links[other.name, member.name] = Link(name, self._loop)
             sock = take_port()
-            sockets.append(sock)
             port = sock.getsockname()[1]
-            advertised[member.name] = f"http://127.0.0.1:{port}"
-            self._loop.listen(sock, member.peer_port, self._chooser(member.name, port))
+            self.cluster.advertised[member.name] = f"http://127.0.0.1:{port}"
+            self._loop.listen(sock, functools.partial(self._between_members, member, port))
         try:
-            self.members.start(advertised)
+            self.cluster.__enter__()
         except BaseException:
-            for member in self.members.all:
-                print(f"--- {member.name}\n{member.log_tail()}")
-            self._close()
+            self._loop.close()
             raise
         return self
 
@@ -284,11 +278,8 @@ class Bench:
     ) -> None:
         if exc is not None:
             print("What was done:", *self.told, sep="\n  ")
-        self._close()
-
-    def _close(self) -> None:
+        self.cluster.close()
         self._loop.close()
-        self.members.close()
 
     def _tell(self, verb: str, *args: object) -> None:
         self.told.append(" ".join([f"{self.elapsed():.2f}", verb, *map(str, args)]))
@@ -308,19 +299,17 @@ class Bench:
 
     def _signal(self, party: str, signum: signal.Signals) -> None:
         if party in self.names:
-            self.members[party].signal(signum)
+            self.cluster[party].signal(signum)
             changes = self._down.add if signum == signal.SIGSTOP else self._down.discard
             changes(party)
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pids[party], signum)
 
-    def _ask_any(
-        self, path: str, body: dict[str, object], timeout: float = 30
-    ) -> dict[str, object]:
+    def _ask_any(self, path: str, body: dict[str, Any], timeout: float = 30) -> dict[str, Any]:
         failure: Exception = OSError("no member runs")
         for _ in range(2):
-            for member in self.members.all:
+            for member in self.cluster.members:
                 if member.pid and not member.paused:
                     try:
                         return member.post(path, body, timeout)
@@ -328,20 +317,24 @@ class Bench:
                         failure = exc
         raise failure
 
-    def _chooser(self, member: str, proxy_port: int):
-        def choose(port: int) -> Link:
-            # Members dial one advertised address: who it was shows by its process only.
-            inode = _inode(port, proxy_port)
-            for other in self.members.all:
-                if other.name != member and other.pid and _holds(other.pid, inode):
-                    return self._links[other.name, member]
-            return self._stray
-
-        return choose
+    async def _between_members(
+        self,
+        member: Member,
+        proxy_port: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        # Members dial one advertised address: who it was shows by its process only.
+        inode = _inode(writer.get_extra_info("peername")[1], proxy_port)
+        link = self._stray
+        for other in self.cluster.members:
+            if other is not member and other.pid and _holds(other.pid, inode):
+                link = self._links[other.name, member.name]
+        await link.carry(reader, writer, member.peer_port)
 
     @property
     def _stray(self) -> Link:
-        return self._links.setdefault(("nobody", "nobody"), self._loop.link("nobody"))
+        return self._links.setdefault(("nobody", "nobody"), Link("nobody", self._loop))
 
 
 def _inode(port: int, remote: int) -> str:

@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from typing import Any
 
-from support.faults.members import Member
+from support.etcd.cluster import Member
 from support.faults.rendezvous_agents import Seen
 
 #: Between the end of a call in the core and the line in the diary, on a busy machine.

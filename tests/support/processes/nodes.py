@@ -51,7 +51,7 @@ def keys_below(client: Client, path: str) -> list[str]:
         found = client.read(path, recursive=True)
     except EtcdKeyNotFound:
         return []
-    return [leaf.key for leaf in found.leaves if not leaf.dir]
+    return [str(leaf.key) for leaf in found.leaves if not leaf.dir]
 
 
 class Run:

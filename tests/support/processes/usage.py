@@ -11,7 +11,7 @@ import sys
 import urllib.request
 from typing import NamedTuple
 
-from support.etcd.cluster import metric, watchers
+from support.etcd.metrics import metric, watchers
 from torchetcd.etcd_server import EtcdServer
 
 
