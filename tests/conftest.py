@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import gc
-import threading
-import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +17,29 @@ from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 
 if TYPE_CHECKING:
-    from bench import Bench
-    from rendezvous_helpers import Run
-    from whole_process import Zygote
+    from support.faults.bench import Bench
+    from support.processes.nodes import Run
+    from support.processes.zygote import Zygote
 
-#: Who asks for one of them is no unit test; `server` is one of a file's own. What starts an etcd in another
-#: way is marked `etcd`.
+# What helpers assert is told as what tests assert.
+pytest.register_assert_rewrite("support")
+
+#: Whoever asks for one of them needs an etcd; `server` is one of a file's own. What starts an etcd in another
+#: way is marked by hand.
 _ETCD_FIXTURES = {"etcd_server", "server", "zygote", "agent_zygote", "bench"}
 #: Stands in for etcd where there must not be one, and says so.
-_NO_ETCD = Path(__file__).with_name("no_etcd.sh")
+_NO_ETCD = Path(__file__).parent / "support" / "etcd" / "absent.sh"
 
 _benches: list[Bench] = []
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs no etcd as `unit`, and let what takes long begin first: the end waits for nobody."""
+    """Mark what needs an etcd, the rest as `unit`; what takes long begins first: the end waits for nobody."""
     for item in items:
-        if not item.get_closest_marker("etcd") and not _ETCD_FIXTURES & _fixtures(item):
+        if _ETCD_FIXTURES & _fixtures(item):
+            item.add_marker("needs_etcd")
+        elif not item.get_closest_marker("needs_etcd"):
             item.add_marker("unit")
     items.sort(key=_place)
 
@@ -93,7 +96,9 @@ def pytest_runtest_protocol(
 
     Its three members cost time while they do nothing.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    from support.costs import counted
+
+    with counted(item.nodeid), pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("unit"):
             patch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(_NO_ETCD))
         try:
@@ -101,18 +106,6 @@ def pytest_runtest_protocol(
         finally:
             if "bench" not in _fixtures(nextitem):
                 _end_benches()
-
-
-def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
-    """Wait for what no event announces, such as the end of another process.
-
-    Other tests may keep the machine busy for many seconds.
-    """
-    deadline = time.monotonic() + timeout
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        pause.wait(0.02)
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +137,7 @@ def run_id() -> str:
 @pytest.fixture
 def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
     """Provide a run whose nodes are gone in the end."""
-    from rendezvous_helpers import Run
+    from support.processes.nodes import Run
 
     with Run(etcd_server.get_endpoint(), client) as made:
         yield made
@@ -153,7 +146,7 @@ def run(etcd_server: EtcdServer, client: Client) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def running_zygote() -> Iterator[Zygote]:
     """Run the process that whole programs are forked from."""
-    from whole_process import Zygote
+    from support.processes.zygote import Zygote
 
     with Zygote() as made:
         yield made
@@ -169,7 +162,7 @@ def zygote(running_zygote: Zygote) -> Iterator[Zygote]:
 @pytest.fixture(scope="session")
 def agent_zygote() -> Iterator[Zygote]:
     """Provide what agents of torchrun are forked from; it knows of torchetcd what torch itself loads."""
-    from whole_process import Zygote
+    from support.processes.zygote import Zygote
 
     with Zygote("torch.distributed.run", TORCH_LOGS="torchetcd") as made:
         yield made
@@ -177,8 +170,8 @@ def agent_zygote() -> Iterator[Zygote]:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    """Provide the fault bench (`tests/faults/bench.py`) with everything whole; one for a process's tests."""
-    from bench import Bench
+    """Provide the fault bench (`support/faults/bench.py`), whole; the tests of a process share one."""
+    from support.faults.bench import Bench
 
     if not _benches:
         _benches.append(Bench().__enter__())

@@ -37,7 +37,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
         if not target.exists() or not target.is_relative_to(root):
             message = f"{page.file.src_path} links to {match[2]}, which is not there."
             raise PluginError(message)
-        return match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
+        link: str = match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
+        return link
 
     return LINK.sub(outside, FENCE.sub(lambda match: draw(match[1]), markdown))
 

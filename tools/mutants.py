@@ -48,7 +48,7 @@ MUTANTS = [
         "src/etcd/once.rs",
         "Compare::new(self.receipt.key.clone(), Ordering::Equal, version)",
         "Compare::new(self.receipt.key.clone(), Ordering::NotEqual, Target::Version(-1))",
-        ("tests/test_lost_answers.py", "-k", "add"),
+        ("tests/client/test_lost_answers.py", "-k", "add"),
     ),
     Mutant(
         "the same, found by random histories",
@@ -69,7 +69,12 @@ MUTANTS = [
         "src/etcd/session.rs",
         "let start = if watching.opened { (watching.next - 1).max(1) } else { watching.next };",
         "let start = if watching.opened { 0 } else { watching.next };",
-        ("tests/faults/test_scenarios.py", "tests/test_connection_failover.py", "-k", "watch"),
+        (
+            "tests/faults/test_scenarios.py",
+            "tests/client/test_connection_failover.py",
+            "-k",
+            "watch",
+        ),
     ),
     Mutant(
         "final is written without its guard",
@@ -84,7 +89,7 @@ MUTANTS = [
         "src/etcd/once.rs",
         "Some(kv) if kv.value == self.mark(true) => Found::Wrote(kv.mod_revision),",
         "Some(kv) if kv.value == self.mark(true) => Found::NotApplied,",
-        ("tests/test_lost_answers.py",),
+        ("tests/client/test_lost_answers.py",),
     ),
 ]
 

@@ -21,8 +21,8 @@ from rich.text import Text
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from rendezvous_helpers import Node  # noqa: E402 - found by the line above
-from rendezvous_helpers import Run as Nodes  # noqa: E402
+from support.processes.nodes import Node  # noqa: E402 - found by the line above
+from support.processes.nodes import Run as Nodes  # noqa: E402
 from torchetcd import aio  # noqa: E402
 from torchetcd._missing import departed  # noqa: E402
 from torchetcd._why import explain  # noqa: E402

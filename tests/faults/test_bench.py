@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from bench import Bench
-from conftest import eventually
+from support.faults.bench import Bench
+from support.waiting import eventually
 
 
 def _asks(port: int, timeout: float = 5) -> bytes:
@@ -70,9 +70,9 @@ def test_a_leader_without_the_others(bench: Bench, how: str) -> None:
     """Who is partitioned leads no more, and the two others go on."""
     leader = bench.leader()
     bench.partition(leader, how)
-    eventually(lambda: not bench.members[leader].serves(), 30)
+    eventually(lambda: not bench.cluster[leader].serves(), 30)
     eventually(lambda: bench.leader() != leader, 30)
-    successor = bench.members[bench.leader()]
+    successor = bench.cluster[bench.leader()]
     eventually(successor.writes, 30)
 
 
@@ -82,23 +82,23 @@ def test_one_link_between_members(bench: Bench) -> None:
     one, other = (name for name in bench.names if name != leader)
     bench.cut(one, other)
     for name in bench.names:
-        eventually(lambda name=name: bench.members[name].writes())
+        eventually(lambda name=name: bench.cluster[name].writes())
 
 
 def test_a_member_comes_back(bench: Bench) -> None:
     name = bench.leader()
-    bench.members[name].put(b"/kept", b"z")
+    bench.cluster[name].put(b"/kept", b"z")
     bench.kill(name)
-    assert bench.members[name].pid == 0
+    assert bench.cluster[name].pid == 0
     bench.restart(name)
-    eventually(bench.members[name].serves, 30)
-    assert bench.members[name].post("/v3/kv/range", {"key": "L2tlcHQ="})["count"] == "1"
+    eventually(bench.cluster[name].serves, 30)
+    assert bench.cluster[name].post("/v3/kv/range", {"key": "L2tlcHQ="})["count"] == "1"
 
 
 def test_a_paused_member_does_not_answer(bench: Bench) -> None:
     bench.pause("etcd-2")
     with pytest.raises(TimeoutError):
-        bench.members["etcd-2"].post("/v3/kv/range", {"key": "Lw=="}, timeout=0.5)
+        bench.cluster["etcd-2"].post("/v3/kv/range", {"key": "Lw=="}, timeout=0.5)
     bench.resume("etcd-2")
-    assert bench.members["etcd-2"].post("/v3/kv/range", {"key": "Lw=="})
+    assert bench.cluster["etcd-2"].post("/v3/kv/range", {"key": "Lw=="})
     assert bench.told[-1].endswith("resume etcd-2")

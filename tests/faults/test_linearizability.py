@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from linearizability import Call, linearizable, shortest_violation
-from models import ABSENT, EMPTY, UNKNOWN, Model, Queue, Value
+from support.faults.linearizability import Call, linearizable, shortest_violation
+from support.faults.models import ABSENT, EMPTY, UNKNOWN, Model, Queue, Value
 
 
 def call(text: str, called: float, returned: float, result: object, *args: object) -> Call:
@@ -41,6 +41,8 @@ def brute_force(model: Model, calls: list[Call]) -> bool:
 def random_history(rng: random.Random, queue: bool) -> list[Call]:
     """Calls with random results, half of them plausible."""
     calls = []
+    args: tuple[object, ...]
+    results: dict[str, list[object]]
     for _ in range(rng.randint(1, 5)):
         called = rng.randint(0, 8)
         returned = called + rng.randint(1, 5) if rng.random() < 0.8 else math.inf
@@ -55,12 +57,13 @@ def random_history(rng: random.Random, queue: bool) -> list[Call]:
         else:
             name = rng.choice(["set", "get", "add", "append", "compare_set", "delete_key", "check"])
             value = rng.choice([b"1", b"2"])
-            args = {
+            with_arguments: dict[str, tuple[object, ...]] = {
                 "set": (value,),
                 "add": (rng.choice([0, 1]),),
                 "append": (value,),
                 "compare_set": (rng.choice([b"", b"1"]), value),
-            }.get(name, ())
+            }
+            args = with_arguments.get(name, ())
             results = {
                 "set": [None],
                 "append": [None],

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-import rendezvous_history
-from bench import Bench
-from conftest import eventually
-from rendezvous_agents import Agents
-from schedules import Player, Step, agents_too, explain, given, one_at_a_time, report, seeds
+from support.faults import rendezvous_history
+from support.faults.bench import Bench
+from support.faults.rendezvous_agents import Agents
+from support.faults.schedules import (
+    Player,
+    Step,
+    agents_too,
+    explain,
+    given,
+    one_at_a_time,
+    report,
+    seeds,
+)
+from support.waiting import eventually
 
 SECONDS = 20.0
 PREFIX = "/torchelastic/p2p"
@@ -46,7 +55,7 @@ class Run:
 
 def check(bench: Bench, agents: Agents, least: int, most: int) -> None:
     """After all is mended: the promises, by diaries and by what etcd remembers."""
-    member = bench.members[bench.leader()]
+    member = bench.cluster[bench.leader()]
     path = f"{PREFIX}/run_{agents.run_id}"
     rendezvous_history.check(agents.diary(), least, most)
     rendezvous_history.check_keys(agents.diary(), member, path)

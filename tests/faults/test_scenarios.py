@@ -12,21 +12,20 @@ from pathlib import Path
 
 import pytest
 
-import rendezvous_history
-from bench import Bench
-from conftest import eventually
-from linearizability import linearizable
-from rendezvous_agents import Agents
-from rendezvous_helpers import Run
-from schedules import Player, one_at_a_time
-from store_clients import Clients, model_of
-from test_torchrun import STEPS
+from support.faults import rendezvous_history
+from support.faults.bench import Bench
+from support.faults.linearizability import linearizable
+from support.faults.rendezvous_agents import Agents
+from support.faults.schedules import Player, one_at_a_time
+from support.faults.store_clients import Clients, model_of
+from support.processes.agents import STEPS, Job
+from support.processes.nodes import Run
+from support.processes.zygote import Zygote
+from support.waiting import eventually
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore, StoreConnectionError, StoreOutcomeUnknownError
-from torchrun_helpers import Job
-from whole_process import Zygote
 
-pytestmark = pytest.mark.etcd
+pytestmark = pytest.mark.needs_etcd
 
 OUTAGE_S = 60.0
 FAULTS: dict[str, Callable[[Bench, str], None]] = {
@@ -128,7 +127,7 @@ def test_all_of_etcd_is_gone_for_a_minute(
         threading.Event().wait(max(0, gone + OUTAGE_S - time.monotonic()))
         for name in bench.names:
             bench.restart(name)
-        bench.members.await_leader()
+        bench.cluster.await_leader()
         # The blocked one goes on by itself.
         store.set("late", "value")
         waiting.join(30)
@@ -147,7 +146,7 @@ def _members(bench: Bench, path: str) -> list[tuple[str, str]]:
         "key": rendezvous_history.b64(f"{path}/rdzv/round/1/member/"),
         "range_end": rendezvous_history.b64(f"{path}/rdzv/round/1/member0"),
     }
-    found = bench.members.all[0].post("/v3/kv/range", range_)["kvs"]
+    found = bench.cluster.members[0].post("/v3/kv/range", range_)["kvs"]
     assert len(found) == 2
     return [(kv["key"], kv["create_revision"]) for kv in found]
 
@@ -246,7 +245,7 @@ def test_a_watch_sees_each_event_once(bench: Bench, prefix: str, seed: int) -> N
 
         def watch() -> None:
             for event in watcher.eternal_watch(key, index=first):
-                seen.append((event.modifiedIndex, event.value))
+                seen.append((event.modifiedIndex or 0, event.value))
                 if event.value == "end":
                     return
 
@@ -270,7 +269,7 @@ def test_a_watch_sees_each_event_once(bench: Bench, prefix: str, seed: int) -> N
         threads[0].join(30)
     indices = [index for index, _ in seen]
     assert indices == sorted(set(indices))
-    history = bench.members[bench.leader()].events(
+    history = bench.cluster[bench.leader()].events(
         rendezvous_history.b64(key), rendezvous_history.b64(f"{prefix}/o")
     )
     truth = [

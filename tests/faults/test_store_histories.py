@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from bench import Bench
-from linearizability import linearizable, shortest_violation
-from models import UNKNOWN
-from schedules import Player, Step, anything, explain, given, one_at_a_time, report, seeds
-from store_clients import COUNTERS, Clients, History, model_of
+from support.faults.bench import Bench
+from support.faults.linearizability import linearizable, shortest_violation
+from support.faults.models import UNKNOWN
+from support.faults.schedules import (
+    Player,
+    Step,
+    anything,
+    explain,
+    given,
+    one_at_a_time,
+    report,
+    seeds,
+)
+from support.faults.store_clients import COUNTERS, Clients, History, model_of
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
 
@@ -61,7 +70,7 @@ def run(
         clients.close()
     history = clients.history()
     with (
-        Client(",".join(member.url for member in bench.members.all)) as client,
+        Client(",".join(member.url for member in bench.cluster.members)) as client,
         EtcdStore(client, prefix) as store,
     ):
         check_sums(history, {key: store.add(key, 0) for key in COUNTERS})

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from docs_blocks import BLOCKS, Block
-from docs_terminals import environment
+from support.docs.blocks import BLOCKS, Block
+from support.docs.terminals import environment
 from torchetcd.etcd_server import EtcdServer
 
 _MARK = re.compile(r"make test-frameworks types it (on two nodes|once)")
@@ -23,7 +23,7 @@ CLUSTER = "etcd-1:2379,etcd-2:2379,etcd-3:2379"
 # DeepSpeed compiles an extension at its first start.
 PATIENCE_S = 900
 
-pytestmark = [pytest.mark.etcd, pytest.mark.timeout(PATIENCE_S + 60)]
+pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(PATIENCE_S + 60)]
 
 
 def _here(source: str, server: EtcdServer, job: str) -> str:

@@ -1,6 +1,6 @@
 """`examples/slurm/train.sbatch` on a real Slurm: `make test-slurm`.
 
-The nodes are daemons on this machine (`slurm_cluster.py`). Each test waits for what the job writes, and asks
+The nodes are daemons on this machine (`support/slurm.py`). Each test waits for what the job writes, and asks
 Slurm how it ended.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from docs_blocks import ROOT
-from slurm_cluster import Job, Slurm
+from support import ROOT
+from support.slurm import Job, Slurm
 from torchetcd.etcd_server import EtcdServer
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
@@ -29,7 +29,7 @@ sys.argv += ["--steps", "20" if "SLURM_RESTART_COUNT" in os.environ else "100000
 runpy.run_path({train!r}, run_name="__main__")
 """
 
-pytestmark = [pytest.mark.etcd, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The documentation and the examples: their blocks, commands, terminals and manifests."""

@@ -1,0 +1,1 @@
+"""etcd servers: one, several, with users, and what they say of themselves."""

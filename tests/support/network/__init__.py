@@ -1,0 +1,1 @@
+"""What stands between clients and etcd, and loses, delays or breaks what passes."""

@@ -1,0 +1,1 @@
+"""Other processes: whole programs, agents of torchrun, nodes of a rendezvous; what a process holds."""
