@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from docs_blocks import ROOT
+from support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,7 @@ pytest.importorskip("maturin")
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "build_backend")
-    import torchetcd_build
-
-    return torchetcd_build
+    return importlib.import_module("torchetcd_build")
 
 
 @pytest.fixture
@@ -128,6 +127,11 @@ class TestBuild:
     ) -> None:
         protoc("nothing")
         made: list[object] = []
-        monkeypatch.setattr("maturin.build_sdist", lambda *given: made.append(given) or "x.tar.gz")
+
+        def build(*given: object) -> str:
+            made.append(given)
+            return "x.tar.gz"
+
+        monkeypatch.setattr("maturin.build_sdist", build)
         assert backend.build_sdist("folder") == "x.tar.gz"
         assert made
