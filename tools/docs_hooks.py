@@ -146,11 +146,12 @@ def _box(state: str, x: float, y: float) -> str:
     )
 
 
-# What a browser loads by itself. (The theme fetches mermaid's script where a page has such an element.)
+# What a browser loads without being asked. The theme's script fetches mermaid for an element of that class,
+# and the repository's number of stars for a component "source".
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?(?:https?:)?//[^>]*>"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*href=["']?(?:https?:)?//[^>]*>"""
-    r"""|<\w+ class=["']?mermaid\b""",
+    r"""|<\w+ class=["']?mermaid\b|\bdata-md-component=["']?source\b""",
     re.IGNORECASE,
 )
 
