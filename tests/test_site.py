@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import yaml
 
 from docs_blocks import ROOT
 
 SITE = "https://torchetcd.github.io/torchetcd/"
+
+
+def page_of(url: str) -> Path | None:
+    """Give the source of a page of the site; `None` if there is none."""
+    name = url.removeprefix(SITE).partition("#")[0].strip("/")
+    docs = ROOT / "docs"
+    for source in (docs / f"{name}.md", docs / name / "index.md", docs / name / "README.md"):
+        if source.is_file():
+            return source
+    return None
 
 
 def test_the_package_and_the_site_agree() -> None:
@@ -23,6 +36,15 @@ def test_a_workflow_publishes_it() -> None:
     assert jobs["publish"]["needs"] == "build"
 
 
+def test_links_to_it_have_a_page() -> None:
+    found = 0
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")):
+        for url in re.findall(rf"{re.escape(SITE)}[^\s)\"']*", path.read_text(encoding="utf-8")):
+            assert page_of(url), f"{path.name} links to {url}"
+            found += 1
+    assert found
+
+
 def test_plots_are_small() -> None:
     """Text of a plot is text, not outlines of letters."""
     plots = sorted((ROOT / "docs" / "benchmarks").glob("*.svg"))
@@ -30,3 +52,9 @@ def test_plots_are_small() -> None:
     for plot in plots:
         assert "<text" in plot.read_text(encoding="utf-8")
         assert plot.stat().st_size < 50_000, plot.name
+
+
+def test_plots_stand_in_the_page() -> None:
+    page = (ROOT / "docs" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for plot in (ROOT / "docs" / "benchmarks").glob("*.svg"):
+        assert re.search(rf"!\[[^\]]+\]\({plot.name}\)", page), plot.name
