@@ -260,7 +260,7 @@ bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ 
 	$(BIN)/python benches/tables.py
 
 .PHONY: verify
-verify: programs  ## Lint, types and the documentation; never writes the tree
+verify: programs  ## Lint, types, words and the documentation; never writes the tree
 	@$(MAKE) --no-print-directory --jobs 2 verify-rust verify-python docs
 
 # With the profile of the tests: the macros and build scripts of all dependencies are there already.
@@ -275,6 +275,7 @@ verify-python: $(VENV)/.built
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest torchetcd._torchetcd --allowlist .stubtest-allowlist
+	$(BIN)/python tools/words.py
 
 .PHONY: fix
 fix: $(VENV)/.tools  ## Format and mend what can be mended

@@ -46,3 +46,12 @@ def test_a_phrase_over_the_end_of_a_line() -> None:
 )
 def test_what_is_left_alone(text: str) -> None:
     assert not found(text)
+
+
+def test_the_documentation() -> None:
+    findings = [
+        str(finding)
+        for file in words.files_of([])
+        for finding in words.check(file.read_text(encoding="utf-8"), file)
+    ]
+    assert not findings
