@@ -19,13 +19,14 @@ from mkdocs.exceptions import PluginError
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?(?=\))")
+PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)\)$", re.MULTILINE)
 ARROW = re.compile(r"^\s*(\S+) --> (\S+?)(?:: (.*))?$")
 # The same in the page of a code host and here: what is drawn has at most so many states.
 _WIDTH, _HEIGHT, _RADIUS_X, _RADIUS_Y = 720, 400, 270, 150
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> str:
-    """Draw the diagrams of a page and lead its links to files outside of `docs/` to the repository."""
+    """Draw the diagrams of a page, and lead its links to files outside of `docs/` to the repository."""
     source = Path(page.file.abs_src_path)
     root = Path(config["config_file_path"]).parent
     base = config["repo_url"].rstrip("/") + "/blob/main/"
@@ -39,7 +40,9 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
             raise PluginError(message)
         return match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
 
-    return LINK.sub(outside, FENCE.sub(lambda match: draw(match[1]), markdown))
+    drawn = FENCE.sub(lambda match: draw(match[1]), markdown)
+    # A picture leads to itself: on a telephone it is too small to be read.
+    return LINK.sub(outside, PICTURE.sub(r"[![\1](\2)](\2)", drawn))
 
 
 class Edge(NamedTuple):
