@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,40 @@ def test_plots_stand_in_the_page() -> None:
     page = (ROOT / "docs" / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for plot in (ROOT / "docs" / "benchmarks").glob("*.svg"):
         assert re.search(rf"!\[[^\]]+\]\({plot.name}\)", page), plot.name
+
+
+def test_the_readme_begins_with_what_a_reader_asks_first() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, *sections = readme.split("\n## ")
+    assert "docs/img/why.svg" in first
+    names = [section.partition("\n")[0] for section in sections]
+    wanted = ["Install", "Use", "What nothing else does", "Documentation", "Benchmarks", "Limits"]
+    assert [name for name in names if name in wanted] == wanted
+
+
+def test_lines_of_code_are_wrapped() -> None:
+    """They ran out of their boxes where a screen was too narrow."""
+    assert "extra_css: [site.css]" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    style = (ROOT / "docs" / "site.css").read_text(encoding="utf-8")
+    assert re.search(r"pre > code \{\s+white-space: pre-wrap;", style)
+
+
+def _row(name: str, **wanted: object) -> dict[str, float]:
+    path = ROOT / "docs" / "benchmarks" / "data" / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return next(row for row in rows if wanted.items() <= row.items())
+
+
+def test_figures_are_those_of_the_data() -> None:
+    """After a new benchmark the first page and the README have its figures, too."""
+    world = _row("rendezvous", package="torchetcd", backend="etcd-v3", n=256)["seconds"]
+    told = _row("recovery", backend="etcd-v3", fault="SIGKILL")["reported_s"]
+    large = _row("scale", phase="first", n=8000)["seconds"]
+    home = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\*\*([\d.]+) s\*\*$", home, re.MULTILINE) == [
+        f"{seconds:.1f}" for seconds in (world, told, large)
+    ]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"learned of a killed node after {told:.1f} s" in readme
+    assert f"8,000 nodes formed a world in {large:.1f} s" in readme
+    assert f"| {world:.1f} |" in readme

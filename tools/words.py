@@ -1,6 +1,6 @@
 """Find phrases in the documentation that a native reader stumbles over.
 
-    python tools/words.py [FILES]    # without FILES: README.md, CONTRIBUTING.md, examples/README.md and docs/
+    python tools/words.py [FILES]    # without FILES: docs/, and the Markdown files beside it
 
 Code, links and comments of Markdown are not looked at. A phrase that is meant stays if its line ends with
 `<!-- words: why it stays -->`.
@@ -156,8 +156,7 @@ def files_of(names: Iterable[str]) -> list[Path]:
     """Give the files that were named, or all of the documentation."""
     if named := [Path(name) for name in names]:
         return named
-    beside = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
-    return [*(ROOT / name for name in beside), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*ROOT.glob("*.md"), ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> int:
