@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from docs_blocks import ROOT
+
+sys.path.append(str(ROOT / "tools"))
 
 SITE = "https://torchetcd.github.io/torchetcd/"
 
@@ -75,6 +79,16 @@ def test_lines_of_code_are_wrapped() -> None:
     assert "extra_css: [site.css]" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     style = (ROOT / "docs" / "site.css").read_text(encoding="utf-8")
     assert re.search(r"pre > code \{\s+white-space: pre-wrap;", style)
+
+
+def test_output_in_columns_stays_aligned() -> None:
+    pytest.importorskip("mkdocs")
+    from docs_hooks import MOST_COLUMNS, OUTPUT, columns
+
+    table = "```text\nRUN     STATE\nmy-job     complete\n```"
+    assert OUTPUT.sub(columns, table).startswith("```{ .text .columns }\n")
+    for prose in (table.replace("     ", " "), table.replace("STATE", "x" * MOST_COLUMNS)):
+        assert OUTPUT.sub(columns, prose) == prose
 
 
 def _row(name: str, **wanted: object) -> dict[str, float]:

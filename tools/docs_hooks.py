@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?(?=\))")
 PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)\)$", re.MULTILINE)
+OUTPUT = re.compile(r"^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# As many as docs/site.css has room for on a telephone.
+MOST_COLUMNS = 72
 ARROW = re.compile(r"^\s*(\S+) --> (\S+?)(?:: (.*))?$")
 # The same in the page of a code host and here: what is drawn has at most so many states.
 _WIDTH, _HEIGHT, _RADIUS_X, _RADIUS_Y = 720, 400, 270, 150
@@ -40,9 +43,19 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
             raise PluginError(message)
         return match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
 
-    drawn = FENCE.sub(lambda match: draw(match[1]), markdown)
+    drawn = OUTPUT.sub(columns, markdown)
+    drawn = FENCE.sub(lambda match: draw(match[1]), drawn)
     # A picture leads to itself: on a telephone it is too small to be read.
     return LINK.sub(outside, PICTURE.sub(r"[![\1](\2)](\2)", drawn))
+
+
+def columns(match: re.Match[str]) -> str:
+    """Mark output whose lines are aligned: it is made smaller where it does not fit, and not wrapped."""
+    lines = match[1].splitlines()
+    aligned = sum(bool(re.search(r"\S {3,}\S", line)) for line in lines) > 1
+    if not aligned or max(map(len, lines)) > MOST_COLUMNS:
+        return match[0]
+    return f"```{{ .text .columns }}\n{match[1]}```"
 
 
 class Edge(NamedTuple):
