@@ -62,7 +62,7 @@ wheel: $(VENV)/.tools  ## Build a release wheel and an sdist into dist/
 
 # Slow: a release build, and torch installed into a clean environment.
 .PHONY: test-wheel
-test-wheel: $(VENV)/.tools  ## Build a release wheel and an sdist, look into them, install and use the wheel
+test-wheel: $(VENV)/.tools  ## Build a release wheel and an sdist, check them, install and use the wheel
 	rm -rf target/wheels
 	$(BIN)/maturin build --release --out target/wheels
 	$(BIN)/maturin sdist --out target/wheels
@@ -78,7 +78,7 @@ docs: $(VENV)/.tools  ## Build the documentation into target/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 .PHONY: demo
-demo: build  ## A training over etcd in which a node is killed and replaced
+demo: build  ## Run a training over etcd in which a node is killed and replaced
 	$(BIN)/python examples/demo.py
 
 # Processes of the Python suite: its tests wait more than they compute. `make test-python JOBS=0` runs them one by one.
@@ -87,13 +87,13 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * max(2, os.cpu_count() 
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --quiet --numprocesses $(JOBS)
 
 .PHONY: test
-test: programs  ## Everything that must pass
+test: programs  ## All tests: those of Rust, then those of Python (JOBS=6 sets the number of processes)
 	@# One after the other: both compute all the time, and real clusters are tested.
 	@$(MAKE) --no-print-directory test-rust
 	@$(MAKE) --no-print-directory test-python
 
 .PHONY: unit
-unit: programs  ## What needs no etcd, in less than a minute: parsers, wording, options, ranks, some simulated worlds
+unit: programs  ## The tests that need no etcd, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 unit-rust unit-python
 
 # Its lines are not mixed with those of the Python suite, which `make unit` runs beside it.
@@ -101,13 +101,13 @@ RUST_OUTPUT := target/test-rust.log
 AT_ONCE = > $(RUST_OUTPUT) 2>&1; code=$$?; cat $(RUST_OUTPUT); exit $$code
 
 .PHONY: test-rust
-test-rust: $(VENV)/.built
+test-rust: $(VENV)/.built  ## The tests of Rust, with 10,000 seeds of the simulator (TORCHETCD_SIM_SEED=4711: one seed)
 	@mkdir -p $(dir $(RUST_OUTPUT))
 	@TORCHETCD_TEST_ETCD="$$($(BIN)/python -c 'from torchetcd.etcd_server import find_binary as f; print(f())')" \
 	    $(CARGO_TEST) $(AT_ONCE)
 
 .PHONY: test-python
-test-python: $(VENV)/.built
+test-python: $(VENV)/.built  ## The tests of Python; some of them: PYTEST_ARGS='-k wait'
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Some of the 10,000 seeds of the simulator.
@@ -137,14 +137,14 @@ soak-faults: build  ## The fault bench with new seeds for SOAK_S seconds (3600);
 	$(BIN)/python tools/soak.py --seconds $(SOAK_S) $(SOAK_ARGS)
 
 .PHONY: mutants
-mutants: $(VENV)/.tools  ## Known bugs put back one at a time: the tests must find each (about 20 minutes)
+mutants: $(VENV)/.tools  ## Reintroduce known bugs one at a time: the tests must find each (about 20 minutes)
 	$(BIN)/python tools/mutants.py $(MUTANTS)
 
 .PHONY: soak
-soak: soak-sim soak-faults  ## Random schedules for an hour or more, seeds printed: SOAK_S=3600
+soak: soak-sim soak-faults  ## Both, one after the other: SOAK_S=3600
 
 .PHONY: soak-sim
-soak-sim: $(VENV)/.tools  ## The part of it in the protocol simulator
+soak-sim: $(VENV)/.tools  ## The simulator with new seeds for SOAK_S seconds; seeds are printed
 	TORCHETCD_SIM_SECONDS=$(SOAK_S) $(CARGO_TEST) every_seed -- --nocapture
 
 # Instrumented code needs unstable flags; the stable compiler takes them when it is told to.
@@ -153,7 +153,7 @@ FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 
 .PHONY: fuzz
-fuzz: $(VENV)/.tools  ## Every fuzz target for so many seconds (needs `cargo install cargo-fuzz`): FUZZ_S=60
+fuzz: $(VENV)/.tools  ## Run every fuzz target for FUZZ_S=60 seconds (needs `cargo install cargo-fuzz`)
 	@# What is found goes to target/, not into the seeds that are kept.
 	@set -e; for target in $(FUZZ_TARGETS); do \
 	    mkdir -p target/fuzz-corpus/$$target; \
@@ -162,14 +162,14 @@ fuzz: $(VENV)/.tools  ## Every fuzz target for so many seconds (needs `cargo ins
 	done
 
 .PHONY: miri
-miri:  ## The unsafe code under Miri, with threads in 64 orders (needs a nightly with miri and rust-src)
+miri:  ## Run the unsafe code under Miri, with threads in 64 orders (needs a nightly with miri and rust-src)
 	mkdir -p target/miri-process/src
 	printf '[workspace]\n[package]\nname = "process"\nedition = "2024"\n' > target/miri-process/Cargo.toml
 	echo '#[path = "$(CURDIR)/src/process.rs"] pub mod process;' > target/miri-process/src/lib.rs
 	cd target/miri-process && MIRIFLAGS=-Zmiri-many-seeds=0..64 $(CARGO) +nightly miri test --lib
 
 .PHONY: test-matrix
-test-matrix: build  ## The Python suite on every etcd given: ETCDS="path1 path2"
+test-matrix: build  ## The tests of Python on each of several etcds: ETCDS="path1 path2"
 	@test -n "$(ETCDS)" || { echo 'Give the etcd binaries: make test-matrix ETCDS="/path/etcd ..."'; exit 2; }
 	@set -e; for etcd in $(ETCDS); do \
 	    echo "== $$($$etcd --version | head -n 1) ($$etcd)"; \
@@ -205,7 +205,7 @@ test-frameworks: build $(FRAMEWORKS)/.tools  ## The commands of the pages per fr
 	$(FRAMEWORKS)/bin/python -m pytest --quiet tests/frameworks $(PYTEST_ARGS)
 
 .PHONY: check-memory
-check-memory: build  ## Invalid memory accesses, by valgrind
+check-memory: build  ## Look for invalid memory accesses with valgrind
 	$(BIN)/python tools/check_memory.py
 
 .PHONY: screenshots
@@ -229,30 +229,30 @@ $(VENV)/.bench: $(VENV)/.tools $(RUST) $(wildcard benches/*.rs)
 	touch $@
 
 .PHONY: bench-rendezvous
-bench-rendezvous: $(VENV)/.bench  ## The barrier among N agent processes, and torch's backends: N="2 32 256"
+bench-rendezvous: $(VENV)/.bench  ## Measure the barrier of N agent processes, and torch's backends: N="2 32 256"
 	$(BIN)/python benches/rendezvous.py --peers $(VENV)/peers --json $(BENCH_JSON)/rendezvous.json \
 	    $(if $(N),--n $(N)) $(BENCH_ARGS)
 
 .PHONY: bench-scale
-bench-scale: $(VENV)/.bench  ## Thousands of nodes in one process: N="1000 16000"
+bench-scale: $(VENV)/.bench  ## Measure thousands of nodes in one process: N="1000 16000"
 	$(BIN)/python benches/scale.py --program $(BENCH_TARGET)/scale --json $(BENCH_JSON)/scale.json \
 	    $(if $(N),--n $(N)) $(BENCH_ARGS)
 
 .PHONY: bench-store
-bench-store: $(VENV)/.bench  ## Operations of stores, torch's and etcd-client's own calls beside them
+bench-store: $(VENV)/.bench  ## Measure operations of stores, torch's stores and etcd-client's own calls
 	$(BIN)/python benches/store.py --raw $(BENCH_TARGET)/raw --peers $(VENV)/peers \
 	    --json $(BENCH_JSON)/store.json $(BENCH_ARGS)
 
 .PHONY: bench-recovery
-bench-recovery: $(VENV)/.bench  ## A training whose node is killed or stopped: about 40 minutes
+bench-recovery: $(VENV)/.bench  ## Measure a training in which a node is killed or stopped: about 40 minutes
 	$(BIN)/python benches/recovery.py --json $(BENCH_JSON)/recovery.json $(BENCH_ARGS)
 
 .PHONY: bench-idle
-bench-idle: $(VENV)/.bench  ## What 100 agents cost that do nothing
+bench-idle: $(VENV)/.bench  ## Measure what 100 idle agents cost
 	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
 
 .PHONY: bench-watch
-bench-watch: $(VENV)/.bench  ## How soon an event in a run of 1,000 nodes is told and shown
+bench-watch: $(VENV)/.bench  ## Measure how soon an event in a run of 1,000 nodes is reported and shown
 	$(BIN)/python benches/watch.py --json $(BENCH_JSON)/watch.json $(BENCH_ARGS)
 
 .PHONY: bench-plots
@@ -261,7 +261,7 @@ bench-plots: $(VENV)/.bench  ## Draw the figures and tables of docs/benchmarks/ 
 	$(BIN)/python benches/tables.py
 
 .PHONY: verify
-verify: programs  ## Lint, types and the documentation; never writes the tree
+verify: programs  ## Lint, types, words and the documentation; never writes the tree
 	@$(MAKE) --no-print-directory --jobs 2 verify-rust verify-python docs
 
 # With the profile of the tests: the macros and build scripts of all dependencies are there already.
@@ -276,13 +276,14 @@ verify-python: $(VENV)/.built
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest torchetcd._torchetcd --allowlist .stubtest-allowlist
+	$(BIN)/python tools/words.py
 
 .PHONY: fix
-fix: $(VENV)/.tools  ## Format and mend what can be mended
+fix: $(VENV)/.tools  ## Format, and fix what ruff can fix
 	$(CARGO) fmt
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 
 .PHONY: clean
-clean:  ## Remove what was built
+clean:  ## Remove everything that was built
 	rm -rf target dist $(VENV) python/torchetcd/*.so

@@ -1,4 +1,4 @@
-"""The main job on one machine: three torchrun agents train over etcd, a node is lost and replaced.
+"""A training on one machine: three torchrun agents train over etcd, and a node is lost and replaced.
 
 `make demo` runs this; it ends by itself within five minutes.
 """

@@ -17,7 +17,7 @@ _STARTED = time.monotonic()
 
 
 class Job:
-    """The nodes of one run, their lines, and the time within which all must be over."""
+    """The nodes of one run, their output, and the time within which all must end."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Job:
         return node
 
     def wait_for(self, wanted: str) -> None:
-        """Wait until a node writes this; end the program if none does."""
+        """Wait until a node prints this; end the program if none does."""
         while time.monotonic() < self._ends:
             try:
                 if wanted in self._lines.get(timeout=1):
@@ -59,7 +59,7 @@ class Job:
         sys.exit(f"'{wanted}' did not come")
 
     def stop(self) -> None:
-        """End what still runs."""
+        """End all nodes that still run."""
         for node in self.nodes:
             node.stop()
 
@@ -87,7 +87,7 @@ class Node:
                 self._lines.put(text)
 
     def lose(self) -> None:
-        """Take the whole node away, as a power failure does: the agent and its workers."""
+        """Kill the whole node, agent and workers, as a power failure does."""
         for pid in [*children(self.process.pid), self.process.pid]:
             os.kill(pid, signal.SIGKILL)
         self.process.wait()

@@ -23,7 +23,7 @@ SIGNAL_CLOSES = "rdzv_handler.shutdown" in inspect.getsource(LocalElasticAgent._
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder, EtcdServer() as server:
         checkpoint = Path(folder) / "checkpoint.pt"
-        # More steps than will be made: the training is ended below.
+        # More steps than the training reaches before it is ended below.
         job = Job("1:2", server.get_endpoint(), checkpoint, 10_000, limit_s=110, last_call_s=1)
         try:
             show("=== starting node-a alone")
@@ -31,7 +31,7 @@ def main() -> int:
             job.wait_for("world of 1: training from step 0 ")
             show("=== scale up: starting node-b")
             leaves = job.start("node-b")
-            # After some steps: a worker that is ended while it connects makes its peers wait for it.
+            # Wait for some steps: peers would wait for a worker that is ended while it connects.
             job.wait_for("world 2")
             show("=== scale down: node-b is taken away")
             if SIGNAL_CLOSES:

@@ -42,7 +42,7 @@ def main() -> None:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         print(f"world of {world}: training from step {first} (restarts: {attempt})", flush=True)
 
-    # The same data on every world size: the loss goes on where it was.
+    # The same data for every size of the world, so that the loss continues after a change.
     data = torch.randn(256, 16, generator=torch.Generator().manual_seed(1))
     target = data @ torch.arange(16.0).unsqueeze(1) / 16
     mine, wanted = data[rank::world], target[rank::world]

@@ -19,13 +19,17 @@ from mkdocs.exceptions import PluginError
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?(?=\))")
+PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)\)$", re.MULTILINE)
+OUTPUT = re.compile(r"^```text\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# As many as docs/site.css has room for on a telephone.
+MOST_COLUMNS = 72
 ARROW = re.compile(r"^\s*(\S+) --> (\S+?)(?:: (.*))?$")
 # The same in the page of a code host and here: what is drawn has at most so many states.
 _WIDTH, _HEIGHT, _RADIUS_X, _RADIUS_Y = 720, 400, 270, 150
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> str:
-    """Draw the diagrams of a page and lead its links to files outside of `docs/` to the repository."""
+    """Draw the diagrams of a page, and lead its links to files outside of `docs/` to the repository."""
     source = Path(page.file.abs_src_path)
     root = Path(config["config_file_path"]).parent
     base = config["repo_url"].rstrip("/") + "/blob/main/"
@@ -40,7 +44,19 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
         link: str = match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
         return link
 
-    return LINK.sub(outside, FENCE.sub(lambda match: draw(match[1]), markdown))
+    drawn = OUTPUT.sub(columns, markdown)
+    drawn = FENCE.sub(lambda match: draw(match[1]), drawn)
+    # A picture leads to itself: on a telephone it is too small to be read.
+    return LINK.sub(outside, PICTURE.sub(r"[![\1](\2)](\2)", drawn))
+
+
+def columns(match: re.Match[str]) -> str:
+    """Mark output whose lines are aligned: it is made smaller where it does not fit, and not wrapped."""
+    lines = match[1].splitlines()
+    aligned = sum(bool(re.search(r"\S {3,}\S", line)) for line in lines) > 1
+    if not aligned or max(map(len, lines)) > MOST_COLUMNS:
+        return match[0]
+    return f"```{{ .text .columns }}\n{match[1]}```"
 
 
 class Edge(NamedTuple):
@@ -147,11 +163,12 @@ def _box(state: str, x: float, y: float) -> str:
     )
 
 
-# What a browser loads by itself. (The theme fetches mermaid's script where a page has such an element.)
+# What a browser loads without being asked. The theme's script fetches mermaid for an element of that class,
+# and the repository's number of stars for a component "source".
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?(?:https?:)?//[^>]*>"""
     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*href=["']?(?:https?:)?//[^>]*>"""
-    r"""|<\w+ class=["']?mermaid\b""",
+    r"""|<\w+ class=["']?mermaid\b|\bdata-md-component=["']?source\b""",
     re.IGNORECASE,
 )
 

@@ -34,6 +34,8 @@ from torchetcd.etcd_server import EtcdServer  # noqa: E402
 
 RUN = "train-7b"
 WIDTH, HEIGHT = 96, 26
+# A paragraph, which is to be legible on a telephone too.
+NARROW = 64
 PATIENCE_S = 60.0
 # rich would have the browser load a font: pictures need no network.
 _FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -75,7 +77,7 @@ def play(nodes: Nodes, endpoint: str, out: Path) -> None:
     nodes.await_joined(3)
     time.sleep(3)
     run, story = asyncio.run(_described(endpoint)), asyncio.run(_timeline(endpoint))
-    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, (), departed(story)))])
+    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, (), departed(story)))], NARROW)
 
     first.append(start(2))
     for node in first:
@@ -161,9 +163,9 @@ class Watcher:
         raise RuntimeError("The second round never had three nodes.")
 
 
-def draw(path: Path, command: str, parts: Sequence[RenderableType]) -> None:
+def draw(path: Path, command: str, parts: Sequence[RenderableType], width: int = WIDTH) -> None:
     """Draw what a terminal shows after a command."""
-    console = Console(record=True, width=WIDTH, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
+    console = Console(record=True, width=width, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
     for part in parts:
         console.print(part, markup=False)

@@ -8,7 +8,7 @@
 #   kubectl create secret generic etcd-client --from-file=certificates/ca.pem \
 #       --from-file=certificates/client.pem --from-file=certificates/client-key.pem
 #
-# Keep ca-key.pem out of the cluster: who has it can make certificates. They are good for a year (DAYS).
+# Keep ca-key.pem out of the cluster: anybody who has it can make certificates. They are valid for a year (DAYS).
 set -eu
 
 folder=${1:?give the folder to write to}
@@ -32,8 +32,8 @@ if [ ! -f ca.pem ]; then
         -addext "keyUsage=critical,keyCertSign,cRLSign"
 fi
 
-# Members are servers to all, and clients to each other.
-sign() { # name, what it may be used for, its names
+# Members are servers for all clients, and clients of each other.
+sign() { # name, usage, subject names
     key "$1"
     openssl req -new -key "$1-key.pem" -subj "/CN=$1" -out "$1.csr"
     printf 'basicConstraints=CA:FALSE\nkeyUsage=digitalSignature\nextendedKeyUsage=%s\n' "$2" > "$1.ext"

@@ -7,7 +7,7 @@ endpoint. This one takes the endpoint.
         --endpoint etcd-1:2379,etcd-2:2379,etcd-3:2379
 """
 
-# No `from __future__ import annotations`: torchx looks at the types.
+# No `from __future__ import annotations`: torchx reads the types.
 from torchx import specs
 
 
@@ -51,7 +51,7 @@ def ddp(
                 num_replicas=int(most),
                 min_replicas=int(least or most),
                 resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB),
-                # Each node that fails is started again by the scheduler.
+                # The scheduler restarts each node that fails.
                 max_retries=max_restarts,
                 args=[
                     "--nnodes", f"{least or most}:{most}",
@@ -59,7 +59,7 @@ def ddp(
                     "--max-restarts", str(max_restarts),
                     "--rdzv-backend", "etcd-v3",
                     "--rdzv-endpoint", endpoint,
-                    # The id that torchx gives the job: no two jobs share it.
+                    # torchx gives each job its own id.
                     "--rdzv-id", specs.macros.app_id,
                     "--rdzv-conf", rdzv_conf,
                     script, *script_args,

@@ -61,16 +61,16 @@ class Variable:
 ENDPOINT = Variable(
     "TORCHETCD_ENDPOINT",
     _BOTH,
-    f"etcd's endpoints, for who gives no `--rdzv-endpoint` or `--endpoint`; `{DEFAULT_ENDPOINT}` without it.",
+    f"etcd's endpoints, without `--rdzv-endpoint` or `--endpoint`; by default `{DEFAULT_ENDPOINT}`.",
 )
-PROTOCOL = Variable("TORCHETCD_PROTOCOL", _BOTH, "`protocol`: for endpoints that do not say it.")
+PROTOCOL = Variable("TORCHETCD_PROTOCOL", _BOTH, "`protocol`: for endpoints without a scheme.")
 CA_CERT = Variable("TORCHETCD_CA_CERT", _BOTH, "`ca_cert`: the PEM file of the CA.")
 CERT = Variable("TORCHETCD_CERT", _BOTH, "`ssl_cert`: the PEM file of the client certificate.")
 KEY = Variable(
     "TORCHETCD_KEY",
     _BOTH,
-    "`ssl_cert_key`: the PEM file of the key of TORCHETCD_CERT. A certificate that is given in another way "
-    "does not use it.",
+    "`ssl_cert_key`: the PEM file of the key of TORCHETCD_CERT. It applies only to a certificate "
+    "that is given by that variable.",
 )
 USER = Variable("TORCHETCD_USER", _BOTH, "`user`: the user name in etcd.")
 PASSWORD = Variable("TORCHETCD_PASSWORD", _BOTH, "`password`: the password in etcd.")
@@ -82,12 +82,12 @@ PASSWORD_FILE = Variable(
 PREFIX = Variable(
     "TORCHETCD_PREFIX",
     _BOTH,
-    "`etcd_prefix`: the prefix of everything that is kept in etcd. Groups by `etcd-v3://` have another one.",
+    "`etcd_prefix`: the prefix of all keys in etcd. Groups by `etcd-v3://` have another one.",
 )
 TIMEOUT = Variable(
     "TORCHETCD_TIMEOUT",
     _BOTH,
-    "`read_timeout`: the seconds that a call to etcd may take; 60 without it, 10 in the command line.",
+    "`read_timeout`: the seconds that a call to etcd may take; by default 60, on the command line 10.",
 )
 OVERRIDE = Variable(
     "TORCHETCD_OVERRIDE",
@@ -97,16 +97,16 @@ OVERRIDE = Variable(
 METRICS_PORT = Variable(
     "TORCHETCD_METRICS_PORT",
     _JOBS,
-    "The port at which an agent serves its metrics to Prometheus, or several of them "
+    "The port, or a range of ports, at which an agent serves its metrics to Prometheus "
     "([metrics](metrics.md)).",
 )
 METRICS_ADDRESS = Variable(
-    "TORCHETCD_METRICS_ADDRESS", _JOBS, "The address at which it does so; `127.0.0.1` without it."
+    "TORCHETCD_METRICS_ADDRESS", _JOBS, "The address at which it does so; by default `127.0.0.1`."
 )
 WORKER_STORE = Variable(
     "TORCHETCD_WORKER_STORE",
     "workers",
-    "Set by an agent with `worker_store=etcd`: which store its workers are to use. Not for people.",
+    "Set by an agent with `worker_store=etcd` for its workers: the store that they use. Not for people.",
 )
 DEBUG = Variable("TORCHETCD_DEBUG", _COMMANDS, "A switch: show the traceback of an error.")
 COMPLETE = Variable(
@@ -115,10 +115,12 @@ COMPLETE = Variable(
 ETCD_BINARY = Variable(
     "TORCHELASTIC_ETCD_BINARY_PATH",
     "`EtcdServer`, `torchetcd serve`",
-    "torch's own: the etcd that is started.",
+    "torch's own: the etcd binary that is started.",
 )
 TORCH_LOGS = Variable(
-    "TORCH_LOGS", "torch", "torch's own; with `torchetcd` in it, what a node waits for is shown."
+    "TORCH_LOGS",
+    "torch",
+    "torch's own; with `torchetcd` in it, the log shows what a node waits for.",
 )
 
 VARIABLES = (

@@ -93,9 +93,8 @@ PARAMETERS = (
         ("join_timeout", "timeout"),
         600,
         seconds(1),
-        "Seconds within which a call of `next_rendezvous()` must succeed. An etcd that is not there yet when "
-        "a handler is made is waited for as long. torchrun itself sets `timeout` to 900; `join_timeout` "
-        "comes first.",
+        "Seconds within which a call of `next_rendezvous()` must succeed. A new handler waits as long for an "
+        "etcd that does not answer yet. torchrun itself sets `timeout` to 900; `join_timeout` comes first.",
     ),
     Parameter(
         ("last_call_timeout",),
@@ -107,16 +106,16 @@ PARAMETERS = (
         ("survivor_grace",),
         None,
         seconds(0),
-        "Seconds, from the beginning of a round, for which it is kept open for members of the last world "
-        "that still stop their workers. Unless given, torchrun's `--shutdown-timeout` or "
+        "Seconds, from the beginning of a round, for which it stays open for members of the last world that "
+        "still stop their workers. By default torchrun's `--shutdown-timeout` or "
         "`TORCH_ELASTIC_SHUTDOWN_TIMEOUT` (30), and 30 more for SIGKILL.",
     ),
     Parameter(
         ("if_closed",),
         "fail",
         one_of("fail", "reopen"),
-        "What an agent does that comes to a closed run: `fail` with `RendezvousClosedError`, or `reopen` the "
-        "run as its next round, once all agents of its last world have gone.",
+        "What an agent does when the run is closed: `fail` with `RendezvousClosedError`, or `reopen` the run "
+        "as its next round, once all agents of its last world have gone.",
     ),
     Parameter(
         ("close_timeout",),
@@ -128,38 +127,42 @@ PARAMETERS = (
         ("keep_alive_ttl",),
         None,
         seconds(SHORTEST_TTL_S, LEASES),
-        "TTL in seconds of the node's lease: a node that is silent for so long is lost. Unless given, "
-        "keep_alive_interval x keep_alive_max_attempt, and 10 without those.",
+        "TTL in seconds of the node's lease: a node that is silent for so long is lost. By default "
+        "`keep_alive_interval` x `keep_alive_max_attempt`, and 10 without those.",
     ),
     Parameter(
-        ("keep_alive_interval",), None, seconds(1), "As torch's dynamic handler has it; see above."
+        ("keep_alive_interval",),
+        None,
+        seconds(1),
+        "As in torch's dynamic handler; see `keep_alive_ttl`.",
     ),
     Parameter(
         ("keep_alive_max_attempt",),
         None,
         whole("attempts", 1, LONGEST_S),
-        "As torch's dynamic handler has it; see above.",
+        "As in torch's dynamic handler; see `keep_alive_ttl`.",
     ),
     Parameter(
         ("on_member_loss",),
         "restart",
         one_of("restart", "ignore"),
-        "Whether a lost member makes the others rejoin, or is left to the workers to notice.",
+        "Whether the other nodes rejoin when a member is lost (`restart`), or leave it to the workers to "
+        "notice the loss (`ignore`).",
     ),
     Parameter(
         ("rank_order",),
         "stable",
         one_of(*RANK_ORDERS),
-        "What ranks follow from: `join` (arrival), `stable` (who stays keeps its rank), `infra` "
+        "The order of ranks: `join` (arrival), `stable` (a node that stays keeps its rank), `infra` "
         "(`infra_rank`), `topology` (nodes of one `domain` are neighbours). The same for all nodes.",
     ),
     Parameter(
         ("infra_rank",),
         None,
         rank_of_infra,
-        "This node's rank by the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
-        "who is missing. Unless given, that of torchrun's `--node-rank`, or else of the first of these that "
-        f"is set: {', '.join(f'`{name}`' for name in RANK_VARIABLES)}.",
+        "This node's number from the infrastructure, for `rank_order=infra`, and for `torchetcd why` to name "
+        "missing nodes. By default that of torchrun's `--node-rank`, or else of the first of these that is "
+        f"set: {', '.join(f'`{name}`' for name in RANK_VARIABLES)}.",
     ),
     Parameter(
         ("domain",),
@@ -172,15 +175,15 @@ PARAMETERS = (
         ("segment",),
         1,
         whole("nodes", 1, MOST_NODES),
-        "The world is made of whole segments of so many nodes of one `domain`; who fills none waits as a "
-        "spare.",
+        "The world is made of whole segments of so many nodes of one `domain`. A node that fills none waits "
+        "as a spare.",
     ),
     Parameter(
         ("node_id",),
         None,
         label,
-        "The name of this node's place in the run: an agent that is started with the same one takes the "
-        "place over at once, with its rank, and ends the one that had it. Different for each node.",
+        "The name of this node's place in the run. An agent that starts with the same name takes over the "
+        "place and the rank at once, and the former agent ends. Different for each node.",
     ),
     Parameter(
         ("run_ttl",),
@@ -192,22 +195,21 @@ PARAMETERS = (
         ("etcd_prefix",),
         DEFAULT_PREFIX,
         text,
-        "The prefix of everything that is kept in etcd.",
+        "The prefix of all keys in etcd.",
         _environment.PREFIX,
     ),
     Parameter(
         ("protocol",),
         None,
         one_of("http", "https"),
-        "For endpoints that do not say it themselves. Unless given, `http`, or `https` where `ca_cert` or "
-        "`ssl_cert` is given.",
+        "For endpoints without a scheme. By default `http`, or `https` if `ca_cert` or `ssl_cert` is given.",
         _environment.PROTOCOL,
     ),
     Parameter(
         ("ca_cert", "cacert"),
         None,
         file,
-        "PEM file of the CA; the system's roots without it.",
+        "PEM file of the CA; by default the system's roots.",
         _environment.CA_CERT,
     ),
     Parameter(
@@ -221,7 +223,7 @@ PARAMETERS = (
         ("ssl_cert_key", "key"),
         None,
         file,
-        "PEM file of the client certificate's key; it is in the file of the certificate without it.",
+        "PEM file of the client certificate's key; by default the file of the certificate.",
         _environment.KEY,
     ),
     Parameter(("user",), None, text, "User name in etcd.", _environment.USER),
@@ -229,7 +231,7 @@ PARAMETERS = (
         ("password",),
         None,
         secret,
-        "Password in etcd; better given by a file, because torchrun logs the parameters.",
+        "Password in etcd. Prefer a file, because torchrun logs the parameters.",
         _environment.PASSWORD,
     ),
     Parameter(
@@ -258,7 +260,7 @@ PARAMETERS = (
         None,
         ports,
         "The port at which workers meet when this node is rank 0 (`MASTER_PORT`), or the first and the last "
-        "of several, such as `29500-29599`: at least one for each agent on a host. Without it any free port.",
+        "of several, such as `29500-29599`: at least one for each agent on a host. By default any free port.",
     ),
     Parameter(
         ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
@@ -267,7 +269,7 @@ PARAMETERS = (
         ("cas_backoff_max_seconds",),
         None,
         _any,
-        "Accepted without effect: nothing here competes by compare-and-swap.",
+        "Accepted without effect: there is no compare-and-swap loop.",
     ),
 )
 

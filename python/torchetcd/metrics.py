@@ -64,10 +64,10 @@ METRICS = (
         "connections",
         "counter",
         ("result",),
-        "Attempts to connect to an endpoint: first and again are connections.",
+        "Attempts to connect to an endpoint; `first` and `again` are the successful ones.",
     ),
     Description(
-        "logins", "counter", ("result",), "Log-ins in place of a token that etcd took no more."
+        "logins", "counter", ("result",), "Re-authentications after etcd rejected the token."
     ),
     Description(
         "watches", "counter", ("event",), "Watches that were opened, resumed, or ended by etcd."
@@ -97,7 +97,7 @@ METRICS = (
         "world_changes",
         "counter",
         ("run_id", "cause"),
-        "Rounds that this node was told are over or to be formed anew.",
+        "How often this node learned that its round is over or that another one must be formed.",
     ),
     Description("closes", "counter", ("run_id",), "How often this node closed the run."),
 )

@@ -68,7 +68,7 @@ def test_marks_are_understood() -> None:
 
 
 def test_the_readme_is_read_elsewhere() -> None:
-    """PyPI shows it, too: links and pictures name the repository, and what is there."""
+    """PyPI shows it, too: links and pictures name the repository, and a file of it."""
     repository = r"https://(?:github|raw\.githubusercontent)\.com/torchetcd/torchetcd/"
     targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(targets) > 10
