@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from conftest import eventually
 from etcd_proxy import EtcdProxy
-from torchetcd import _counts, metrics
+from torchetcd import _counts, _observe, metrics
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
@@ -367,7 +367,7 @@ class TestTorch:
     def test_transitions(
         self, make: Make, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_counts, "_published", {})
+        monkeypatch.setattr(_observe, "_published", {})
         handler = make()
         handler.next_rendezvous()
         first = dict(told)

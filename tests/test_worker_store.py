@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from torchetcd import _worker_store
 from torchetcd._env_handler import use_worker_store
+from torchetcd._worker_description import read_description
 from torchetcd._worker_process import WORKER_STORE, this_process
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
@@ -236,7 +237,7 @@ def test_the_file_with_the_password_is_handed_on(
     told = os.environ[WORKER_STORE]
     assert json.loads(told)["password_file"] == str(tmp_path / "secret")
     assert "hunter2" not in told
-    client = _worker_store._client(_worker_store._read())
+    client = _worker_store._client(read_description())
     assert client._password_file == str(tmp_path / "secret")
     handler.shutdown()
 

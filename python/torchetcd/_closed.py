@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TypeAlias
 
 from torchetcd._words import ago, clock, duration, plain
@@ -45,8 +46,6 @@ def how_it_ended(text: str | None, reason: str | None) -> str:
 
 def closed_text(run_id: str, closed: Closed, now: float) -> str:
     """Say when and by whom a run was closed, how it ended, and what can be done."""
-    import shlex  # noqa: PLC0415 - no agent needs it that trains
-
     name = plain(run_id)
     how = how_it_ended(closed.text, closed.reason)
     if closed.reason == SHUTDOWN and closed.text:

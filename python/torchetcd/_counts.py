@@ -1,12 +1,11 @@
 """What this process has seen of its runs and barriers, as numbers; `metrics.py` shows them.
 
-All handlers count here, so nothing is imported that only those need who look.
+All handlers count here, so nothing is imported that only readers need.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from bisect import bisect_left
@@ -14,9 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-_logger = logging.getLogger(__name__)
+from torchetcd import _native
 
-_GROUP = "torchetcd"
 #: What the native half counts, by the name of the metric, with the name of its label.
 NATIVE = {
     "rpc_retries": ("retries", "cause"),
@@ -97,9 +95,9 @@ barriers = _Barriers()
 
 
 def _begin_in_child() -> None:
-    global barriers, _published
+    global barriers  # noqa: PLW0603 - a process's own
     # The lock may have been held by a thread that is not here.
-    barriers, _published = _Barriers(), {}
+    barriers = _Barriers()
 
 
 os.register_at_fork(after_in_child=_begin_in_child)
@@ -118,12 +116,6 @@ def barrier_ended(
         if last_call_s is not None:
             run.last_calls.add(last_call_s)
         run.place = place or run.place
-    told = {f"barrier.{outcome}": 1, "barrier.duration.ms": round(seconds * 1000)}
-    if last_call_s is not None:
-        told["last_call.duration.ms"] = round(last_call_s * 1000)
-    if place:
-        told |= {"round": place[0], "world_size": place[2]}
-    _put(told)
 
 
 def world_changes(run_id: str, cause: str) -> None:
@@ -135,51 +127,14 @@ def world_changes(run_id: str, cause: str) -> None:
     """
     with barriers.run(run_id) as run:
         run.changes[cause] += 1
-    _put({f"world_change.{cause}": 1})
 
 
 def run_closed(run_id: str) -> None:
     """Count a close."""
     with barriers.run(run_id) as run:
         run.closes += 1
-    _put({"run.closed": 1})
-
-
-#: What torch was told of the native counters.
-_published: dict[str, int] = {}
-
-
-def _put(told: dict[str, int]) -> None:
-    """Give torch's handler of metrics what has happened, and by how much each counter has grown."""
-    from torch.distributed.elastic import metrics as torchs  # noqa: PLC0415 - imports torch
-
-    if isinstance(torchs.getStream(_GROUP).handler, torchs.NullMetricHandler):
-        return
-    told = dict(told)
-    for name, number in _flat(native()).items():
-        grown = number - _published.get(name, 0)
-        if grown:
-            told[name] = grown
-            _published[name] = number
-    try:
-        for name, value in told.items():
-            torchs.put_metric(name, value, _GROUP)
-    except Exception:
-        _logger.warning("A handler of torch's metrics failed.", exc_info=True)
-
-
-def _flat(counted: dict[str, Any]) -> dict[str, int]:
-    flat = {
-        f"rpcs.{rpc}.{result}": number
-        for rpc, calls in counted["rpcs"].items()
-        for result, number in calls["results"].items()
-    }
-    for name, (group, _) in NATIVE.items():
-        flat |= {f"{name}.{label}": number for label, number in counted[group].items()}
-    return flat
 
 
 def native() -> dict[str, Any]:
-    from torchetcd._torchetcd import metrics  # noqa: PLC0415 - loads the native half
-
-    return metrics()
+    """Return what the native half has counted."""
+    return _native.metrics()

@@ -37,13 +37,15 @@ def use_worker_store() -> None:
     def by_environment(
         url: str, timeout: timedelta | None = None, **kwargs: Any
     ) -> Iterator[tuple[Any, int, int]]:
-        from torchetcd import _worker_store  # noqa: PLC0415 - heavy
+        if os.environ.get(WORKER_STORE):
+            # Every worker loads this module in `import torch`, and a store is much more than that.
+            from torchetcd import _worker_store  # noqa: PLC0415 - heavy
 
-        found = _worker_store.of_this_worker(url) if os.environ.get(WORKER_STORE) else None
-        if found is not None:
-            yield from _worker_store.rendezvous(found, url, timeout)
-        else:
-            given = {} if timeout is None else {"timeout": timeout}
-            yield from torchs(url, **given, **kwargs)
+            found = _worker_store.of_this_worker(url)
+            if found is not None:
+                yield from _worker_store.rendezvous(found, url, timeout)
+                return
+        given = {} if timeout is None else {"timeout": timeout}
+        yield from torchs(url, **given, **kwargs)
 
     handlers["env"] = by_environment

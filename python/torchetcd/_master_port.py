@@ -7,6 +7,8 @@ import random
 import socket
 from collections.abc import Iterator
 
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
 
 class MasterPort:
     """A port of this node that nobody takes by chance, from before a barrier until workers have it.
@@ -70,8 +72,6 @@ def _bound(ports: range | None) -> socket.socket:
         for port in order:
             with contextlib.suppress(OSError):
                 return _bind(port, shared=shared)
-    from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415 - heavy
-
     several = f"{ports[0]}-{ports[-1]}" if len(ports) > 1 else f"{ports[0]}"
     message = (
         f"No port of {several}, the rendezvous parameter 'master_port', is free on this host: give a wider "

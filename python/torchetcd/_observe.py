@@ -1,16 +1,15 @@
-"""What is told of a barrier to those who watch over it: metrics and spans."""
+"""What is reported of barriers: counters, torch's metrics, and spans."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-# For `_counts.barrier_ended`, which would import it when a barrier ends: that may be because the interpreter
-# ends, and an import then makes it forget that Ctrl-C was the reason (its exit code).
-import torch.distributed.elastic.metrics  # noqa: F401
+from torch.distributed.elastic import metrics as torchs
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
     from torchetcd._torchetcd import Rendezvous
 
 _logger = logging.getLogger(__name__)
+
+#: The name of our group of torch's metrics.
+_GROUP = "torchetcd"
 
 _OUTCOMES = (
     (RendezvousClosedError, "closed"),
@@ -94,7 +96,7 @@ class ObservedBarrier:
             phases = self._phases()
             outcome = "completed" if exc is None else _outcome(exc)
             last_call = None if exc or phases is None else _last_call(phases)
-            _counts.barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
+            _barrier_ended(self._run_id, outcome, seconds, last_call, self._place)
             if self._span is not None:
                 self._span.end(phases, self._attributes(outcome), exc)
 
@@ -127,3 +129,76 @@ def _contained() -> Iterator[None]:
         yield
     except Exception:
         _logger.warning("A barrier could not be told of.", exc_info=True)
+
+
+def _barrier_ended(
+    run_id: str,
+    outcome: str,
+    seconds: float,
+    last_call_s: float | None,
+    place: tuple[int, int, int] | None,
+) -> None:
+    _counts.barrier_ended(run_id, outcome, seconds, last_call_s, place)
+    told = {f"barrier.{outcome}": 1, "barrier.duration.ms": round(seconds * 1000)}
+    if last_call_s is not None:
+        told["last_call.duration.ms"] = round(last_call_s * 1000)
+    if place:
+        told |= {"round": place[0], "world_size": place[2]}
+    _put(told)
+
+
+def world_changes(run_id: str, cause: str) -> None:
+    """Count a round of this node that is over, or to be formed anew.
+
+    Args:
+        run_id: The run.
+        cause: One of `_counts.CAUSES`.
+    """
+    _counts.world_changes(run_id, cause)
+    _put({f"world_change.{cause}": 1})
+
+
+def run_closed(run_id: str) -> None:
+    """Count a close."""
+    _counts.run_closed(run_id)
+    _put({"run.closed": 1})
+
+
+#: What torch was told of the native counters.
+_published: dict[str, int] = {}
+
+
+def _put(told: dict[str, int]) -> None:
+    """Give torch's handler of metrics what has happened, and by how much each counter has grown."""
+    if isinstance(torchs.getStream(_GROUP).handler, torchs.NullMetricHandler):
+        return
+    told = dict(told)
+    for name, number in _flat(_counts.native()).items():
+        grown = number - _published.get(name, 0)
+        if grown:
+            told[name] = grown
+            _published[name] = number
+    try:
+        for name, value in told.items():
+            torchs.put_metric(name, value, _GROUP)
+    except Exception:
+        _logger.warning("A handler of torch's metrics failed.", exc_info=True)
+
+
+def _flat(counted: dict[str, Any]) -> dict[str, int]:
+    flat = {
+        f"rpcs.{rpc}.{result}": number
+        for rpc, calls in counted["rpcs"].items()
+        for result, number in calls["results"].items()
+    }
+    for name, (group, _) in _counts.NATIVE.items():
+        flat |= {f"{name}.{label}": number for label, number in counted[group].items()}
+    return flat
+
+
+def _begin_in_child() -> None:
+    global _published  # noqa: PLW0603 - a process's own
+    _published = {}
+
+
+os.register_at_fork(after_in_child=_begin_in_child)

@@ -31,11 +31,10 @@ from torchetcd._values import (
     text,
     whole,
 )
+from torchetcd.etcd import Client
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
-
-    from torchetcd.etcd import Client
 
 _logger = logging.getLogger(__name__)
 
@@ -429,8 +428,6 @@ def make_client(params: RendezvousParameters, options: Options) -> Client:
     Raises:
         ValueError: if the endpoint is not one.
     """
-    from torchetcd.etcd import Client  # noqa: PLC0415 - keeps the import of this module cheap
-
     cert = options.ssl_cert
     endpoints, source = endpoint_or_default(params.endpoint)
     if not source:

@@ -1,139 +1,30 @@
-"""The store that an agent hands to its workers: how it is described to them, and how they open it.
+"""How a worker opens the store that its agent described (`_worker_description.py`).
 
-The description is an environment variable, which workers inherit whatever starts them (torch
-`subprocess_handler.py` and `multiprocessing/api.py` both begin with the agent's environment). A restart
-is a new round, and a new round's description replaces the last one before its workers start.
-
-What a worker starts inherits it, too, and may make groups by `env://` that have nothing to do with the
-worker's. It is not meant: `_worker_process.py` says which process is, and here is said for which groups.
-Everybody else gets what torch makes of `env://`.
+What a worker starts inherits the description, too, and may make groups by `env://` that have nothing to do
+with the worker's. Those are not meant: `_worker_process.py` decides for which process the description is, and
+this module for which groups. All others get what torch makes of `env://`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from torchetcd import _native
 from torchetcd._credentials import find_credentials
-from torchetcd._env_handler import use_worker_store
-from torchetcd._environment import PASSWORD, PASSWORD_FILE
-from torchetcd._worker_process import (
-    WORKER_STORE,
-    claim,
-    from_forkserver,
-    in_round,
-    this_process,
-)
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.rendezvous import RendezvousStoreInfo
-
-    from torchetcd._params import Options
-    from torchetcd.etcd import Client
-    from torchetcd.etcd_rendezvous import EtcdRendezvous
-    from torchetcd.etcd_store import EtcdStore
+from torchetcd._worker_description import Description, read_description
+from torchetcd._worker_process import claim, from_forkserver, in_round, this_process
+from torchetcd.etcd import Client
+from torchetcd.etcd_store import EtcdStore
 
 _logger = logging.getLogger(__name__)
 
-_VERSION = 2
-_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-
 #: One for all groups of this process, so that a group that is made again needs no connection of its own.
 _clients: dict[tuple[Any, ...], Client] = {}
-
-#: Whether what this process forks is asked whether it is a worker.
-_asks_forked: list[bool] = []
-
-
-class Description(NamedTuple):
-    """Where a round's store for workers is. Never with a password: workers find it as agents do."""
-
-    run_id: str
-    round: int
-    endpoints: list[str]
-    prefix: str
-    lease: int
-    user: str | None
-    #: Where workers read the password, if it is not in the environment.
-    password_file: str | None
-    ca_cert: str | None
-    ssl_cert: str | None
-    ssl_cert_key: str | None
-    read_timeout: float
-    #: What torch's agents give to workers of this round.
-    master_addr: str
-    master_port: str
-    #: The process that wrote it, and the one that it is for (`_worker_process.py`).
-    agent: str
-    worker: str | None
-    #: As the worker was told. The agent did not know it yet.
-    world_size: str | None
-
-
-def check(options: Options) -> None:
-    """Refuse what workers could not use.
-
-    Raises:
-        ValueError: if the password is known to this process only.
-    """
-    if options.password and not PASSWORD.get():
-        message = (
-            "The rendezvous parameter 'worker_store=etcd' needs the password in a file ('password_file' or "
-            f"{PASSWORD_FILE.name}) or in {PASSWORD.name}, not in the parameter 'password': workers do not "
-            "get it otherwise."
-        )
-        raise ValueError(message)
-    use_worker_store()
-    if not _asks_forked:
-        # A worker that is forked imports nothing, and must not wait with it until it needs the store.
-        os.register_at_fork(after_in_child=claim)
-        _asks_forked.append(True)
-    found = any(
-        entry.value.startswith("torchetcd") for entry in entry_points(group="torch.backends")
-    )
-    if not found or os.environ.get(_AUTOLOAD, "1") != "1":
-        reason = f"{_AUTOLOAD} is not 1" if found else "torchetcd is not installed as a package"
-        _logger.warning(
-            "worker_store=etcd reaches only workers that import torchetcd.process_group, because %s. The "
-            "others use a TCPStore.",
-            reason,
-        )
-
-
-def hand_over(
-    options: Options, rdzv: EtcdRendezvous, version: int, master: RendezvousStoreInfo
-) -> None:
-    """Tell the workers that this process starts from now on to use the store of this round."""
-    description = Description(
-        run_id=rdzv._run_id,
-        round=version,
-        endpoints=rdzv.client.endpoints,
-        prefix=f"{rdzv._round_path(version, 'workers')}/",
-        lease=rdzv._node.run_lease,
-        user=options.user,
-        password_file=_absolute(options.password_file),
-        ca_cert=_absolute(options.ca_cert),
-        ssl_cert=_absolute(options.ssl_cert),
-        ssl_cert_key=_absolute(options.ssl_cert_key),
-        read_timeout=options.read_timeout,
-        master_addr=master.master_addr,
-        master_port=str(master.master_port),
-        agent=this_process(),
-        worker=None,
-        world_size=None,
-    )
-    os.environ[WORKER_STORE] = json.dumps({"v": _VERSION, **description._asdict()})
-
-
-def _absolute(path: str | None) -> str | None:
-    # A worker may go to another folder.
-    return None if path is None else os.path.abspath(path)
 
 
 def of_this_worker(url: str = "env://") -> Description | None:
@@ -146,7 +37,7 @@ def of_this_worker(url: str = "env://") -> Description | None:
         ValueError: if it cannot be read.
     """
     claim()
-    described = _read()
+    described = read_description()
     reason = _not_meant(described, _of_url(url).get("world_size", os.environ.get("WORLD_SIZE", "")))
     if reason:
         _logger.info(
@@ -159,7 +50,7 @@ def of_this_worker(url: str = "env://") -> Description | None:
 def _not_meant(described: Description, world_size: str) -> str | None:
     # What is asked here must have the same answer in all processes of a group: if some of them used a
     # TCPStore, they would never meet. So not the rank, which some workers may have changed among them.
-    if not in_round(described._asdict()):
+    if not in_round(vars(described)):
         return "the environment names another run or another MASTER_ADDR or MASTER_PORT"
     if from_forkserver():
         return "a fork server does not know of the last round"
@@ -170,24 +61,6 @@ def _not_meant(described: Description, world_size: str) -> str | None:
     if world_size != (described.world_size or world_size):
         return f"the world of the workers has {described.world_size} processes, not {world_size}"
     return None
-
-
-def _read() -> Description:
-    text = os.environ.get(WORKER_STORE, "")
-    try:
-        told = json.loads(text)
-        version = told.pop("v")
-        described = Description(**told) if version == _VERSION else None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
-        message = f"{WORKER_STORE} is no description of a store, but {text[:80]!r}: unset it."
-        raise ValueError(message) from exc
-    if described is None:
-        message = (
-            f"{WORKER_STORE} is of version {version!r}, which this torchetcd does not know: agents and "
-            "workers need the same version of it."
-        )
-        raise ValueError(message)
-    return described
 
 
 def rendezvous(
@@ -225,8 +98,6 @@ def _next_group(client: Client, described: Description, rank: int, world: int) -
 
 
 def _client(described: Description) -> Client:
-    from torchetcd.etcd import Client  # noqa: PLC0415 - only a worker needs it
-
     user, password, password_file = find_credentials(described.user, None, described.password_file)
     known_by = (
         *(",".join(described.endpoints), described.read_timeout),
@@ -251,11 +122,8 @@ def _open(
     client: Client, described: Description, name: str, timeout: timedelta | None
 ) -> EtcdStore:
     """Open a part of the round's store."""
-    from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
-    from torchetcd.etcd_store import EtcdStore  # noqa: PLC0415 - imports torch
-
     prefix = f"{described.prefix}{name}/"
-    native = NativeStore(client._native, prefix.encode(), described.lease)
+    native = _native.Store(client._native, prefix.encode(), described.lease)
     return EtcdStore._of_round(client, prefix, native, timeout)
 
 

@@ -22,6 +22,7 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torchetcd import _native
 from torchetcd._credentials import Secret
 from torchetcd._etcd_address import Host, parse_addresses
 from torchetcd._etcd_errors import (
@@ -196,11 +197,7 @@ class Client(KeyOperations):
         """The client of the native module, for stores and handlers that share the connection."""
         found: NativeClient | None = self.__dict__.get("_native_client")
         if found is None:
-            # At first use; the first of the two ends the native threads with the interpreter.
-            from torchetcd import _lifecycle  # noqa: F401, PLC0415
-            from torchetcd._torchetcd import Client as NativeClient  # noqa: PLC0415
-
-            made = NativeClient(
+            made = _native.Client(
                 ",".join(address.uri for address in self._addresses),
                 ca_cert=self._ca_cert,
                 cert=self._cert,

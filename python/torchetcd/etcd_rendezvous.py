@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
-from torchetcd import _counts
+from torchetcd import _counts, _native, _worker_handover
 from torchetcd._address import host_name, local_address
 from torchetcd._call import Call, master_of, present_call, state_of
 from torchetcd._closed import SHUTDOWN
@@ -33,7 +33,12 @@ from torchetcd._errors import RendezvousDeniedError, RendezvousOverError
 from torchetcd._lifecycle import leave_at_end, leaving_on_signals
 from torchetcd._master_port import MasterPort
 from torchetcd._names import prefix_path, run_segment
-from torchetcd._observe import ObservedBarrier, serve_metrics_if_asked
+from torchetcd._observe import (
+    ObservedBarrier,
+    run_closed,
+    serve_metrics_if_asked,
+    world_changes,
+)
 from torchetcd._params import Options, default_options, make_client, parse_options
 from torchetcd._ranks import check_segments
 from torchetcd._round_stores import RoundStores
@@ -105,8 +110,6 @@ class EtcdRendezvous(RoundStores):
         *,
         options: Options | None = None,
     ) -> None:
-        from torchetcd._torchetcd import Rendezvous  # noqa: PLC0415 - starts threads
-
         check_nodes(num_min_workers, num_max_workers)
         check_seconds("timeout", timeout)
         check_seconds("last_call_timeout", last_call_timeout)
@@ -126,7 +129,7 @@ class EtcdRendezvous(RoundStores):
         self._num_max_workers = num_max_workers
         self._timeout = timeout
         self._last_call_timeout = last_call_timeout
-        self._node = Rendezvous(
+        self._node = _native.Rendezvous(
             self.client._native,
             self._run_path,
             min_nodes=num_min_workers,
@@ -245,7 +248,7 @@ class EtcdRendezvous(RoundStores):
             self._told_why = True
             more = (_counts.NODES_WAITING, f"{waiting} more nodes want to join")
             cause, reason = self._node.broken() or more
-            _counts.world_changes(self._run_id, cause)
+            world_changes(self._run_id, cause)
             self._news = f"The world will be formed anew: {reason}."
             _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
         return waiting
@@ -265,14 +268,14 @@ class EtcdRendezvous(RoundStores):
             call.kept_open = self._close_as_member(call.ending)
             return
         self._node.close(self._name(), reason)
-        _counts.run_closed(self._run_id)
+        run_closed(self._run_id)
 
     def _close_as_member(self, ending: Ending) -> str | None:
         """Close the run if this node is a live member of its last world; else return why it was not."""
         ending = ending_of_world(ending, host_name(), self._node.broken())
         kept_open = self._node.close(self._name(), SHUTDOWN, *ending, only_member=True)
         if kept_open is None:
-            _counts.run_closed(self._run_id)
+            run_closed(self._run_id)
         return kept_open
 
     def _name(self) -> str:
@@ -475,10 +478,8 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     serve_metrics_if_asked()
     hand_over = None
     if options.worker_store == "etcd":
-        from torchetcd import _worker_store  # noqa: PLC0415 - most agents do without
-
-        _worker_store.check(options)
-        hand_over = functools.partial(_worker_store.hand_over, options)
+        _worker_handover.check(options)
+        hand_over = functools.partial(_worker_handover.hand_over, options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options),
         options.etcd_prefix,

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from torch.distributed import Store
 
-import torchetcd._lifecycle  # noqa: F401 - ends the native threads when the interpreter ends
+from torchetcd import _native
 from torchetcd._bytes import Data, all_as_bytes, as_bytes
 from torchetcd._errors import (
     MemberLostError,
@@ -106,10 +106,8 @@ class EtcdStore(Store):
         Raises:
             TypeError: if the client is no client.
         """
-        from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
-
         client = as_client(etcd_client)
-        native = NativeStore(client._native, as_bytes(etcd_store_prefix))
+        native = _native.Store(client._native, as_bytes(etcd_store_prefix))
         self._begin(etcd_client, etcd_store_prefix, native, timeout)
 
     def _begin(

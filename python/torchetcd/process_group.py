@@ -13,16 +13,17 @@ import os
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from torchetcd._params import Options, parse_options
-from torchetcd_entry import SCHEME, register_schemes
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 
-if TYPE_CHECKING:
-    from torchetcd.etcd import Client
-    from torchetcd.etcd_rendezvous import EtcdRendezvous
-    from torchetcd.etcd_store import EtcdStore
+from torchetcd import _native
+from torchetcd._params import Options, make_client, parse_options
+from torchetcd.etcd import Client
+from torchetcd.etcd_rendezvous import EtcdRendezvous
+from torchetcd.etcd_store import EtcdStore
+from torchetcd_entry import SCHEME, register_schemes
 
 __all__ = ["GroupUrl", "register", "rendezvous"]
 
@@ -77,8 +78,6 @@ def register() -> None:
     It also has `env://` use the store of an agent with `worker_store=etcd`, where one has started this
     process.
     """
-    import torch.distributed  # noqa: F401, PLC0415 - what is registered with
-
     register_schemes()
 
 
@@ -157,8 +156,6 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Etc
 
 
 def _node(group: GroupUrl) -> EtcdRendezvous:
-    from torchetcd.etcd_rendezvous import EtcdRendezvous  # noqa: PLC0415 - imports torch
-
     wanted, here = group.of_all_ranks(), os.getpid()
     for made, (pid, node) in list(_nodes.items()):
         same_job = (made.endpoints, made.job) == (wanted.endpoints, wanted.job)
@@ -182,10 +179,6 @@ def _node(group: GroupUrl) -> EtcdRendezvous:
 
 
 def _client(group: GroupUrl) -> Client:
-    from torch.distributed.elastic.rendezvous import RendezvousParameters  # noqa: PLC0415
-
-    from torchetcd._params import make_client  # noqa: PLC0415
-
     # Of these the endpoint alone is used.
     return make_client(
         RendezvousParameters(SCHEME, group.endpoints, group.job, 1, 1), group.options
@@ -194,11 +187,8 @@ def _client(group: GroupUrl) -> Client:
 
 def _store(node: EtcdRendezvous, version: int, name: str, timeout: timedelta | None) -> EtcdStore:
     """Open a store of a round whose waits go on when a process ends: others may still write."""
-    from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
-    from torchetcd.etcd_store import EtcdStore  # noqa: PLC0415 - imports torch
-
     prefix = f"{node._round_path(version, name)}/"
-    native = NativeStore(node.client._native, prefix.encode(), node._node.run_lease)
+    native = _native.Store(node.client._native, prefix.encode(), node._node.run_lease)
     return EtcdStore._of_round(node.client, prefix, native, timeout)
 
 

@@ -12,6 +12,7 @@ import socket
 import time
 from typing import Any
 
+from torchetcd import _native
 from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException, EtcdNoSpace
 from torchetcd._naming import called, denials_called
 from torchetcd.aio._errors import RunInUseError, RunRecordError
@@ -41,9 +42,7 @@ def _record(**fields: Any) -> bytes:
 
 
 def _run_lease(keys: RunKeys) -> int:
-    from torchetcd._torchetcd import run_lease  # noqa: PLC0415 - with the first call
-
-    return run_lease(keys.base)
+    return _native.run_lease(keys.base)
 
 
 async def _hold_run_lease(raw: RawClient, keys: RunKeys, record: Control) -> int:
@@ -126,10 +125,8 @@ async def reopen_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> boo
         record, kv = await _read_control(raw, keys)
         if record.state != "closed":
             return tried and (record.by, record.why, record.at) == (by, why, at)
-        from torchetcd._torchetcd import reopening  # noqa: PLC0415 - with the first call
-
         # What is written is what an agent with if_closed=reopen writes.
-        compares, operations = reopening(
+        compares, operations = _native.reopening(
             kv.value, kv.mod_revision, keys.base[:-1], by, why, at, False
         )
         await _hold_run_lease(raw, keys, record)

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from torchetcd import _native
+
 if TYPE_CHECKING:
     from torchetcd._torchetcd import AsyncClient, AsyncWatch
     from torchetcd.etcd import Client
@@ -186,9 +188,7 @@ class RawClient:
     @property
     def _native(self) -> AsyncClient:
         if self._made is None:
-            from torchetcd._torchetcd import AsyncClient  # noqa: PLC0415 - with the first call
-
-            self._made = AsyncClient(self._client._native)
+            self._made = _native.AsyncClient(self._client._native)
         return self._made
 
     async def range(  # noqa: PLR0913 - what etcd takes

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from torchetcd import _native
 from torchetcd._bytes import Data, all_as_bytes, as_bytes
 from torchetcd.aio._client import Client
 
@@ -39,10 +40,8 @@ class Store:
     @property
     def _native(self) -> AsyncStore:
         if self._made is None:
-            from torchetcd._torchetcd import AsyncStore, Store  # noqa: PLC0415 - with the first call
-
-            native = Store(self.client._etcd._native, as_bytes(self.prefix))
-            self._made = AsyncStore(native)
+            native = _native.Store(self.client._etcd._native, as_bytes(self.prefix))
+            self._made = _native.AsyncStore(native)
         return self._made
 
     def __repr__(self) -> str:

@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import shell_complete
 
-from torchetcd import __version__
 from torchetcd._environment import DEBUG
+from torchetcd._version import version
 from torchetcd.cli._completion import VARIABLE, completion
 from torchetcd.cli._doctor import doctor
 from torchetcd.cli._exits import ERROR, INTERRUPTED, OK, USAGE, Failure
@@ -39,7 +39,7 @@ _EPILOG = (
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
-@click.version_option(__version__, "-V", "--version", prog_name="torchetcd")
+@click.version_option(version(), "-V", "--version", prog_name="torchetcd")
 def app() -> None:
     """See, understand and steer torchrun jobs that meet through etcd.
 

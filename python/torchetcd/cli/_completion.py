@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._loop import wait
+from torchetcd.cli._target import target_of
 
 VARIABLE = "_TORCHETCD_COMPLETE"
 # Somebody waits at a prompt for it.
@@ -47,8 +48,6 @@ def complete_run(
 
 
 async def _ids(given: dict[str, str]) -> list[str]:
-    from torchetcd.cli._options import target_of  # noqa: PLC0415 - that module needs this one
-
     target = target_of(given, timeout=_PATIENCE_S)
     async with target.client() as client:
         found = await asyncio.wait_for(client.list_runs(prefix=target.prefix), _PATIENCE_S)

@@ -11,9 +11,11 @@ from torchetcd._words import count, listed
 from torchetcd.cli._checks import findings
 from torchetcd.cli._exits import FINDINGS, OK
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, with_target
+from torchetcd.cli._observe import observe
+from torchetcd.cli._options import with_target
 from torchetcd.cli._output import emit, table, write_json
 from torchetcd.cli._seen import Finding
+from torchetcd.cli._target import Target
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
@@ -27,8 +29,6 @@ def doctor(target: Target, run: str | None) -> int:
     It needs no root rights on etcd, says what it may not look at, and leaves nothing behind. With RUN
     the rights are tried below that run only, which is all that a role for one run has.
     """
-    from torchetcd.cli._observe import observe  # noqa: PLC0415 - `--help` does without
-
     found = findings(wait(observe(target, run)))
     worst = OK if all(finding.level != "problem" for finding in found) else FINDINGS
     if target.json:

@@ -20,11 +20,13 @@ from torchetcd.aio import _model as model
 from torchetcd.cli._exits import OK, Failure
 from torchetcd.cli._look import not_found
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, run_argument, with_target
+from torchetcd.cli._options import run_argument, with_target
 from torchetcd.cli._output import console, document, emit, write_json, write_json_line
 from torchetcd.cli._render import screen
 from torchetcd.cli._sentences import sentence
+from torchetcd.cli._target import Target
 from torchetcd.cli._timeline import as_html, as_table
+from torchetcd.cli._timeline_png import as_png
 
 # Events come in bursts of a thousand: a screen that shows each of them would be late for the last one.
 _FRAME_S = 0.05
@@ -158,8 +160,6 @@ def timeline(target: Target, run: str, html: str | None, png: str | None) -> int
     if html:
         _write(html, as_html(found).encode())
     elif png:
-        from torchetcd.cli._timeline_png import as_png  # noqa: PLC0415 - needs matplotlib
-
         _write(png, as_png(found))
     if target.json:
         write_json({"timeline": document(found)})

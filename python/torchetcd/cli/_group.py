@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from torchetcd.cli._options import Target
+from torchetcd.cli._target import Target
 
 _COMMON = [field.name for field in dataclasses.fields(Target)]
 

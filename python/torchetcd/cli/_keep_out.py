@@ -15,7 +15,7 @@ from torchetcd.cli._completion import complete_run
 from torchetcd.cli._exits import FINDINGS, OK
 from torchetcd.cli._look import describe
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, check_run, with_target
+from torchetcd.cli._options import check_run, with_target
 from torchetcd.cli._output import documents, write_json
 from torchetcd.cli._sentences import who
 from torchetcd.cli._several import (
@@ -31,6 +31,7 @@ from torchetcd.cli._several import (
     which_options,
     yes_option,
 )
+from torchetcd.cli._target import Target
 
 # More than anybody reads before an answer.
 _NAMED = 12

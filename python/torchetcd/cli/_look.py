@@ -14,9 +14,10 @@ from torchetcd.aio._explaining import Known, ask, nothing
 from torchetcd.aio._keys import RunKeys
 from torchetcd.cli._exits import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK, Failure
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, run_argument, with_target
+from torchetcd.cli._options import run_argument, with_target
 from torchetcd.cli._output import document, documents, emit, write_json
 from torchetcd.cli._render import details, lost_members, table_of_runs
+from torchetcd.cli._target import Target
 
 # Each node's lease is one call to etcd.
 _LEASES = 64

@@ -12,8 +12,9 @@ from torchetcd._words import ago, listed, plain
 from torchetcd.aio import Node, Run
 from torchetcd.cli._exits import OK
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target, with_target
+from torchetcd.cli._options import with_target
 from torchetcd.cli._output import cell, document, emit, table, write_json
+from torchetcd.cli._target import Target
 
 _WHERE = {
     "joined": "in the barrier",

@@ -6,18 +6,17 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from torchetcd import _native
 from torchetcd._etcd_address import Address, parse_addresses
 from torchetcd._etcd_errors import PERMISSION_DENIED
 from torchetcd._names import prefix_path, run_segment
+from torchetcd.aio import Client, RawClient, Run, RunNotFoundError
 from torchetcd.cli import _certificates, _own_metrics
 from torchetcd.cli._seen import Endpoint, Observations, Status
+from torchetcd.cli._target import Target
 from torchetcd.etcd import EtcdException, EtcdInsufficientPermissions
-
-if TYPE_CHECKING:
-    from torchetcd.aio import Client, RawClient, Run
-    from torchetcd.cli._options import Target
 
 _T = TypeVar("_T")
 
@@ -187,8 +186,6 @@ async def _cluster(client: Client, seen: Observations) -> Observations:
 async def _runs(
     client: Client, target: Target, run: str | None, seen: Observations
 ) -> Observations:
-    from torchetcd.aio import RunNotFoundError  # noqa: PLC0415 - `--help` does without
-
     try:
         if run is None:
             found = await client.list_runs(prefix=target.prefix)
@@ -212,12 +209,10 @@ async def _runs(
 
 async def _unleased(client: Client, target: Target, runs: list[Run]) -> list[str]:
     """Find runs whose keys outlive all nodes: the lease that should end them is not there."""
-    from torchetcd._torchetcd import run_lease  # noqa: PLC0415 - with the first look at etcd
-
     there = [run for run in runs if run.state in ("open", "final", "closed")]
     paths = [f"{prefix_path(target.prefix)}run_{run_segment(run.id)}" for run in there]
     leases = await asyncio.gather(
-        *(client.raw.lease_time_to_live(run_lease(path)) for path in paths)
+        *(client.raw.lease_time_to_live(_native.run_lease(path)) for path in paths)
     )
     return [run.id for run, lease in zip(there, leases, strict=True) if lease is None]
 

@@ -1,24 +1,22 @@
-"""Where etcd is and who asks: the options that all commands have, and their environment variables."""
+"""The options that all commands have, and the arguments that several have."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from torchetcd import _environment
-from torchetcd._credentials import find_credentials
 from torchetcd._etcd_address import parse_addresses
 from torchetcd._names import prefix_path, run_segment
+from torchetcd.cli._completion import complete_run
 from torchetcd.cli._exits import Failure
+from torchetcd.cli._target import Target
 from torchetcd.etcd import EtcdConnectionFailed
-
-if TYPE_CHECKING:
-    from torchetcd.aio import Client
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -42,67 +40,6 @@ class Seconds(click.FloatRange):
         if not (self.min or 0) <= seconds <= (self.max or float("inf")):
             self.fail(f"{value!r} is not a number from {self.min:g} to {self.max:g}.", param, ctx)
         return seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The etcd that a command talks to, and how it answers."""
-
-    endpoint: str
-    protocol: str | None
-    ca_cert: str | None
-    cert: str | None
-    key: str | None
-    user: str | None
-    prefix: str
-    timeout: float
-    json: bool
-
-    def client(self, endpoint: str | None = None) -> Client:
-        """Make a client, which connects at its first call.
-
-        Args:
-            endpoint: One of the endpoints; all of them without it.
-
-        Raises:
-            click.UsageError: if an option is not valid.
-        """
-        from torchetcd.aio import Client  # noqa: PLC0415 - `--help` does without
-
-        if self.key and not self.cert:
-            message = "--key needs --cert, which is not given."
-            raise click.UsageError(message)
-        try:
-            credentials = find_credentials(self.user, None)
-            return Client(
-                endpoint or self.endpoint,
-                protocol=self.scheme,
-                cert=(self.cert, self.key or self.cert) if self.cert else None,
-                ca_cert=self.ca_cert,
-                username=credentials.user,
-                password=credentials.password,
-                password_file=credentials.password_file,
-                read_timeout=self.timeout,
-            )
-        except ValueError as exc:
-            raise click.UsageError(str(exc)) from None
-
-    @property
-    def scheme(self) -> str:
-        """The protocol of endpoints that do not say it: https where a TLS option is given."""
-        return self.protocol or ("https" if self.ca_cert or self.cert else "http")
-
-
-def target_of(given: dict[str, Any], **other: Any) -> Target:
-    """Make a target of some options; the others have their defaults."""
-    usual = {
-        "endpoint": _environment.DEFAULT_ENDPOINT,
-        "prefix": _environment.DEFAULT_PREFIX,
-        "timeout": 10.0,
-    }
-    names = [field.name for field in dataclasses.fields(Target)]
-    chosen = {name: given.get(name) or usual.get(name) for name in names}
-    return Target(**{**chosen, "json": False, **other})
 
 
 def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -235,15 +172,11 @@ def _source(option: str) -> ParameterSource | None:
 
 def run_argument(command: _Command) -> _Command:
     """Give a command the argument RUN."""
-    from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
-
     return click.argument("run", metavar="RUN", callback=_run, shell_complete=complete_run)(command)
 
 
 def optional_run(command: _Command) -> _Command:
     """Give a command the argument RUN, which may be left out."""
-    from torchetcd.cli._completion import complete_run  # noqa: PLC0415 - it needs this module
-
     return click.argument(
         "run", metavar="[RUN]", required=False, callback=_run, shell_complete=complete_run
     )(command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torchetcd._etcd_address import Address
 
 if TYPE_CHECKING:
-    from torchetcd.cli._options import Target
+    from torchetcd.cli._target import Target
 
 #: How many leaders the member has seen since it runs; since when it runs; its quota.
 LEADERS = "etcd_server_leader_changes_seen_total"

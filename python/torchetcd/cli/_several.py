@@ -15,7 +15,7 @@ from torchetcd.aio import Client, Run, RunNotFoundError, RunRecordError
 from torchetcd.cli._exits import ERROR, NOT_FOUND, OK, Failure
 from torchetcd.cli._look import not_found
 from torchetcd.cli._loop import wait
-from torchetcd.cli._options import Target
+from torchetcd.cli._target import Target
 from torchetcd.etcd import EtcdException
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

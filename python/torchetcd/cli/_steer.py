@@ -9,7 +9,7 @@ import click
 from torchetcd._words import count, plain
 from torchetcd.aio import Client
 from torchetcd.cli._exits import OK
-from torchetcd.cli._options import Target, optional_run, run_argument, with_target
+from torchetcd.cli._options import optional_run, run_argument, with_target
 from torchetcd.cli._output import write_json
 from torchetcd.cli._several import (
     Which,
@@ -24,6 +24,7 @@ from torchetcd.cli._several import (
     which_options,
     yes_option,
 )
+from torchetcd.cli._target import Target
 
 
 @click.command(short_help="Close a run for all its nodes.")

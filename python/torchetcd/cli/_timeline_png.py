@@ -32,7 +32,7 @@ def as_png(timeline: Timeline) -> bytes:
         Failure: if matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - only here
+        from matplotlib.figure import Figure  # noqa: PLC0415 - optional, comes with an extra
     except ModuleNotFoundError:
         message = "A picture needs matplotlib: pip install 'torchetcd[plot]' (or use --html)."
         raise Failure(message) from None

@@ -14,10 +14,11 @@ from torchetcd.aio import Gone, Run
 from torchetcd.cli import _loop
 from torchetcd.cli._exits import CLOSED, FINDINGS, NOT_FOUND, OK, Failure
 from torchetcd.cli._follow import events_of
-from torchetcd.cli._options import Seconds, Target, run_argument, with_target
+from torchetcd.cli._options import Seconds, run_argument, with_target
 from torchetcd.cli._output import write_json
 from torchetcd.cli._render import lost_members
 from torchetcd.cli._sentences import state_sentence
+from torchetcd.cli._target import Target
 
 # A year: what is longer is a slip.
 _LONGEST_S = 366 * 86400
