@@ -28,7 +28,7 @@ from report import Report, Row, arguments, median
 
 from torchetcd import aio
 from torchetcd._torchetcd import run_lease
-from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
+from torchetcd.aio._run_keys import DEFAULT_PREFIX, RunKeys
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 

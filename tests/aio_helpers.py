@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torchetcd import aio
 from torchetcd._environment import DEFAULT_PREFIX
 from torchetcd._torchetcd import run_lease
-from torchetcd.aio._keys import RunKeys
+from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
 
 #: For what etcd and this process do at once, on a machine that has much else to do.

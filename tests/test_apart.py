@@ -13,8 +13,8 @@ from conftest import eventually
 from rendezvous_helpers import Run as Processes
 from run_values import NOW, final, node, run, workers
 from torchetcd import aio
-from torchetcd._apart import apart_from, groups_apart, said_of_all
-from torchetcd.aio._model import RoundRecord
+from torchetcd._run_model import RoundRecord
+from torchetcd.diagnosis._split_jobs import apart_from, groups_apart, said_of_all
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 
@@ -95,7 +95,7 @@ class TestRealNodes:
     @pytest.fixture(autouse=True)
     def _patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """On a busy machine the paragraph would do without what comes late."""
-        monkeypatch.setattr("torchetcd.aio._explaining.PATIENCE_S", 60.0)
+        monkeypatch.setattr("torchetcd.aio._circumstances.PATIENCE_S", 60.0)
         monkeypatch.setenv("TORCHETCD_TIMEOUT", "60")
 
     def test_two_agents(

@@ -182,7 +182,7 @@ class TestLook:
 def test_no_torch_is_imported() -> None:
     """It takes seconds, and is there for nothing."""
     source = (
-        "import sys, torchetcd.cli._app, torchetcd.cli._observe\n"
+        "import sys, torchetcd.cli.app, torchetcd.cli.doctor.probes\n"
         "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", source], check=True)

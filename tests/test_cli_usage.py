@@ -47,7 +47,7 @@ class TestErrors:
     def test_no_endpoint_was_given(
         self, cli: Cli, monkeypatch: pytest.MonkeyPatch, etcd_server: EtcdServer
     ) -> None:
-        from torchetcd.cli._target import Target
+        from torchetcd.cli.target import Target
 
         def refused(_target: Target, _endpoint: str | None = None) -> None:
             raise EtcdConnectionFailed("nobody is there.")

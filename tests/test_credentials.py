@@ -14,7 +14,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
 
 from etcd_auth import CHEAP, Users
-from torchetcd._params import default_options, parse_options
+from torchetcd._rendezvous.options import default_options, parse_options
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvous, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend

@@ -14,8 +14,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from certificates import Authority
 from torchetcd import _environment, process_group
 from torchetcd._environment import VARIABLES
-from torchetcd._params import make_client, parse_options
 from torchetcd._registration import register
+from torchetcd._rendezvous.options import make_client, parse_options
 from torchetcd.cli import main
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
@@ -108,7 +108,7 @@ class TestSwitches:
 
     def test_the_traceback_of_the_command_line(self, environment: pytest.MonkeyPatch) -> None:
         environment.setenv("TORCHETCD_DEBUG", "on")
-        environment.setattr("torchetcd.cli._app._invoke", lambda _args: 1 / 0)
+        environment.setattr("torchetcd.cli.app._invoke", lambda _args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["runs"])
 

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from store_helpers import opened
-from torchetcd._names import LONGEST_RUN_ID
+from torchetcd._key_names import LONGEST_RUN_ID
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend

@@ -18,7 +18,7 @@ from conftest import eventually
 from etcd_auth import CHEAP, Users
 from etcd_cluster import Cluster
 from etcd_restart import Restartable
-from torchetcd import _waiting
+from torchetcd._rendezvous import waits
 from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer, find_free_port
@@ -58,7 +58,7 @@ def test_it_comes_later(
     caplog: pytest.LogCaptureFixture,
     close_timeout: int,
 ) -> None:
-    monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
+    monkeypatch.setattr(waits, "_NO_ETCD_S", 1.5)
     with ThreadPoolExecutor(1) as pool:
         with restartable.away():
             made = pool.submit(_handler, restartable.endpoint, close_timeout=close_timeout)
@@ -79,7 +79,7 @@ def test_most_of_it_comes_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, close_timeout: int
 ) -> None:
     """A member that waits for the others answers, but reads nothing."""
-    monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
+    monkeypatch.setattr(waits, "_NO_ETCD_S", 1.5)
     with Cluster() as cluster, ThreadPoolExecutor(1) as pool:
         endpoint = cluster.members[0].get_endpoint()
         for number in (1, 2):

@@ -16,8 +16,8 @@ import pytest
 from conftest import eventually
 from etcd_proxy import EtcdProxy
 from store_helpers import compact, opened
-from torchetcd._etcd_txn import get_below
 from torchetcd.etcd import Client, EtcdAmbiguous, EtcdConnectionFailed
+from torchetcd.etcd._transactions import get_below
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import EtcdStore, QueueEmptyError, StoreOutcomeUnknownError
 

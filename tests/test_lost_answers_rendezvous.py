@@ -12,8 +12,8 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 
 from conftest import eventually
 from etcd_proxy import EtcdProxy
-from torchetcd._etcd_txn import get_below, get_key
 from torchetcd.etcd import Client
+from torchetcd.etcd._transactions import get_below, get_key
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 
 from rendezvous_helpers import Run, join_all
-from torchetcd import _master_port
-from torchetcd._master_port import MasterPort
-from torchetcd._params import parse_options
+from torchetcd._rendezvous import master_port
+from torchetcd._rendezvous.master_port import MasterPort
+from torchetcd._rendezvous.options import parse_options
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchrun_helpers import Job
@@ -133,7 +133,7 @@ class TestOfARound:
     def test_a_system_that_does_not_share_ports(
         self, handler: EtcdRendezvousHandler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_master_port, "_can_be_listened_on", lambda _sock: False)
+        monkeypatch.setattr(master_port, "_can_be_listened_on", lambda _sock: False)
         assert is_free(handler.next_rendezvous().bootstrap_store_info.master_port)
 
 

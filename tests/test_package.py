@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 
 import torchetcd
 from torchetcd._environment import VARIABLES
-from torchetcd._params import PARAMETERS
+from torchetcd._rendezvous.options import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,7 +123,8 @@ def test_an_import_is_cheap() -> None:
     """No torch, no thread; and no thread either where a handler could be made."""
     source = """
 import sys, os
-import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd._registration, torchetcd._params
+import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd.aio, torchetcd.metrics
+import torchetcd._registration, torchetcd._rendezvous.options
 assert not any(name == "torch" or name.startswith("torch.") for name in sys.modules)
 assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
 client = torchetcd.etcd.Client("localhost")

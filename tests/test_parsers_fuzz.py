@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from torchetcd import _address, etcd_rendezvous_backend
-from torchetcd._etcd_address import parse_addresses
-from torchetcd._etcd_errors import EtcdValueError
-from torchetcd._etcd_result import decode, encode, is_marker
-from torchetcd._etcd_txn import Conditions, end_of, split_path
-from torchetcd._params import PARAMETERS, parse_options
+from torchetcd._rendezvous import local_address, state_backend
+from torchetcd._rendezvous.options import PARAMETERS, parse_options
 from torchetcd._torchetcd import Client as NativeClient
+from torchetcd.etcd._addresses import parse_addresses
+from torchetcd.etcd._exceptions import EtcdValueError
+from torchetcd.etcd._results import decode, encode, is_marker
+from torchetcd.etcd._transactions import Conditions, end_of, split_path
 
 # The processes of a parallel run have to collect the same names: they share an id, which is new each time.
 _RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
@@ -100,7 +100,7 @@ class TestEndpoints:
     def test_of_the_backend(self, cases: list[random.Random]) -> None:
         for rng in cases:
             endpoint = text(rng)
-            found = check(ValueError, etcd_rendezvous_backend._parse_endpoint, endpoint)
+            found = check(ValueError, state_backend._parse_endpoint, endpoint)
             assert found is None or (found[0] in ("", "http", "https") and 0 <= found[2] <= 65535)
 
     def test_of_the_local_address(
@@ -108,11 +108,11 @@ class TestEndpoints:
     ) -> None:
         """Never an error: it is a guess."""
         # Nothing is resolved: a name server would be asked for each of them.
-        monkeypatch.setattr(_address.socket, "getaddrinfo", lambda *_a, **_k: [])
+        monkeypatch.setattr(local_address.socket, "getaddrinfo", lambda *_a, **_k: [])
         for rng in cases:
             endpoint = text(rng)
             for address in parse_addresses_or_none(endpoint):
-                assert _address.local_address([address])
+                assert local_address.local_address([address])
 
 
 def parse_addresses_or_none(endpoint: str) -> list[str]:

@@ -18,9 +18,9 @@ from aio_helpers import connected
 from conftest import eventually
 from rendezvous_helpers import TTL, NodeError, Run, join_all
 from store_helpers import opened
-from torchetcd._etcd_txn import get_below
 from torchetcd.aio import RunInUseError
 from torchetcd.etcd import Client, EtcdException, EtcdNoSpace
+from torchetcd.etcd._transactions import get_below
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError

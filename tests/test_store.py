@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from store_helpers import Proxy, compact, in_background, opened, seconds
 from torchetcd import metrics
-from torchetcd._etcd_txn import get_below
 from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd._transactions import get_below
 from torchetcd.etcd_store import (
     EtcdStore,
     StoreConnectionError,

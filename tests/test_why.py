@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from run_values import NOW, final, members, node, run, workers
-from torchetcd._closed import SHUTDOWN
-from torchetcd._missing import Departed, still_needed
-from torchetcd._sequences import absent, compact, expand
-from torchetcd._why import explain
-from torchetcd._words import duration
-from torchetcd.aio._model import Closed, Denial, RoundRecord
+from torchetcd._closed_run import SHUTDOWN
+from torchetcd._phrasing import duration
+from torchetcd._run_model import Closed, Denial, RoundRecord
+from torchetcd.diagnosis._absence import Departed, still_needed
+from torchetcd.diagnosis._explanation import explain
+from torchetcd.diagnosis._host_lists import absent, compact, expand
 
 
 def gone(host: str, rank: int, **other):

@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 from rendezvous_helpers import Node  # noqa: E402 - found by the line above
 from rendezvous_helpers import Run as Nodes  # noqa: E402
 from torchetcd import aio  # noqa: E402
-from torchetcd._missing import departed  # noqa: E402
-from torchetcd._why import explain  # noqa: E402
-from torchetcd.cli._render import details, screen  # noqa: E402
-from torchetcd.cli._sentences import sentence  # noqa: E402
-from torchetcd.cli._timeline import as_html  # noqa: E402
-from torchetcd.cli._timeline_png import as_png  # noqa: E402
+from torchetcd.cli.timeline.html import as_html  # noqa: E402
+from torchetcd.cli.timeline.png import as_png  # noqa: E402
+from torchetcd.cli.views.event_text import sentence  # noqa: E402
+from torchetcd.cli.views.run_tables import details, screen  # noqa: E402
+from torchetcd.diagnosis._absence import departed  # noqa: E402
+from torchetcd.diagnosis._explanation import explain  # noqa: E402
 from torchetcd.etcd_server import EtcdServer  # noqa: E402
 
 RUN = "train-7b"

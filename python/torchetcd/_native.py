@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torchetcd._lifecycle  # noqa: F401 - ends the native threads
+import torchetcd._at_exit  # noqa: F401 - ends the native threads
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import (

@@ -13,8 +13,8 @@ from weakref import WeakSet
 from torch.distributed import Store
 
 from torchetcd import _native
-from torchetcd._bytes import Data, all_as_bytes, as_bytes
-from torchetcd._errors import (
+from torchetcd._store_data import Data, all_as_bytes, as_bytes
+from torchetcd.errors import (
     MemberLostError,
     QueueEmptyError,
     StoreConnectionError,

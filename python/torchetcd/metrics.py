@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torchetcd import _counts
+from torchetcd import _run_counts
 from torchetcd._environment import METRICS_PORT
 from torchetcd._version import version
 
@@ -130,7 +130,7 @@ def _histogram(bounds: Iterable[float], classes: list[int], seconds: float) -> d
 
 
 def _values() -> dict[str, dict[tuple[str, ...], Any]]:
-    native = _counts.native()
+    native = _run_counts.native()
     values: dict[str, dict[tuple[str, ...], Any]] = {metric.name: {} for metric in METRICS}
     values["build_info"][version(),] = 1
     for rpc, calls in native["rpcs"].items():
@@ -138,9 +138,9 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
             values["rpcs"][rpc, result] = number
         of_rpc = (native["bounds_s"], calls["classes"], calls["seconds"])
         values["rpc_duration_seconds"][rpc,] = of_rpc
-    for name, (group, _) in _counts.NATIVE.items():
+    for name, (group, _) in _run_counts.NATIVE.items():
         values[name] = {(label,): number for label, number in native[group].items()}
-    with _counts.barriers.all() as runs:
+    with _run_counts.barriers.all() as runs:
         for run_id, run in runs:
             for outcome, durations in run.barriers.items():
                 values["barrier_duration_seconds"][run_id, outcome] = _frozen(durations)
@@ -156,8 +156,8 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
     return values
 
 
-def _frozen(durations: _counts.Durations) -> tuple[tuple[float, ...], list[int], float]:
-    return _counts.BOUNDS_S, list(durations.classes), durations.seconds
+def _frozen(durations: _run_counts.Durations) -> tuple[tuple[float, ...], list[int], float]:
+    return _run_counts.BOUNDS_S, list(durations.classes), durations.seconds
 
 
 class Collector:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from torchetcd import _native
-from torchetcd._params import Options, make_client, parse_options
+from torchetcd._rendezvous.options import Options, make_client, parse_options
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvous
 from torchetcd.etcd_store import EtcdStore

@@ -3,10 +3,7 @@
 Importing it does not import torch.
 """
 
-from torchetcd.aio._client import Client
-from torchetcd.aio._errors import RunInUseError, RunNotFoundError, RunRecordError
-from torchetcd.aio._explaining import explain
-from torchetcd.aio._model import (
+from torchetcd._run_model import (
     Allowed,
     Closed,
     Denial,
@@ -29,7 +26,10 @@ from torchetcd.aio._model import (
     TimelineEvent,
     Waiting,
 )
-from torchetcd.aio._raw import (
+from torchetcd.aio._async_store import Store
+from torchetcd.aio._circumstances import explain
+from torchetcd.aio._client import Client
+from torchetcd.aio._raw_client import (
     Alarm,
     KeyValue,
     LeaseTime,
@@ -42,7 +42,7 @@ from torchetcd.aio._raw import (
     WatchBatch,
     WatchEvent,
 )
-from torchetcd.aio._store import Store
+from torchetcd.aio._run_errors import RunInUseError, RunNotFoundError, RunRecordError
 
 __all__ = [
     "Alarm",

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
 from torchetcd._environment import DEFAULT_PREFIX
-from torchetcd._etcd_address import Host
-from torchetcd.aio import _explaining, _operations, _reading, _timeline, _watching
-from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Event, Node, Run, Timeline
-from torchetcd.aio._raw import RawClient
+from torchetcd._run_model import Event, Node, Run, Timeline
+from torchetcd.aio import _circumstances, _history, _operations, _reading, _watching
+from torchetcd.aio._raw_client import RawClient
 from torchetcd.aio._records import plain
+from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client as EtcdClient
+from torchetcd.etcd._addresses import Host
 
 
 class Client:
@@ -139,9 +139,9 @@ class Client:
             expected: Who should be there, by host, `node_id` or infra rank, where that is known.
         """
         keys = RunKeys.of(run_id, prefix)
-        known = await _explaining.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
-        run = known.run if known.run is not None else _explaining.nothing(run_id, prefix)
-        return _explaining.explain(run, known.others, known.timeline, expected)
+        known = await _circumstances.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
+        run = known.run if known.run is not None else _circumstances.nothing(run_id, prefix)
+        return _circumstances.explain(run, known.others, known.timeline, expected)
 
     def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
@@ -162,7 +162,7 @@ class Client:
             RunNotFoundError: if neither etcd nor its history has anything of it.
         """
         keys = RunKeys.of(run_id, prefix)
-        return await _timeline.timeline(self.raw, keys, self._etcd.read_timeout or 60.0)
+        return await _history.timeline(self.raw, keys, self._etcd.read_timeout or 60.0)
 
     async def close_run(
         self,

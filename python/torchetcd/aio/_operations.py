@@ -13,14 +13,14 @@ import time
 from typing import Any
 
 from torchetcd import _native
-from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException, EtcdNoSpace
-from torchetcd._naming import called, denials_called
-from torchetcd.aio._errors import RunInUseError, RunRecordError
-from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Node, RoundRecord
-from torchetcd.aio._raw import KeyValue, RawClient
+from torchetcd._run_model import Node, RoundRecord
+from torchetcd.aio._raw_client import KeyValue, RawClient
 from torchetcd.aio._reading import not_found, read_view
 from torchetcd.aio._records import Control, control, denial, escaped_name, plain, round_record
+from torchetcd.aio._run_errors import RunInUseError, RunRecordError
+from torchetcd.aio._run_keys import RunKeys
+from torchetcd.diagnosis._node_names import called, denials_called
+from torchetcd.etcd._exceptions import PERMISSION_DENIED, EtcdException, EtcdNoSpace
 
 #: The default of the handler's parameter `run_ttl`, for a run's lease that is gone.
 _RUN_TTL_S = 7200

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torchetcd._etcd_errors import EtcdEventIndexCleared
-from torchetcd.aio._errors import RunNotFoundError
-from torchetcd.aio._keys import RunKeys, run_of, runs_start
-from torchetcd.aio._model import Node, Run
-from torchetcd.aio._raw import KeyValue, RawClient
-from torchetcd.aio._view import RunView
+from torchetcd._run_model import Node, Run
+from torchetcd.aio._raw_client import KeyValue, RawClient
+from torchetcd.aio._run_errors import RunNotFoundError
+from torchetcd.aio._run_keys import RunKeys, run_of, runs_start
+from torchetcd.aio._run_view import RunView
+from torchetcd.etcd._exceptions import EtcdEventIndexCleared
 
 #: So many requests of one call are under way at the same time.
 AT_ONCE = 64

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from torchetcd.aio._model import RESULTS, Denial, Node, NodeState, Result, RoundRecord
+from torchetcd._run_model import RESULTS, Denial, Node, NodeState, Result, RoundRecord
 
 #: The newest version of records that is understood.
 VERSION = 1
