@@ -27,8 +27,9 @@ from collections.abc import Iterator
 from report import Report, Row, arguments, median
 
 from torchetcd import aio
+from torchetcd._environment import DEFAULT_PREFIX
 from torchetcd._torchetcd import run_lease
-from torchetcd.aio._run_keys import DEFAULT_PREFIX, RunKeys
+from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from torchetcd._endpoints import parse_addresses
 from torchetcd._rendezvous import local_address, state_backend
 from torchetcd._rendezvous.options import PARAMETERS, parse_options
 from torchetcd._torchetcd import Client as NativeClient
-from torchetcd.etcd._addresses import parse_addresses
+from torchetcd._torchetcd import prefix_end
 from torchetcd.etcd._exceptions import EtcdValueError
 from torchetcd.etcd._results import decode, encode, is_marker
-from torchetcd.etcd._transactions import Conditions, end_of, split_path
+from torchetcd.etcd._transactions import Conditions, split_path
 
 # The processes of a parallel run have to collect the same names: they share an id, which is new each time.
 _RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
@@ -143,7 +144,7 @@ class TestKeys:
             key = decode(data).replace("\0", "/")
             path, base = split_path(key)
             assert base == path + b"/"
-            assert base < end_of(base)
+            assert base < prefix_end(base)
             assert base.startswith(b"/")
             marker = (data, data[:1], 1, 1, 1, 0)
             assert is_marker(marker) == (data.endswith(b"/") and not data[:1])

@@ -10,7 +10,7 @@ from torchetcd._phrasing import duration
 from torchetcd._run_model import Closed, Denial, RoundRecord
 from torchetcd.diagnosis._absence import Departed, still_needed
 from torchetcd.diagnosis._explanation import explain
-from torchetcd.diagnosis._host_lists import absent, compact, expand
+from torchetcd.diagnosis._host_lists import absent, compact_names, expand_names
 
 
 def gone(host: str, rank: int, **other):
@@ -114,7 +114,7 @@ class TestFirstRound:
 
 class TestExpected:
     def test_who_has_not_come(self) -> None:
-        text = explain(run(joined=workers(0, 1, 3)), expected=expand("worker-[0-3]"))
+        text = explain(run(joined=workers(0, 1, 3)), expected=expand_names("worker-[0-3]"))
         assert "Of the 4 that were expected, worker-2 has not come." in text
         assert "Probably" not in text
 
@@ -384,7 +384,7 @@ class TestSequences:
         ],
     )
     def test_compact(self, names: list[str], written: str) -> None:
-        assert compact(names) == written
+        assert compact_names(names) == written
 
     @pytest.mark.parametrize(
         ("text", "names"),
@@ -397,22 +397,22 @@ class TestSequences:
         ],
     )
     def test_expand(self, text: str, names: list[str]) -> None:
-        assert expand(text) == names
-        assert sorted(expand(compact(names).replace(", ", ","))) == sorted(names)
+        assert expand_names(text) == names
+        assert sorted(expand_names(compact_names(names).replace(", ", ","))) == sorted(names)
 
     @pytest.mark.parametrize(
         "text", ["", " ", ",", "a[", "a]", "a[1", "a[x]", "a[3-1]", "a[]", "a[1-]", "a[[1]]"]
     )
     def test_what_are_no_names(self, text: str) -> None:
         with pytest.raises(ValueError, match="expected names such as .* not "):
-            expand(text)
+            expand_names(text)
 
     @pytest.mark.parametrize(
         "text", ["n[0-99999999]", "n[0-99999]r[0-99999]", "n[0-60000],m[0-60000]"]
     )
     def test_too_many_names(self, text: str) -> None:
         with pytest.raises(ValueError, match="more than 100000 names"):
-            expand(text)
+            expand_names(text)
 
     @pytest.mark.parametrize(
         ("names", "missing", "found"),

@@ -6,7 +6,7 @@ clock of whoever wrote the record, durations are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal, TypeAlias
 
 NodeState: TypeAlias = Literal["joined", "member", "waiting", "spare", "missing"]
@@ -139,6 +139,15 @@ class Run:
     run_ttl: int | None = None
     #: How often it was closed and opened again.
     reopened: int = 0
+
+    @classmethod
+    def nothing(cls, run_id: str, prefix: str) -> Run:
+        """Make the run of which nothing is in etcd."""
+        known = {"id": run_id, "prefix": prefix, "state": "none"}
+        zero = {"revision": 0, "round": 0, "observed_at": 0.0}
+        lists = ("joined", "members", "waiting", "spares", "missing", "rounds", "denied")
+        unknown = {field.name: None for field in fields(cls) if field.default is MISSING}
+        return cls(**{**unknown, **dict.fromkeys(lists, ()), **zero, **known})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from torchetcd.etcd._exceptions import EtcdKeyNotFound
+from torchetcd.etcd import EtcdKeyNotFound
 
 if TYPE_CHECKING:
     from torch.distributed import Store

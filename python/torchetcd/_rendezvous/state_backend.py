@@ -18,6 +18,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from torchetcd._credentials import find_credentials
+from torchetcd._endpoints import refuse_credentials
 from torchetcd._environment import endpoint_or_default
 from torchetcd._key_names import run_segment
 from torchetcd._rendezvous.options import given_by_site
@@ -31,8 +32,6 @@ from torchetcd.etcd import (
     EtcdResult,
     as_client,
 )
-from torchetcd.etcd._addresses import refuse_credentials
-from torchetcd.etcd._exceptions import LEASE_NOT_FOUND
 from torchetcd.etcd_store import EtcdStore
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
                 if (mine := self._mine(value, lease, token)) is not None:
                     return mine
             except EtcdException as exc:
-                if exc.refusal != LEASE_NOT_FOUND:
+                if exc.refusal != "lease_not_found":
                     raise
                 # This process was stopped for longer than the lease lives.
                 renew = True

@@ -16,10 +16,10 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from torchetcd._closed_run import Closed, closed_text
+from torchetcd._endpoints import parse_addresses
 from torchetcd._environment import DEFAULT_PREFIX, PREFIX, endpoint_or_default
 from torchetcd._key_names import prefix_path
-from torchetcd.etcd._addresses import parse_addresses
-from torchetcd.etcd._exceptions import EtcdConnectionFailed, EtcdException
+from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import Rendezvous

@@ -16,18 +16,22 @@ from torchetcd._run_model import (
     Left,
     Lost,
     Node,
+    NodeState,
     Opened,
     Reopened,
+    Result,
     RoundRecord,
     Run,
     RunClosed,
+    RunState,
     Snapshot,
     Timeline,
     TimelineEvent,
     Waiting,
 )
+from torchetcd._store_data import Data
 from torchetcd.aio._async_store import Store
-from torchetcd.aio._circumstances import explain
+from torchetcd.aio._circumstances import Circumstances
 from torchetcd.aio._client import Client
 from torchetcd.aio._raw_client import (
     Alarm,
@@ -41,14 +45,19 @@ from torchetcd.aio._raw_client import (
     Watch,
     WatchBatch,
     WatchEvent,
+    prefix_end,
 )
 from torchetcd.aio._run_errors import RunInUseError, RunNotFoundError, RunRecordError
+from torchetcd.aio._run_keys import key_prefix
+from torchetcd.diagnosis import explain
 
 __all__ = [
     "Alarm",
     "Allowed",
+    "Circumstances",
     "Client",
     "Closed",
+    "Data",
     "Denial",
     "Denied",
     "Event",
@@ -63,16 +72,19 @@ __all__ = [
     "Member",
     "MemberStatus",
     "Node",
+    "NodeState",
     "Opened",
     "RangeResult",
     "RawClient",
     "Reopened",
+    "Result",
     "RoundRecord",
     "Run",
     "RunClosed",
     "RunInUseError",
     "RunNotFoundError",
     "RunRecordError",
+    "RunState",
     "Snapshot",
     "Store",
     "Timeline",
@@ -83,4 +95,6 @@ __all__ = [
     "WatchBatch",
     "WatchEvent",
     "explain",
+    "key_prefix",
+    "prefix_end",
 ]

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
+from torchetcd import _native
+from torchetcd._endpoints import Host
 from torchetcd._environment import DEFAULT_PREFIX
 from torchetcd._run_model import Event, Node, Run, Timeline
 from torchetcd.aio import _circumstances, _history, _operations, _reading, _watching
-from torchetcd.aio._raw_client import RawClient
+from torchetcd.aio._circumstances import Circumstances
+from torchetcd.aio._raw_client import LeaseTime, RawClient
 from torchetcd.aio._records import plain
 from torchetcd.aio._run_keys import RunKeys
+from torchetcd.diagnosis import explain
 from torchetcd.etcd import Client as EtcdClient
-from torchetcd.etcd._addresses import Host
 
 
 class Client:
@@ -138,10 +141,27 @@ class Client:
             prefix: Where it is.
             expected: Who should be there, by host, `node_id` or infra rank, where that is known.
         """
+        known = await self.circumstances(run_id, prefix)
+        run = known.run or Run.nothing(run_id, prefix)
+        return explain(run, known.others, known.timeline, expected)
+
+    async def circumstances(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> Circumstances:
+        """Return a run with what `torchetcd.diagnosis` needs besides to explain it.
+
+        It asks for the run, and where nodes lack for its history and for other runs that may have them,
+        no longer than a few seconds.
+
+        Args:
+            run_id: The run; there may be none.
+            prefix: Where it is.
+        """
         keys = RunKeys.of(run_id, prefix)
-        known = await _circumstances.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
-        run = known.run if known.run is not None else _circumstances.nothing(run_id, prefix)
-        return _circumstances.explain(run, known.others, known.timeline, expected)
+        return await _circumstances.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
+
+    async def run_lease(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> LeaseTime | None:
+        """Return the time that is left to the run's own lease, which ends its keys; `None` without one."""
+        lease = _native.run_lease(RunKeys.of(run_id, prefix).base)
+        return await self.raw.lease_time_to_live(lease)
 
     def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.

@@ -31,8 +31,8 @@ from torchetcd.aio._raw_client import KeyValue, RawClient
 from torchetcd.aio._reading import ask_last_call, not_found, read_view
 from torchetcd.aio._run_keys import RunKeys
 from torchetcd.aio._run_view import RunView
-from torchetcd.diagnosis._node_names import denied_as
-from torchetcd.etcd._exceptions import EtcdConnectionFailed, EtcdEventIndexCleared
+from torchetcd.diagnosis import denied_as
+from torchetcd.etcd import EtcdConnectionFailed, EtcdEventIndexCleared
 
 #: etcd sends a watch that begins in the past what there is ten times a second, a thousand revisions at
 #: a time, and does not say when that was all. So long nothing must come once all is there that can be seen.

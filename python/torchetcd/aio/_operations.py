@@ -14,13 +14,13 @@ from typing import Any
 
 from torchetcd import _native
 from torchetcd._run_model import Node, RoundRecord
-from torchetcd.aio._raw_client import KeyValue, RawClient
+from torchetcd.aio._raw_client import KeyValue, RawClient, prefix_end
 from torchetcd.aio._reading import not_found, read_view
 from torchetcd.aio._records import Control, control, denial, escaped_name, plain, round_record
 from torchetcd.aio._run_errors import RunInUseError, RunRecordError
 from torchetcd.aio._run_keys import RunKeys
-from torchetcd.diagnosis._node_names import called, denials_called
-from torchetcd.etcd._exceptions import PERMISSION_DENIED, EtcdException, EtcdNoSpace
+from torchetcd.diagnosis import denials_called, nodes_called
+from torchetcd.etcd import EtcdException, EtcdNoSpace
 
 #: The default of the handler's parameter `run_ttl`, for a run's lease that is gone.
 _RUN_TTL_S = 7200
@@ -146,7 +146,7 @@ async def evict(  # noqa: PLR0913 - as `Client.evict`
     denied: set[str] = set()
     while True:
         view = await read_view(raw, keys)
-        found = called(view.placed().alive().values(), name)
+        found = nodes_called(view.placed().alive().values(), name)
         # Who has not come yet is denied as it is called here.
         new = [each for each in found or (name,) if each not in denied]
         if not deny or not new:
@@ -204,7 +204,7 @@ async def allow(raw: RawClient, keys: RunKeys, name: str) -> tuple[str, ...]:
 async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
     """Delete all of a run and return how many keys there were."""
     base = keys.base.encode()
-    end = base[:-1] + b"0"
+    end = prefix_end(base)
     deleted = 0
     while True:
         view = await read_view(raw, keys)
@@ -234,7 +234,7 @@ async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
         try:
             await raw.lease_revoke(_run_lease(keys))
         except EtcdException as exc:
-            if exc.refusal != PERMISSION_DENIED:
+            if exc.refusal != "permission_denied":
                 raise
             # A role may not end leases of keys that it may not write: this one runs out by itself.
     return deleted

@@ -27,6 +27,11 @@ class KeyValue(NamedTuple):
     lease: int
 
 
+def prefix_end(prefix: bytes) -> bytes:
+    """Return the end of the range of all keys that begin with a prefix."""
+    return _native.prefix_end(prefix)
+
+
 class RangeResult(NamedTuple):
     """What a range held at a revision."""
 

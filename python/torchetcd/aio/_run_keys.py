@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from torchetcd._environment import DEFAULT_PREFIX
 from torchetcd._key_names import prefix_path, run_segment
+from torchetcd.aio._raw_client import prefix_end
 
 #: Longer names of nodes are nobody's (src/rendezvous/denied.rs).
 _LONGEST_NAME = 1024
@@ -45,8 +47,8 @@ class RunKeys:
 
     @property
     def end(self) -> bytes:
-        """The key after the last one of that: "0" is the sign after "/"."""
-        return f"{self.base}rdzv/round0".encode()
+        """The key after the last one of that."""
+        return prefix_end(f"{self.base}rdzv/round/".encode())
 
     @property
     def control(self) -> bytes:
@@ -56,7 +58,8 @@ class RunKeys:
     @property
     def denials(self) -> tuple[bytes, bytes]:
         """The first key of the deny list, and the one after its last."""
-        return f"{self.base}rdzv/head/denied/".encode(), f"{self.base}rdzv/head/denied0".encode()
+        first = f"{self.base}rdzv/head/denied/".encode()
+        return first, prefix_end(first)
 
     def denied(self, name: str) -> bytes:
         """The record that keeps a host, node id or node out.
@@ -81,6 +84,15 @@ class RunKeys:
         return f"{self.base}rdzv/history/{number:016x}".encode()
 
 
+def key_prefix(run_id: str | None = None, prefix: str = DEFAULT_PREFIX) -> str:
+    """Return what all keys of a run begin with; without a run id, those of all runs below the prefix.
+
+    Raises:
+        ValueError: if the run id or the prefix cannot be one.
+    """
+    return prefix_path(prefix) if run_id is None else RunKeys.of(run_id, prefix).base
+
+
 def runs_start(prefix: str) -> bytes:
     """Return what the keys of all runs below the prefix begin with."""
     return f"{prefix_path(prefix)}run_".encode()
@@ -91,8 +103,7 @@ def run_of(key: bytes, start: bytes) -> tuple[str, bytes] | None:
     segment, slash, _ = key[len(start) :].partition(b"/")
     if not slash or not key.startswith(start):
         return None
-    # "0" is the sign after "/".
-    after = start + segment + b"0"
+    after = prefix_end(start + segment + b"/")
     try:
         run_id = unquote(segment.decode(), errors="strict")
     except UnicodeDecodeError:

@@ -11,7 +11,7 @@ from torchetcd.aio._raw_client import RawClient
 from torchetcd.aio._reading import ask_last_call, read_view
 from torchetcd.aio._run_keys import RunKeys
 from torchetcd.aio._run_view import RunView
-from torchetcd.etcd._exceptions import EtcdEventIndexCleared
+from torchetcd.etcd import EtcdEventIndexCleared
 
 
 async def watch_run(raw: RawClient, keys: RunKeys) -> AsyncGenerator[Event, None]:

@@ -11,12 +11,12 @@ import click
 from click.core import ParameterSource
 
 from torchetcd import _environment
-from torchetcd._key_names import prefix_path, run_segment
+from torchetcd.aio import key_prefix
 from torchetcd.cli.completion import complete_run
 from torchetcd.cli.exit_codes import Failure
 from torchetcd.cli.target import Target
+from torchetcd.etcd import Client as EtcdClient
 from torchetcd.etcd import EtcdConnectionFailed
-from torchetcd.etcd._addresses import parse_addresses
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -44,7 +44,7 @@ class Seconds(click.FloatRange):
 
 def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
-        parse_addresses(value, 2379, "http")
+        EtcdClient(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     return value
@@ -52,7 +52,7 @@ def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> 
 
 def _prefix(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
-        prefix_path(value)
+        key_prefix(prefix=value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     return value
@@ -65,8 +65,8 @@ def check_run(run: str | None) -> str | None:
         click.BadParameter: if it cannot be one.
     """
     try:
-        if run is not None:
-            run_segment(run)
+        if run:
+            key_prefix(run)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     return run

@@ -12,9 +12,9 @@ import click
 
 from torchetcd._phrasing import count, listed, plain, some
 from torchetcd.aio import Client, Run, RunNotFoundError, RunRecordError
-from torchetcd.cli.commands.why import not_found
 from torchetcd.cli.exit_codes import ERROR, NOT_FOUND, OK, Failure
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import not_found
 from torchetcd.cli.target import Target
 from torchetcd.etcd import EtcdException
 

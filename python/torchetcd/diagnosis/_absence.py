@@ -6,11 +6,28 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._phrasing import duration, listed
-from torchetcd.diagnosis._host_lists import Absent, absent, compact, ranges
+from torchetcd.diagnosis._host_lists import Absent, absent, compact_names, ranges
 from torchetcd.diagnosis._node_names import KnownAs, in_a_sentence, its_lease, ranked, ways_to_name
 
 if TYPE_CHECKING:
     from torchetcd._run_model import Node, Run, Timeline
+
+
+class Missing(NamedTuple):
+    """Who is missing in a run, by all that is known of it."""
+
+    #: How many more nodes an open round needs before its last call; `None` if nobody says.
+    needed: int | None
+    #: Members of the last complete round that are gone, or alive but not back in the barrier.
+    members: tuple[Node, ...]
+    #: Nodes that came to this round and have gone again.
+    left: tuple[Node, ...]
+    #: Those that were expected by name and are not there.
+    not_come: tuple[str, ...]
+    #: Ranks of the infrastructure that no node has.
+    infra_ranks: tuple[int, ...]
+    #: Names that are lacking among those of the other nodes: a guess.
+    likely: tuple[str, ...]
 
 
 class Departed(NamedTuple):
@@ -59,6 +76,42 @@ def not_come(run: Run, expected: Iterable[str]) -> list[str]:
     return [name for name in expected if name not in known]
 
 
+def missing(run: Run, timeline: Timeline | None = None, expected: Sequence[str] = ()) -> Missing:
+    """Find out who is missing in a run.
+
+    Args:
+        run: The run.
+        timeline: What happened in the run: who came and went is in there.
+        expected: Who should be there, by host, `node_id` or infra rank.
+    """
+    left = departed(timeline) if timeline is not None else []
+    wanted, unknown = still_needed(run), _unknown(run)
+    if unknown > 0 or wanted is None:
+        unknown -= len(left)
+    infra_ranks: list[int] = []
+    likely: tuple[str, ...] = ()
+    if unknown > 0 and run.joined and not expected:
+        known = [*run.joined, *run.missing]
+        infra_ranks = _open_infra_ranks(known, unknown, needed=bool(wanted))
+        if not infra_ranks:
+            likely = _guess(known, unknown).names
+    return Missing(
+        needed=wanted,
+        members=run.missing,
+        left=tuple(gone.node for gone in left),
+        not_come=tuple(not_come(run, expected)),
+        infra_ranks=tuple(infra_ranks),
+        likely=likely,
+    )
+
+
+def _unknown(run: Run) -> int:
+    """Count those that lack and are no member of the last complete round."""
+    wanted = still_needed(run)
+    lacking = (run.max_nodes or 0) - len(run.joined) if wanted == 0 else wanted or 0
+    return lacking - len(run.missing)
+
+
 def _expected(run: Run, expected: Sequence[str]) -> list[str]:
     lacking = not_come(run, expected)
     if not lacking:
@@ -66,7 +119,7 @@ def _expected(run: Run, expected: Sequence[str]) -> list[str]:
     if len(lacking) == len(expected):
         return [f"None of the {len(expected)} that were expected is here under these names."]
     has = "has" if len(lacking) == 1 else "have"
-    return [f"Of the {len(expected)} that were expected, {compact(lacking)} {has} not come."]
+    return [f"Of the {len(expected)} that were expected, {compact_names(lacking)} {has} not come."]
 
 
 def who_is_missing(
@@ -92,9 +145,7 @@ def who_is_missing(
             f"{'agent has' if len(late) == 1 else 'agents have'} not stopped the workers of that round "
             "yet, or not noticed."
         )
-    wanted = still_needed(run)
-    unknown = (run.max_nodes or 0) - len(run.joined) if wanted == 0 else wanted or 0
-    unknown -= len(run.missing)
+    wanted, unknown = still_needed(run), _unknown(run)
     # Without a coordinator nobody says how many are needed, and the one that has gone may have been it.
     if left and (unknown > 0 or wanted is None):
         nodes = [gone.node for gone in left]
@@ -116,23 +167,32 @@ def _by_names(run: Run, unknown: int, *, needed: bool) -> list[str]:
     said = _by_infra_rank(known, unknown, needed=needed)
     if said:
         return [said]
-    for names in ways_to_name(known):
-        guess = absent(names, unknown)
-        if guess.names or guess.candidates:
-            return _guessed(guess, needed=needed)
+    guess = _guess(known, unknown)
+    if guess.names or guess.candidates:
+        return _guessed(guess, needed=needed)
     return [_not_known(run, unknown)] if needed else []
 
 
-def _by_infra_rank(known: list[Node], unknown: int, *, needed: bool) -> str | None:
+def _guess(known: list[Node], unknown: int) -> Absent:
+    guesses = (absent(names, unknown) for names in ways_to_name(known))
+    return next((guess for guess in guesses if guess.names or guess.candidates), Absent())
+
+
+def _open_infra_ranks(known: list[Node], unknown: int, *, needed: bool) -> list[int]:
+    """Return the ranks that nobody has; none where the ranks say nothing."""
     there = {node.infra_rank for node in known if node.infra_rank is not None}
     if len(there) < len(known):
+        return []
+    places = sorted(set(range(len(known) + unknown)) - there)
+    # There may be more of them than nodes that are missing.
+    return [] if needed and len(places) != unknown else places
+
+
+def _by_infra_rank(known: list[Node], unknown: int, *, needed: bool) -> str | None:
+    places = _open_infra_ranks(known, unknown, needed=needed)
+    if not places:
         return None
-    total = len(known) + unknown
-    places = sorted(set(range(total)) - there)
-    # With more places open than nodes missing the ranks say nothing.
-    if not places or (needed and len(places) != unknown):
-        return None
-    one = len(places) == 1
+    total, one = len(known) + unknown, len(places) == 1
     named = f"infra rank{'' if one else 's'} {ranges(places)}"
     if needed:
         return f"Missing {'is the node' if one else 'are the nodes'} with {named}."
@@ -144,8 +204,8 @@ def _guessed(guess: Absent, *, needed: bool) -> list[str]:
     if not needed:
         if not guess.names or guess.candidates:
             return []
-        return [f"By the names, {compact(guess.names)} could still come."]
-    parts = [compact(guess.names)] if guess.names else []
+        return [f"By the names, {compact_names(guess.names)} could still come."]
+    parts = [compact_names(guess.names)] if guess.names else []
     if guess.candidates:
         number = "one" if guess.more == 1 else str(guess.more)
         among = listed(guess.candidates, "or" if guess.more == 1 else "and")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torchetcd._closed_run import how_it_ended
 from torchetcd._phrasing import ago, clock, count, duration, listed, plain, some
-from torchetcd.diagnosis._absence import Departed, who_is_missing
-from torchetcd.diagnosis._host_lists import compact
+from torchetcd.diagnosis._absence import Departed, departed, who_is_missing
+from torchetcd.diagnosis._host_lists import compact_names
 from torchetcd.diagnosis._node_names import (
     denied_as,
     in_a_sentence,
@@ -22,16 +22,36 @@ from torchetcd.diagnosis._node_names import (
 from torchetcd.diagnosis._split_jobs import apart_from, said_of
 
 if TYPE_CHECKING:
-    from torchetcd._run_model import Closed, Node, Run
+    from torchetcd._run_model import Closed, Node, Run, Timeline
 
 
 def explain(
     run: Run,
     others: Sequence[Run] = (),
+    timeline: Timeline | None = None,
+    expected: Sequence[str] = (),
+) -> str:
+    """Say in one paragraph what a run waits for, or what else its state is.
+
+    Nothing is asked: `torchetcd.aio.Client.why` asks for all of these.
+
+    Args:
+        run: The run.
+        others: Other runs below the same prefix: some may have nodes of this one.
+        timeline: What happened in the run: who came and went is in there.
+        expected: Who should be there, by host, `node_id` or infra rank.
+    """
+    left = departed(timeline) if timeline is not None else []
+    return paragraph(run, others, left, expected)
+
+
+def paragraph(
+    run: Run,
+    others: Sequence[Run] = (),
     left: Sequence[Departed] = (),
     expected: Sequence[str] = (),
 ) -> str:
-    """Say in plain words what a run waits for, or what else its state is.
+    """Say it with those who came and went found already.
 
     Args:
         run: The run, as `torchetcd.aio.Client.describe` gives it.
@@ -102,7 +122,7 @@ def _here(run: Run) -> list[str]:
     ways = ways_to_name(run.joined)
     if ways and len(run.joined) > 1:
         # Whatever tells them apart, shortly: thousands of names fit into a line.
-        return [f"Those that have joined: {_shorten(compact(ways[0]))}."]
+        return [f"Those that have joined: {_shorten(compact_names(ways[0]))}."]
     named = in_a_sentence(run.joined)
     if len(run.joined) == 1:
         return [f"The only one that has joined is {named}."]

@@ -86,7 +86,7 @@ def _of_one_width(before: str, after: str, texts: list[str]) -> Iterator[Numbere
             yield Numbered(before, after, digits, tuple(sorted({int(text) for text in alike})))
 
 
-def compact(names: Iterable[str]) -> str:
+def compact_names(names: Iterable[str]) -> str:
     """Write names shortly: `worker-[0-5,7]`."""
     numbered, others = sequences(names)
     written = [
@@ -98,7 +98,7 @@ def compact(names: Iterable[str]) -> str:
     return ", ".join(written + others)
 
 
-def expand(text: str) -> list[str]:
+def expand_names(text: str) -> list[str]:
     """Read names as they are written shortly, by us or by Slurm: `node[01-04,07],login`.
 
     Raises:

@@ -75,13 +75,13 @@ def its_lease(nodes: Sequence[Node]) -> str:
 # --- whom a name means -------------------------------------------------------------------------------
 
 
-def everybody(run: Run) -> list[Node]:
+def present_nodes(run: Run) -> list[Node]:
     """Give all nodes of a run that are there."""
     late = [node for node in run.missing if node.alive]
     return [*run.joined, *run.members, *run.waiting, *run.spares, *late]
 
 
-def called(nodes: Iterable[Node], name: str) -> dict[str, list[Node]]:
+def nodes_called(nodes: Iterable[Node], name: str) -> dict[str, list[Node]]:
     """Find the nodes that a name means, sorted by what the deny list calls them.
 
     The first of these that anybody has: the id of a node, its `node_id`, its host, HOST:PID, and the host

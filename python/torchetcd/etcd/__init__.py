@@ -16,7 +16,7 @@ no directories and a TTL only on leases:
 - Keyword arguments that do not exist are a `TypeError`, where python-etcd ignored them.
 """
 
-from torchetcd.etcd._addresses import Host
+from torchetcd._endpoints import Host
 from torchetcd.etcd._client import Client, Lock, as_client
 from torchetcd.etcd._exceptions import (
     EtcdAlreadyExist,
@@ -39,6 +39,7 @@ from torchetcd.etcd._exceptions import (
     EtcdValueError,
     EtcdWatcherCleared,
     EtcdWatchTimedOut,
+    Refusal,
 )
 from torchetcd.etcd._results import EtcdResult
 
@@ -67,9 +68,10 @@ __all__ = [
     "EtcdWatcherCleared",
     "Host",
     "Lock",
+    "Refusal",
     "as_client",
 ]
 
-for _name in set(__all__) - {"Host"}:
+for _name in set(__all__) - {"Host", "Refusal"}:
     # Pickles and tracebacks name a class by its module: this is the one that programs know.
     globals()[_name].__module__ = __name__

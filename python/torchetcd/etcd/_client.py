@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchetcd import _native
 from torchetcd._credentials import Secret
-from torchetcd.etcd._addresses import Host, parse_addresses
+from torchetcd._endpoints import Host, parse_addresses
 from torchetcd.etcd._exceptions import (
-    PERMISSION_DENIED,
     EtcdException,
     EtcdInsufficientPermissions,
     EtcdKeyNotFound,
@@ -213,7 +212,7 @@ class Client(KeyOperations):
             return self._native.members(timeout)
         except EtcdInsufficientPermissions as exc:
             # Only the root user may list members. A wrong password is another matter.
-            if exc.refusal != PERMISSION_DENIED:
+            if exc.refusal != "permission_denied":
                 raise
             return self.endpoints
 

@@ -8,23 +8,29 @@ a JSON body, this is a dictionary with the same entries (`errorCode`, `message`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
-#: Values of `EtcdException.refusal` that are looked for.
-PERMISSION_DENIED = "permission_denied"
-LEASE_NOT_FOUND = "lease_not_found"
+#: Why etcd refused a request for good.
+Refusal: TypeAlias = Literal[
+    "lease_not_found",
+    "lease_exists",
+    "permission_denied",
+    "authentication_failed",
+    "too_large",
+    "no_space",
+    "corrupt",
+    "other",
+]
 
 
 class EtcdException(Exception):
     """Base class of everything that `torchetcd.etcd` raises about etcd.
 
     Attributes:
-        refusal: Why etcd refused a request for good: `lease_not_found`, `lease_exists`,
-            `permission_denied`, `authentication_failed`, `too_large`, `no_space`, `corrupt` or `other`;
-            `None` where it did not.
+        refusal: Why etcd refused a request for good, one of `Refusal`; `None` where it did not.
     """
 
-    refusal: str | None = None
+    refusal: Refusal | None = None
 
     def __init__(self, message: object = None, payload: Mapping[str, Any] | None = None) -> None:
         """Keep `payload` beside the message."""

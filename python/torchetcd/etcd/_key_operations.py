@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from torchetcd import _native
 from torchetcd.etcd._exceptions import (
     EtcdAlreadyExist,
     EtcdAmbiguous,
@@ -33,7 +34,6 @@ from torchetcd.etcd._results import EtcdResult, KeyValue, ResultFactory, decode,
 from torchetcd.etcd._transactions import (
     Conditions,
     Part,
-    end_of,
     get_below,
     get_key,
     nothing_below,
@@ -250,7 +250,7 @@ class KeyOperations:
         compares = conditions.compares(path)
         success = [get_key(path), ("delete", path, None)]
         if recursive:
-            success += [get_below(base, 1), ("delete", base, end_of(base))]
+            success += [get_below(base, 1), ("delete", base, _native.prefix_end(base))]
         elif not compares:
             compares = [("version", path, ">", 0)]
         done, revision, replies = self._txn(compares, success, [get_key(path), get_below(base, 2)])
@@ -274,7 +274,7 @@ class KeyOperations:
             # Still alone, that is without a key after it.
             alone = [
                 ("mod", base, "=", below[0][3]),
-                ("create", base + b"\0", "=", 0, end_of(base)),
+                ("create", base + b"\0", "=", 0, _native.prefix_end(base)),
             ]
             done, revision, _ = self._txn(alone, [("delete", base, None)], [])
         if not done:
@@ -322,7 +322,7 @@ class KeyOperations:
         begin, end = path or base, None
         if recursive:
             # Both the key itself and what is below it; siblings between the two are sorted out.
-            begin, end = (base if key.endswith("/") else path or base), end_of(base)
+            begin, end = (base if key.endswith("/") else path or base), _native.prefix_end(base)
         if not index:
             # Pinned down here, so that no change is missed however often the watch is renewed.
             index = self._txn([], [get_key(begin, limit=1)], [], timeout=timeout)[1] + 1

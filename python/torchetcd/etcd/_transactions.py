@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from torchetcd import _native
 from torchetcd.etcd._exceptions import EtcdValueError
 from torchetcd.etcd._results import KeyValue, decode, encode
 
@@ -78,12 +79,6 @@ def split_path(key: str) -> tuple[bytes, bytes]:
     return path, path + b"/"
 
 
-def end_of(prefix: bytes) -> bytes:
-    """Give the end of the range of all keys with this prefix."""
-    # A prefix ends in "/" here, and "0" is the next character.
-    return prefix[:-1] + b"0"
-
-
 def get_key(key: bytes, end: bytes | None = None, limit: int = 0) -> Part:
     """Read a key or range; all of it when `limit` is 0."""
     return ("get", key, end, limit, False, 0)
@@ -91,15 +86,15 @@ def get_key(key: bytes, end: bytes | None = None, limit: int = 0) -> Part:
 
 def get_below(base: bytes, limit: int = 0) -> Part:
     """Read what starts with `base`."""
-    return get_key(base, end_of(base), limit)
+    return get_key(base, _native.prefix_end(base), limit)
 
 
 def nothing_below(base: bytes) -> Part:
     """Compare: no key starts with `base`."""
     # A range without keys compares like a key that does not exist.
-    return ("create", base, "=", 0, end_of(base))
+    return ("create", base, "=", 0, _native.prefix_end(base))
 
 
 def something_below(base: bytes) -> Part:
     """Compare: some key starts with `base`."""
-    return ("version", base, ">", 0, end_of(base))
+    return ("version", base, ">", 0, _native.prefix_end(base))

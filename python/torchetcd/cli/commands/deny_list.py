@@ -10,10 +10,10 @@ import click
 
 from torchetcd._phrasing import count, listed, plain, some
 from torchetcd.aio import Client, Node, Run
-from torchetcd.cli.commands.why import describe
 from torchetcd.cli.completion import complete_run
 from torchetcd.cli.exit_codes import FINDINGS, OK
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import describe
 from torchetcd.cli.options import check_run, with_target
 from torchetcd.cli.output import documents, write_json
 from torchetcd.cli.several_runs import (
@@ -31,7 +31,7 @@ from torchetcd.cli.several_runs import (
 )
 from torchetcd.cli.target import Target
 from torchetcd.cli.views.event_text import who
-from torchetcd.diagnosis._node_names import called, close_names, everybody
+from torchetcd.diagnosis import close_names, nodes_called, present_nodes
 
 # More than anybody reads before an answer.
 _NAMED = 12
@@ -100,7 +100,7 @@ def evict(  # noqa: PLR0913 - options of a command
         runs = [each for each in choose(target, which) if each.state in ("open", "final")]
     else:
         runs = [wait(describe(target, run))]
-    found = {each.id: called(everybody(each), node) for each in runs}
+    found = {each.id: nodes_called(present_nodes(each), node) for each in runs}
     asked = _question(runs, node, found, deny=not no_deny)
     if asked:
         ask(target, asked, yes=yes)
@@ -187,7 +187,7 @@ def _together(found: Iterable[_Found]) -> _Found:
 
 
 def _nobody(runs: Sequence[Run], node: str) -> str:
-    close = close_names([one for run in runs for one in everybody(run)], node)
+    close = close_names([one for run in runs for one in present_nodes(run)], node)
     there = f" Close to it: {listed(close, 'or')}." if close else ""
     return f"No node of {some_runs(runs)} is called {plain(node)} at the moment.{there}"
 

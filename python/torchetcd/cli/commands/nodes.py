@@ -14,7 +14,7 @@ from torchetcd.cli.interruptible import wait
 from torchetcd.cli.options import with_target
 from torchetcd.cli.output import cell, document, emit, table, write_json
 from torchetcd.cli.target import Target
-from torchetcd.diagnosis._node_names import called, close_names, everybody
+from torchetcd.diagnosis import close_names, nodes_called, present_nodes
 
 _WHERE = {
     "joined": "in the barrier",
@@ -52,16 +52,16 @@ def nodes(target: Target, host: str | None) -> int:
     elif there:
         emit(_table(there))
     else:
-        print(_nobody(target, host, [node for run in runs for node in everybody(run)]))
+        print(_nobody(target, host, [node for run in runs for node in present_nodes(run)]))
     return OK
 
 
 def _meant(run: Run, host: str | None) -> list[Node]:
-    nodes = everybody(run)
+    nodes = present_nodes(run)
     return (
         nodes
         if host is None
-        else [node for those in called(nodes, host).values() for node in those]
+        else [node for those in nodes_called(nodes, host).values() for node in those]
     )
 
 

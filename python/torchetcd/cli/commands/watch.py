@@ -17,9 +17,9 @@ from rich.text import Text
 from torchetcd import aio
 from torchetcd._phrasing import clock, plain
 from torchetcd.aio import Event, Run, RunNotFoundError, Timeline
-from torchetcd.cli.commands.why import not_found
 from torchetcd.cli.exit_codes import OK, Failure
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import not_found
 from torchetcd.cli.options import run_argument, with_target
 from torchetcd.cli.output import console, document, emit, write_json, write_json_line
 from torchetcd.cli.target import Target

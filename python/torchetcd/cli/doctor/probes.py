@@ -8,20 +8,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from torchetcd import _native
-from torchetcd._key_names import prefix_path, run_segment
-from torchetcd.aio import Client, RawClient, Run, RunNotFoundError
+from torchetcd.aio import Client, RawClient, Run, RunNotFoundError, key_prefix, prefix_end
 from torchetcd.cli.doctor import certificates, server_metrics
 from torchetcd.cli.doctor.observations import Endpoint, Observations, Status
 from torchetcd.cli.target import Target
+from torchetcd.etcd import Client as EtcdClient
 from torchetcd.etcd import EtcdException, EtcdInsufficientPermissions
-from torchetcd.etcd._addresses import Address, parse_addresses
-from torchetcd.etcd._exceptions import PERMISSION_DENIED
 
 _T = TypeVar("_T")
 
 _READS, _WRITES = 30, 10
-_PORT = 2379
 # More than this would be a load, and no look.
 _LEASES = 64
 # No key is ever written so often.
@@ -38,9 +34,10 @@ async def observe(target: Target, run: str | None) -> Observations:
     Raises:
         click.UsageError: if an option is not valid.
     """
-    path = prefix_path(target.prefix) + ("" if run is None else f"run_{run_segment(run)}/")
+    path = key_prefix(run, target.prefix)
     client = target.client()  # also checks the options
-    addresses = parse_addresses(target.endpoint, _PORT, target.scheme)
+    # Clients of which only the address is used.
+    addresses = [EtcdClient(uri) for uri in client.endpoints]
     endpoints = await asyncio.gather(*(_endpoint(target, address, path) for address in addresses))
     seen = Observations(
         endpoints=tuple(endpoints),
@@ -56,11 +53,11 @@ async def observe(target: Target, run: str | None) -> Observations:
         return await _runs(client, target, run, seen)
 
 
-async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
-    seen = Endpoint(address.uri)
+async def _endpoint(target: Target, address: EtcdClient, path: str) -> Endpoint:
+    seen = Endpoint(address.base_uri)
     if address.protocol == "https":
         seen = await asyncio.to_thread(_server_certificate, seen, address, target)
-    async with target.client(address.uri) as client:
+    async with target.client(address.base_uri) as client:
         raw: RawClient = client.raw
         key = f"{path}torchetcd-doctor".encode()
         # Both at once: an endpoint that is not there takes the whole time for each.
@@ -69,7 +66,7 @@ async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
             _tried(_status(raw, target.timeout)),
         )
         if isinstance(read, EtcdInsufficientPermissions):
-            if read.refusal != PERMISSION_DENIED:
+            if read.refusal != "permission_denied":
                 return dataclasses.replace(seen, refused=str(read))
             seen = dataclasses.replace(seen, read_denied=True)
         elif read is not None and status is None:
@@ -88,7 +85,7 @@ async def _endpoint(target: Target, address: Address, path: str) -> Endpoint:
         return dataclasses.replace(seen, last_term=None if last is None else last.term)
 
 
-def _of_metrics(seen: Endpoint, status: Status, address: Address, target: Target) -> Endpoint:
+def _of_metrics(seen: Endpoint, status: Status, address: EtcdClient, target: Target) -> Endpoint:
     """Add what only etcd's page of metrics tells: changes of the leader, and the quota before etcd 3.6."""
     told = server_metrics.read(address, target)
     leaders, since = told.get(server_metrics.LEADERS), told.get(server_metrics.SINCE)
@@ -121,9 +118,10 @@ async def _status(raw: RawClient, timeout: float) -> Status:
 async def _reading(
     raw: RawClient, seen: Endpoint, key: bytes, path: str, timeout: float
 ) -> Endpoint:
-    end = path.encode()[:-1] + bytes([path.encode()[-1] + 1])
     try:
-        await raw.range(path.encode(), end, limit=1, keys_only=True, timeout=timeout)
+        await raw.range(
+            path.encode(), prefix_end(path.encode()), limit=1, keys_only=True, timeout=timeout
+        )
         times = await _timed(_READS, lambda: raw.range(key, limit=1, timeout=timeout))
     except EtcdInsufficientPermissions:
         return dataclasses.replace(seen, read_denied=True)
@@ -210,10 +208,7 @@ async def _runs(
 async def _unleased(client: Client, target: Target, runs: list[Run]) -> list[str]:
     """Find runs whose keys outlive all nodes: the lease that should end them is not there."""
     there = [run for run in runs if run.state in ("open", "final", "closed")]
-    paths = [f"{prefix_path(target.prefix)}run_{run_segment(run.id)}" for run in there]
-    leases = await asyncio.gather(
-        *(client.raw.lease_time_to_live(_native.run_lease(path)) for path in paths)
-    )
+    leases = await asyncio.gather(*(client.run_lease(run.id, target.prefix) for run in there))
     return [run.id for run, lease in zip(there, leases, strict=True) if lease is None]
 
 
@@ -235,7 +230,7 @@ def _client_certificate(seen: Observations, target: Target) -> Observations:
     return dataclasses.replace(seen, client_certificate_end=end)
 
 
-def _server_certificate(seen: Endpoint, address: Address, target: Target) -> Endpoint:
+def _server_certificate(seen: Endpoint, address: EtcdClient, target: Target) -> Endpoint:
     pair = (target.cert, target.key or target.cert) if target.cert else None
     try:
         end = certificates.end_of_server(address.host, address.port, target.timeout, pair)

@@ -9,7 +9,7 @@ import ssl
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING
 
-from torchetcd.etcd._addresses import Address
+from torchetcd.etcd import Client as EtcdClient
 
 if TYPE_CHECKING:
     from torchetcd.cli.target import Target
@@ -25,7 +25,7 @@ _LARGEST = 8 * 1024 * 1024
 _PATIENCE_S = 5.0
 
 
-def read(address: Address, target: Target) -> dict[str, float]:
+def read(address: EtcdClient, target: Target) -> dict[str, float]:
     """Read the page of the member at an endpoint, where it serves one there."""
     limit = min(target.timeout, _PATIENCE_S)
     try:

@@ -6,7 +6,7 @@ from torchetcd import aio
 from torchetcd._closed_run import how_it_ended
 from torchetcd._phrasing import count, plain
 from torchetcd.aio import Event, Node, Run
-from torchetcd.diagnosis._node_names import denied_as
+from torchetcd.diagnosis import denied_as
 
 
 def sentence(event: Event) -> str:

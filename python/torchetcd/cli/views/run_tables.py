@@ -12,9 +12,7 @@ from rich.text import Text
 from torchetcd._closed_run import how_it_ended
 from torchetcd._phrasing import ago, clock, count, duration, plain
 from torchetcd.cli.output import cell, heading, table
-from torchetcd.diagnosis._absence import still_needed
-from torchetcd.diagnosis._host_lists import compact
-from torchetcd.diagnosis._node_names import denied_as, share_a_host
+from torchetcd.diagnosis import compact_names, denied_as, share_a_host, still_needed
 
 if TYPE_CHECKING:
     from torchetcd.aio import Closed, Node, Run
@@ -341,4 +339,4 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _short(nodes: Sequence[Node]) -> str:
-    return compact(node.node_id or node.host for node in nodes)
+    return compact_names(node.node_id or node.host for node in nodes)

@@ -1,0 +1,1 @@
+"""Values that hold where nobody gives another one."""
