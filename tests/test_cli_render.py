@@ -37,8 +37,9 @@ from torchetcd.aio import (
     Waiting,
 )
 from torchetcd.cli.commands.watch import line_of
-from torchetcd.cli.timeline.html import as_html, as_table, notes
+from torchetcd.cli.timeline.html import as_html
 from torchetcd.cli.timeline.lanes import lanes_of, ticks
+from torchetcd.cli.timeline.table import as_table, notes
 from torchetcd.cli.views.event_text import sentence
 from torchetcd.cli.views.run_tables import age_of, details, screen, state_of, table_of_runs
 

@@ -15,15 +15,18 @@ from click.shell_completion import shell_complete
 from torchetcd._environment import DEBUG
 from torchetcd._version import version
 from torchetcd.cli.command_group import Group
+from torchetcd.cli.commands.close import close
 from torchetcd.cli.commands.deny_list import allow, evict
 from torchetcd.cli.commands.doctor import doctor
 from torchetcd.cli.commands.nodes import nodes
+from torchetcd.cli.commands.purge import purge
+from torchetcd.cli.commands.reopen import reopen
 from torchetcd.cli.commands.runs import runs
 from torchetcd.cli.commands.serve import serve
 from torchetcd.cli.commands.show import show
-from torchetcd.cli.commands.steer import close, purge, reopen
+from torchetcd.cli.commands.timeline import timeline
 from torchetcd.cli.commands.wait import wait_command
-from torchetcd.cli.commands.watch import timeline, watch
+from torchetcd.cli.commands.watch import watch
 from torchetcd.cli.commands.why import why
 from torchetcd.cli.completion import VARIABLE, completion
 from torchetcd.cli.exit_codes import ERROR, INTERRUPTED, OK, USAGE, Failure

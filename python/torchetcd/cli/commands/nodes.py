@@ -11,6 +11,7 @@ from torchetcd._phrasing import ago, listed, plain
 from torchetcd.aio import Node, Run
 from torchetcd.cli.exit_codes import OK
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import list_runs
 from torchetcd.cli.options import with_target
 from torchetcd.cli.output import cell, document, emit, table, write_json
 from torchetcd.cli.target import Target
@@ -39,12 +40,7 @@ class _There(NamedTuple):
 @with_target
 def nodes(target: Target, host: str | None) -> int:
     """List the nodes of all runs, or the runs that a host is in."""
-
-    async def ask() -> list[Run]:
-        async with target.client() as client:
-            return await client.list_runs(prefix=target.prefix)
-
-    runs = wait(ask())
+    runs = wait(list_runs(target))
     there = [_There(run, node) for run in runs for node in _meant(run, host)]
     there.sort(key=lambda one: (one.node.host, one.run.id, one.node.pid))
     if target.json:

@@ -1,4 +1,4 @@
-"""The commands about what happens: `watch` as it does, `timeline` afterwards."""
+"""The command `watch`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,15 +15,12 @@ from rich.text import Text
 
 from torchetcd import aio
 from torchetcd._phrasing import clock, plain
-from torchetcd.aio import Event, Run, RunNotFoundError, Timeline
-from torchetcd.cli.exit_codes import OK, Failure
+from torchetcd.aio import Event, Run, RunNotFoundError
+from torchetcd.cli.exit_codes import OK
 from torchetcd.cli.interruptible import wait
-from torchetcd.cli.lookups import not_found
 from torchetcd.cli.options import run_argument, with_target
-from torchetcd.cli.output import console, document, emit, write_json, write_json_line
+from torchetcd.cli.output import console, document, write_json_line
 from torchetcd.cli.target import Target
-from torchetcd.cli.timeline.html import as_html, as_table
-from torchetcd.cli.timeline.png import as_png
 from torchetcd.cli.views.event_text import sentence
 from torchetcd.cli.views.run_tables import screen
 
@@ -133,54 +129,3 @@ def line_of(event: Event) -> dict[str, Any]:
     if isinstance(event, aio.Snapshot):
         fields["run"] = document(run)
     return fields
-
-
-@click.command(short_help="Tell what happened in a run, and when.")
-@run_argument
-@click.option(
-    "--html", metavar="FILE", type=click.Path(dir_okay=False), help="Draw it, into one HTML file."
-)
-@click.option(
-    "--png",
-    metavar="FILE",
-    type=click.Path(dir_okay=False),
-    help="Draw it, into a picture (needs torchetcd[plot]).",
-)
-@with_target
-def timeline(target: Target, run: str, html: str | None, png: str | None) -> int:
-    """Tell what happened in a run: who joined, left or was lost, and when.
-
-    It is made of etcd's own history, as far as that is not compacted; of what was before only the
-    completed rounds are known.
-    """
-    if html and png:
-        message = "Give --html or --png, not both."
-        raise click.UsageError(message)
-    found = wait(_timeline(target, run))
-    if html:
-        _write(html, as_html(found).encode())
-    elif png:
-        _write(png, as_png(found))
-    if target.json:
-        write_json({"timeline": document(found)})
-    elif html or png:
-        print(f"Wrote {html or png}.")
-    else:
-        emit(*as_table(found))
-    return OK
-
-
-async def _timeline(target: Target, run: str) -> Timeline:
-    async with target.client() as client:
-        try:
-            return await client.timeline(run, prefix=target.prefix)
-        except RunNotFoundError:
-            raise not_found(target, run) from None
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        Path(path).write_bytes(content)
-    except OSError as exc:
-        message = f"The file {path} cannot be written: {exc.strerror}."
-        raise Failure(message) from None

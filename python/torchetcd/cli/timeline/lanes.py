@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from torchetcd._phrasing import plain
@@ -161,3 +162,11 @@ def ticks(start: float, end: float, most: int = 8) -> list[float]:
 
 def _range(first: float, last: float) -> list[float]:
     return [first + offset for offset in range(int(last - first) + 1)] if last >= first else []
+
+
+def tick(at: float, *, long: bool) -> str:
+    """Write a time of the axis."""
+    told = datetime.fromtimestamp(at, timezone.utc)
+    if long:
+        return told.strftime("%m-%d %H:%M")
+    return told.strftime("%H:%M:%S") + (f".{int(at * 10) % 10}" if at % 1 else "")

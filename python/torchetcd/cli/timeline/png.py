@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torchetcd._phrasing import plain
 from torchetcd.cli.exit_codes import Failure
-from torchetcd.cli.timeline.html import notes, tick
-from torchetcd.cli.timeline.lanes import lanes_of, ticks
+from torchetcd.cli.timeline.lanes import lanes_of, tick, ticks
+from torchetcd.cli.timeline.table import notes
 
 if TYPE_CHECKING:
     from torchetcd.aio import Timeline

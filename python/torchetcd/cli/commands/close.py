@@ -1,4 +1,4 @@
-"""The commands that change runs as a whole: `close`, `reopen`, `purge`."""
+"""The command `close`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from torchetcd._phrasing import count, plain
+from torchetcd._phrasing import plain
 from torchetcd.aio import Client
 from torchetcd.cli.exit_codes import OK
-from torchetcd.cli.options import optional_run, run_argument, with_target
+from torchetcd.cli.options import optional_run, with_target
 from torchetcd.cli.output import write_json
 from torchetcd.cli.several_runs import (
     Which,
@@ -92,38 +92,3 @@ def _close_all(target: Target, which: Which, reason: str, by: str | None, *, yes
             if outcome.error is None:
                 print(_closed(outcome.run, changed=outcome.result))
     return failures(outcomes)
-
-
-@click.command()
-@run_argument
-@reason_option
-@by_option
-@with_target
-def reopen(target: Target, run: str, reason: str, by: str | None) -> int:
-    """Take the close of a run back: nodes can join its next round."""
-    changed = do(target, run, "reopen_run", reason=reason, by=by)
-    if target.json:
-        write_json({"run": run, "changed": changed})
-    elif changed:
-        print(f"Run '{plain(run)}' is open: nodes can join.")
-    else:
-        print(f"Run '{plain(run)}' was not closed: nothing was changed.")
-    return OK
-
-
-@click.command()
-@run_argument
-@click.option("--force", is_flag=True, help="Also while nodes are there, which then fail.")
-@yes_option
-@with_target
-def purge(target: Target, run: str, *, force: bool, yes: bool) -> int:
-    """Delete all that etcd has of a run."""
-    ask(target, f"Delete all that etcd has of run '{plain(run)}'?", yes=yes)
-    deleted = do(target, run, "purge", force=force)
-    if target.json:
-        write_json({"run": run, "deleted": deleted})
-    else:
-        number = deleted if isinstance(deleted, int) and not isinstance(deleted, bool) else None
-        what = "" if number is None else f" ({count(number, 'key')})"
-        print(f"Nothing of run '{plain(run)}' is left in etcd{what}.")
-    return OK
