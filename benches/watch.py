@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from report import Report, Row, arguments, median
 
 from torchetcd import aio
-from torchetcd._environment import DEFAULT_PREFIX
+from torchetcd._defaults import PREFIX
 from torchetcd._torchetcd import run_lease
 from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
@@ -44,7 +44,7 @@ class Barrier:
     def __init__(self, client: Client) -> None:
         self.run_id = uuid.uuid4().hex
         self._native = client._native
-        self._keys = RunKeys.of(self.run_id, DEFAULT_PREFIX)
+        self._keys = RunKeys.of(self.run_id, PREFIX)
         lease = run_lease(self._keys.base)
         self._native.lease_grant(3600, lease)
         control = {

@@ -13,6 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from certificates import Authority
 from torchetcd import _environment, process_group
+from torchetcd._defaults import GROUP_PREFIX
 from torchetcd._environment import VARIABLES
 from torchetcd._registration import register
 from torchetcd._rendezvous.options import make_client, parse_options
@@ -192,7 +193,7 @@ class TestSite:
 
     def test_groups_stay_apart(self, site: str) -> None:
         url = process_group.parse_url("etcd-v3://h/job?rank=0&world_size=1")
-        assert url.options.etcd_prefix == process_group.DEFAULT_PREFIX
+        assert url.options.etcd_prefix == GROUP_PREFIX
 
     def test_tls_protocol_and_timeout(
         self, environment: pytest.MonkeyPatch, certificate: tuple[str, str, str]

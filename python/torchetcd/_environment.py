@@ -12,11 +12,9 @@ from __future__ import annotations
 import logging
 import os
 
-_logger = logging.getLogger(__name__)
+from torchetcd import _defaults
 
-#: Where etcd and its keys are when nobody says it.
-DEFAULT_ENDPOINT = "localhost:2379"
-DEFAULT_PREFIX = "/torchelastic/p2p"
+_logger = logging.getLogger(__name__)
 
 #: What turns a switch on, and what leaves it off.
 ON = ("1", "true", "yes", "on")
@@ -61,7 +59,8 @@ class Variable:
 ENDPOINT = Variable(
     "TORCHETCD_ENDPOINT",
     _BOTH,
-    f"etcd's endpoints, for who gives no `--rdzv-endpoint` or `--endpoint`; `{DEFAULT_ENDPOINT}` without it.",
+    "etcd's endpoints, for who gives no `--rdzv-endpoint` or `--endpoint`; "
+    f"`{_defaults.ENDPOINT}` without it.",
 )
 PROTOCOL = Variable("TORCHETCD_PROTOCOL", _BOTH, "`protocol`: for endpoints that do not say it.")
 CA_CERT = Variable("TORCHETCD_CA_CERT", _BOTH, "`ca_cert`: the PEM file of the CA.")
@@ -153,4 +152,4 @@ def endpoint_or_default(given: str | None) -> tuple[str, str]:
         return given, "--rdzv-endpoint"
     if named := ENDPOINT.get():
         return named, ENDPOINT.name
-    return DEFAULT_ENDPOINT, ""
+    return _defaults.ENDPOINT, ""

@@ -16,12 +16,17 @@ def as_bytes(data: Data) -> bytes:
         TypeError: if it is neither text nor bytes.
     """
     if isinstance(data, str):
-        # As `list_keys` decodes keys that are no UTF-8.
+        # See `as_text`: keys may be no UTF-8.
         return data.encode("utf-8", "surrogateescape")
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     message = f"Keys and values must be str or bytes, not {type(data).__name__}."
     raise TypeError(message)
+
+
+def as_text(data: bytes) -> str:
+    """Return a key as `as_bytes` takes it."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def all_as_bytes(data: Iterable[Data]) -> list[bytes]:

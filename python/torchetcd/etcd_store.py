@@ -13,7 +13,7 @@ from weakref import WeakSet
 from torch.distributed import Store
 
 from torchetcd import _native
-from torchetcd._store_data import Data, all_as_bytes, as_bytes
+from torchetcd._store_data import Data, all_as_bytes, as_bytes, as_text
 from torchetcd.errors import (
     MemberLostError,
     QueueEmptyError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchetcd._torchetcd import Store as NativeStore
 
 __all__ = [
+    "Data",
     "EtcdStore",
     "MemberLostError",
     "QueueEmptyError",
@@ -265,7 +266,7 @@ class EtcdStore(Store):
 
     def list_keys(self) -> list[str]:
         """Return all keys, in no particular order, queues left out."""
-        return [key.decode("utf-8", "surrogateescape") for key in self._native.list_keys()]
+        return [as_text(key) for key in self._native.list_keys()]
 
     def queue_push(self, key: Data, value: Data) -> None:
         """Put a value at the end of a queue. Queues have names of their own, apart from keys.

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from torchetcd import _native
+from torchetcd._defaults import GROUP_PREFIX, JOIN_TIMEOUT_S
 from torchetcd._rendezvous.options import Options, make_client, parse_options
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvous
@@ -29,9 +30,6 @@ __all__ = ["GroupUrl", "register", "rendezvous"]
 
 _logger = logging.getLogger(__name__)
 
-#: Apart from torchrun's runs, so that a job may have the name of the run that its workers are of.
-DEFAULT_PREFIX = "/torchetcd/groups"
-_DEFAULT_TIMEOUT_S = 600
 #: What says that all ranks are taken, or which one twice and by whom.
 _CLAIMED = "claimed"
 
@@ -102,7 +100,7 @@ def parse_url(url: str) -> GroupUrl:
         raise _error(f"the name of the job is missing; expected {SCHEME}://{endpoints}/job")
     query = _query(parts.query)
     config: dict[str, str] = {name: query.pop(name) for name in _OPTIONS if name in query}
-    config.setdefault("etcd_prefix", DEFAULT_PREFIX)
+    config.setdefault("etcd_prefix", GROUP_PREFIX)
     if user:
         config["user"] = unquote(user)
     world_size = _whole("world_size", query.pop("world_size", None), least=1)
@@ -140,7 +138,7 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Etc
         # torch names no time where it wants a store for its RPC, which may be used beside a group.
         group = group._replace(job=f"{group.job}#rpc")
     if group.timeout_s is None:
-        group = group._replace(timeout_s=timeout.total_seconds() if timeout else _DEFAULT_TIMEOUT_S)
+        group = group._replace(timeout_s=timeout.total_seconds() if timeout else JOIN_TIMEOUT_S)
     node = _node(group)
     version, place, world_size = node.rendezvous_barrier()
     # Nobody listens here.
@@ -170,7 +168,7 @@ def _node(group: GroupUrl) -> EtcdRendezvous:
             group.job,
             group.world_size,
             group.world_size,
-            group.timeout_s or _DEFAULT_TIMEOUT_S,
+            group.timeout_s or JOIN_TIMEOUT_S,
             0,
             options=group.options,
         )
@@ -194,7 +192,7 @@ def _store(node: EtcdRendezvous, version: int, name: str, timeout: timedelta | N
 
 def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int, world_size: int) -> None:
     """Take a rank, and wait until all are taken: if two processes want one, nobody else may wait for them."""
-    timeout = timedelta(seconds=group.timeout_s or _DEFAULT_TIMEOUT_S)
+    timeout = timedelta(seconds=group.timeout_s or JOIN_TIMEOUT_S)
     # Two containers may have one name, and the same process in them.
     me = f"{node._name()}\n{secrets.token_hex(8)}"
     with _store(node, version, "ranks", timeout) as claims:

@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torchetcd import _environment
+from torchetcd import _defaults, _environment
 from torchetcd._credentials import Credentials, find_credentials
-from torchetcd._environment import DEFAULT_PREFIX, Variable, endpoint_or_default
+from torchetcd._environment import Variable, endpoint_or_default
 from torchetcd._rendezvous import torchrun_arguments
 from torchetcd._rendezvous.rank_source import (
     RANK_ORDERS,
@@ -97,7 +97,7 @@ def _any(_name: str, value: Any) -> Any:
 PARAMETERS = (
     Parameter(
         ("join_timeout", "timeout"),
-        600,
+        _defaults.JOIN_TIMEOUT_S,
         seconds(1),
         "Seconds within which a call of `next_rendezvous()` must succeed. An etcd that is not there yet when "
         "a handler is made is waited for as long. torchrun itself sets `timeout` to 900; `join_timeout` "
@@ -190,13 +190,13 @@ PARAMETERS = (
     ),
     Parameter(
         ("run_ttl",),
-        7200,
+        _defaults.RUN_TTL_S,
         seconds(SHORTEST_TTL_S, LEASES),
         "Seconds after which nothing of the run is left in etcd once its last node has gone.",
     ),
     Parameter(
         ("etcd_prefix",),
-        DEFAULT_PREFIX,
+        _defaults.PREFIX,
         text,
         "The prefix of everything that is kept in etcd.",
         _environment.PREFIX,
@@ -247,7 +247,7 @@ PARAMETERS = (
     ),
     Parameter(
         ("read_timeout",),
-        60,
+        _defaults.READ_TIMEOUT_S,
         fraction(0.1),
         "Seconds that a call to etcd outside of the barrier may take.",
         _environment.TIMEOUT,

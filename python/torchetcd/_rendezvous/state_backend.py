@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous.api import (
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend, Token
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from torchetcd import _defaults
 from torchetcd._credentials import find_credentials
 from torchetcd._endpoints import refuse_credentials
 from torchetcd._environment import endpoint_or_default
@@ -37,7 +38,6 @@ from torchetcd.etcd_store import EtcdStore
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-_DEFAULT_PORT = 2379
 # So much of the TTL may be gone when the lease is renewed; it counts in seconds. A renewal is a call
 # between the state's being read and its being written, in which another node can be first.
 _RENEW_AFTER = 0.01
@@ -67,7 +67,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
             least a second) less; two hours unless given.
     """
 
-    _DEFAULT_TTL = 7200
+    _DEFAULT_TTL = _defaults.RUN_TTL_S
 
     def __init__(
         self, client: Client, run_id: str, key_prefix: str | None = None, ttl: int | None = None
@@ -229,7 +229,9 @@ def _create_etcd_client(params: RendezvousParameters) -> Client:
     hosts = [_parse_endpoint(part) for part in endpoint.split(",")]
     by_site = given_by_site(params.config)
 
-    read_timeout = by_site.get("read_timeout") or params.get_as_int("read_timeout", 60)
+    read_timeout = by_site.get("read_timeout") or params.get_as_int(
+        "read_timeout", _defaults.READ_TIMEOUT_S
+    )
     if read_timeout is None or read_timeout <= 0:
         message = "The read timeout must be a positive integer."
         raise ValueError(message)
@@ -280,7 +282,7 @@ def _parse_endpoint(endpoint: str) -> tuple[str, str, int]:
     if separator and scheme not in ("http", "https"):
         message = f"The protocol of the rendezvous endpoint '{endpoint}' must be http or https."
         raise ValueError(message)
-    return scheme, *parse_rendezvous_endpoint(rest.removesuffix("/"), _DEFAULT_PORT)
+    return scheme, *parse_rendezvous_endpoint(rest.removesuffix("/"), _defaults.PORT)
 
 
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, Store]:

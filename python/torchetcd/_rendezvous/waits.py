@@ -15,9 +15,10 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
+from torchetcd import _defaults
 from torchetcd._closed_run import Closed, closed_text
 from torchetcd._endpoints import parse_addresses
-from torchetcd._environment import DEFAULT_PREFIX, PREFIX, endpoint_or_default
+from torchetcd._environment import PREFIX, endpoint_or_default
 from torchetcd._key_names import prefix_path
 from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
@@ -178,12 +179,12 @@ def why_command(run_id: str, endpoints: Sequence[str], prefix: str) -> str:
     command = ["torchetcd", "why", run_id]
     usual, _ = endpoint_or_default(None)
     try:
-        uris = [address.uri for address in parse_addresses(usual, 2379, "http")]
+        uris = [address.uri for address in parse_addresses(usual, _defaults.PORT, "http")]
     except ValueError:
         uris = []
     if list(endpoints) != uris:
         command += ["--endpoint", ",".join(endpoints)]
-    if prefix_path(prefix) != prefix_path(PREFIX.get() or DEFAULT_PREFIX):
+    if prefix_path(prefix) != prefix_path(PREFIX.get() or _defaults.PREFIX):
         command += ["--prefix", prefix]
     return shlex.join(command)
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from torchetcd import _native
-from torchetcd._store_data import Data, all_as_bytes, as_bytes
+from torchetcd._store_data import Data, all_as_bytes, as_bytes, as_text
 from torchetcd.aio._client import Client
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Store:
 
     async def list_keys(self) -> list[str]:
         """Return all keys, in no particular order, queues left out."""
-        return [key.decode("utf-8", "surrogateescape") for key in await self._native.list_keys()]
+        return [as_text(key) for key in await self._native.list_keys()]
 
     async def queue_push(self, key: Data, value: Data) -> None:
         """Put a value at the end of a queue."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from torchetcd._environment import DEFAULT_PREFIX
+from torchetcd._defaults import PREFIX
 from torchetcd._key_names import prefix_path, run_segment
 from torchetcd.aio._raw_client import prefix_end
 
@@ -84,7 +84,7 @@ class RunKeys:
         return f"{self.base}rdzv/history/{number:016x}".encode()
 
 
-def key_prefix(run_id: str | None = None, prefix: str = DEFAULT_PREFIX) -> str:
+def key_prefix(run_id: str | None = None, prefix: str = PREFIX) -> str:
     """Return what all keys of a run begin with; without a run id, those of all runs below the prefix.
 
     Raises:

@@ -125,14 +125,14 @@ class RunView:
                 return self._take_loss(kv.value)
             case ["head", "waiting"]:
                 # What the one that watches over the waiting nodes tells members. Their own records tell more.
-                record = _records.read(kv.value)
+                record = _records.read_record(kv.value)
                 if isinstance(record, str):
                     return record
-                known = _records.number(record, "count") is not None and kv.lease > 0
+                known = _records.number_field(record, "count") is not None and kv.lease > 0
                 return None if known else "is no count of those who wait"
             case ["head", "denied", segment]:
                 name = _records.escaped_name(segment)
-                denial = _records.denial(name, kv.value) if name else "names nobody"
+                denial = _records.denial_record(name, kv.value) if name else "names nobody"
                 if isinstance(denial, str):
                     return denial
                 self.denied[segment] = denial
@@ -153,29 +153,32 @@ class RunView:
         return "is none that torchetcd writes"
 
     def _take_control(self, value: bytes) -> str | None:
-        read = _records.control(value)
+        read = _records.control_record(value)
         self.control = read if isinstance(read, Control) else None
         self._unreadable = None if isinstance(read, Control) else read
         return self._unreadable
 
     def _take_loss(self, value: bytes) -> str | None:
-        record = _records.read(value)
+        record = _records.read_record(value)
         if isinstance(record, str):
             return record
-        round_, member = _records.number(record, "round"), _records.text(record, "member")
+        round_, member = (
+            _records.number_field(record, "round"),
+            _records.text_field(record, "member"),
+        )
         if round_ is None or member is None:
             return "is no record of a loss"
-        self._loss = (round_, _records.text(record, "attempt"), member)
+        self._loss = (round_, _records.text_field(record, "attempt"), member)
         return None
 
     def _take_coordinator(self, kv: KeyValue) -> str | None:
-        record = _records.read(kv.value)
+        record = _records.read_record(kv.value)
         if isinstance(record, str):
             return record
-        node = _records.node(record, f"{kv.lease:016x}", "joined") if kv.lease > 0 else None
+        node = _records.node_record(record, f"{kv.lease:016x}", "joined") if kv.lease > 0 else None
         if node is None:
             return "is no record of a coordinator"
-        limits = _records.count(record, "min"), _records.count(record, "max")
+        limits = _records.positive_field(record, "min"), _records.positive_field(record, "max")
         self._coordinator = (node, *limits)
         return None
 
@@ -190,16 +193,16 @@ class RunView:
             case ["member", attempt, name]:
                 return self._take_node(number, self._members[number, attempt], name, kv, "member")
             case ["roster", attempt, part]:
-                found = _records.roster(kv.value)
+                found = _records.roster_record(kv.value)
                 if isinstance(found, str):
                     return found
                 self._rosters[number, attempt][part] = found
                 return None
             case ["last_call"]:
-                record = _records.read(kv.value)
+                record = _records.read_record(kv.value)
                 if isinstance(record, str):
                     return record
-                lease = _records.number(record, "lease")
+                lease = _records.number_field(record, "lease")
                 if not lease:
                     return "names no lease"
                 self.last_calls[number] = lease
@@ -214,10 +217,10 @@ class RunView:
         # Its own, or it could outlive the node.
         if kv.lease != int(name, 16):
             return "is not under the lease of the node that it names"
-        record = _records.read(kv.value)
+        record = _records.read_record(kv.value)
         if isinstance(record, str):
             return record
-        node = _records.node(record, name, state)
+        node = _records.node_record(record, name, state)
         if node is None or (state == "member" and node.rank is None):
             return "is no record of a node"
         if state == "member":
@@ -453,7 +456,7 @@ class RunView:
             return None
         # First of all the one that everything depends on.
         first = self.keys.control if self._unreadable else min(self._strange)
-        shown = _records.plain(first.decode(errors="replace"))
+        shown = _records.one_line(first.decode(errors="replace"))
         others = len(self._strange) - 1
         more = f" ({others} more do not count either)" if others else ""
         return f"The key '{shown}' {self._strange[first]}{more}."

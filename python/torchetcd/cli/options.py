@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from torchetcd import _environment
+from torchetcd import _defaults, _environment
 from torchetcd.aio import key_prefix
 from torchetcd.cli.completion import complete_run
 from torchetcd.cli.exit_codes import Failure
@@ -81,7 +81,7 @@ _OPTIONS = (
         "-e",
         "--endpoint",
         envvar=_environment.ENDPOINT.name,
-        default=_environment.DEFAULT_ENDPOINT,
+        default=_defaults.ENDPOINT,
         show_default=True,
         metavar="HOST:PORT,...",
         callback=_endpoint,
@@ -121,7 +121,7 @@ _OPTIONS = (
     click.option(
         "--prefix",
         envvar=_environment.PREFIX.name,
-        default=_environment.DEFAULT_PREFIX,
+        default=_defaults.PREFIX,
         show_default=True,
         callback=_prefix,
         help="The parameter etcd_prefix of the runs. [TORCHETCD_PREFIX]",
@@ -155,7 +155,7 @@ def with_target(command: _Command) -> _Command:
                 raise
             message = (
                 f"{str(exc).rstrip('.')}; set --endpoint or TORCHETCD_ENDPOINT "
-                "(localhost:2379 is the default)."
+                f"({_defaults.ENDPOINT} is the default)."
             )
             raise Failure(message) from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from torchetcd import _environment
+from torchetcd import _defaults
 from torchetcd._credentials import find_credentials
 from torchetcd.aio import Client
 
@@ -62,8 +62,8 @@ class Target:
 def target_of(given: dict[str, Any], **other: Any) -> Target:
     """Make a target of some options; the others have their defaults."""
     usual = {
-        "endpoint": _environment.DEFAULT_ENDPOINT,
-        "prefix": _environment.DEFAULT_PREFIX,
+        "endpoint": _defaults.ENDPOINT,
+        "prefix": _defaults.PREFIX,
         "timeout": 10.0,
     }
     names = [field.name for field in dataclasses.fields(Target)]

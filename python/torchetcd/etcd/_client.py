@@ -6,7 +6,7 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torchetcd import _native
+from torchetcd import _defaults, _native
 from torchetcd._credentials import Secret
 from torchetcd._endpoints import Host, parse_addresses
 from torchetcd.etcd._exceptions import (
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("torchetcd.etcd")
 
-_DEFAULT_PORT = 2379
 # How long a client that is to connect at once may try. A wrong address should be known soon.
 _FIRST_CONTACT_S = 5.0
 
@@ -51,10 +50,10 @@ class Client(KeyOperations):
     def __init__(  # noqa: PLR0913, PLR0917 - python-etcd's signature
         self,
         host: Host = "127.0.0.1",
-        port: int = _DEFAULT_PORT,
+        port: int = _defaults.PORT,
         srv_domain: str | None = None,
         version_prefix: str = "/v3",
-        read_timeout: float = 60,
+        read_timeout: float = _defaults.READ_TIMEOUT_S,
         allow_redirect: bool = True,
         protocol: str = "http",
         cert: str | tuple[str, str] | None = None,
@@ -342,7 +341,7 @@ def as_client(obj: object) -> Client:
     others = [uri for uri in getattr(obj, "_machines_cache", ()) if isinstance(uri, str)]
     return Client(
         ",".join([f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}", *others]),
-        read_timeout=getattr(obj, "read_timeout", 60),
+        read_timeout=getattr(obj, "read_timeout", _defaults.READ_TIMEOUT_S),
         protocol=protocol,
         cert=(cert, key or cert) if cert else None,
         ca_cert=tls.get("ca_certs"),

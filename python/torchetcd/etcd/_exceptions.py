@@ -144,7 +144,7 @@ _CODES: dict[type[EtcdException], tuple[int, str]] = {
 _E = TypeVar("_E", bound=EtcdException)
 
 
-def refusal(kind: type[_E], cause: str, index: int = 0) -> _E:
+def v2_error(kind: type[_E], cause: str, index: int = 0) -> _E:
     """Make the exception that says about `cause` (mostly a key) what the v2 API said."""
     code, text = _CODES[kind]
     payload = {"errorCode": code, "message": text, "cause": cause, "index": index}

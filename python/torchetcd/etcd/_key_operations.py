@@ -28,7 +28,7 @@ from torchetcd.etcd._exceptions import (
     EtcdRootReadOnly,
     EtcdValueError,
     EtcdWatchTimedOut,
-    refusal,
+    v2_error,
 )
 from torchetcd.etcd._results import EtcdResult, KeyValue, ResultFactory, decode, encode, is_marker
 from torchetcd.etcd._transactions import (
@@ -117,7 +117,7 @@ class KeyOperations:
         kvs: list[KeyValue] = replies[0][0]
         factory = self._factory(revision)
         if not kvs and path:
-            raise refusal(EtcdKeyNotFound, decode(path), revision)
+            raise v2_error(EtcdKeyNotFound, decode(path), revision)
         exact = next((kv for kv in kvs if kv[0] == path or (listed and kv[0] == base)), None)
         if exact is not None and not is_marker(exact):
             return factory.leaf(exact, "get")
@@ -174,7 +174,7 @@ class KeyOperations:
             message = "Cannot create a directory with a value."
             raise EtcdException(message)
         if not path and not append:
-            raise refusal(EtcdRootReadOnly, "/")
+            raise v2_error(EtcdRootReadOnly, "/")
         conditions = Conditions.of(prevValue, prevIndex, prevExist)
         data = b"" if value is None else encode(value)
         with self._lease(ttl, lease) as granted:
@@ -210,10 +210,10 @@ class KeyOperations:
             _, revision, replies = self._txn([], [get_key(path), get_key(base)], [])
             found: list[KeyValue] = [*replies[0][0], *filter(is_marker, replies[1][0])]
             if not found:
-                raise refusal(EtcdKeyNotFound, decode(path), revision)
+                raise v2_error(EtcdKeyNotFound, decode(path), revision)
             kv = found[0]
             if mismatch := conditions.mismatch(kv):
-                raise refusal(EtcdCompareFailed, mismatch, revision)
+                raise v2_error(EtcdCompareFailed, mismatch, revision)
             if kv[5] and self._keep_alive(kv[5], seconds):
                 return self._result(kv, "update", revision)
             with self._lease(seconds, 0) as granted:
@@ -245,7 +245,7 @@ class KeyOperations:
         """
         path, base = split_path(key)
         if not path:
-            raise refusal(EtcdRootReadOnly, "/")
+            raise v2_error(EtcdRootReadOnly, "/")
         conditions = Conditions.of(prevValue, prevIndex)
         compares = conditions.compares(path)
         success = [get_key(path), ("delete", path, None)]
@@ -259,7 +259,7 @@ class KeyOperations:
             if not deleted and recursive:
                 deleted = replies[2][0]
             if not deleted:
-                raise refusal(EtcdKeyNotFound, decode(path), revision)
+                raise v2_error(EtcdKeyNotFound, decode(path), revision)
             return self._deleted(path, conditions, revision, deleted[0])
         below: list[KeyValue] = replies[1][0]
         if not dir or conditions.swaps or replies[0][0] or not below:
@@ -278,7 +278,7 @@ class KeyOperations:
             ]
             done, revision, _ = self._txn(alone, [("delete", base, None)], [])
         if not done:
-            raise refusal(EtcdDirNotEmpty, decode(path), revision)
+            raise v2_error(EtcdDirNotEmpty, decode(path), revision)
         return self._deleted(path, Conditions(), revision, below[0])
 
     # --- watching --------------------------------------------------------------------------------
@@ -385,12 +385,12 @@ class KeyOperations:
         """Say which condition failed, from what was at the path and below it."""
         (found, *_), (below, *_) = replies
         if (found or below) and conditions.exist is False:
-            return refusal(EtcdAlreadyExist, decode(path), revision)
+            return v2_error(EtcdAlreadyExist, decode(path), revision)
         if found and (mismatch := conditions.mismatch(found[0])):
-            return refusal(EtcdCompareFailed, mismatch, revision)
+            return v2_error(EtcdCompareFailed, mismatch, revision)
         if below:
-            return refusal(EtcdNotFile, decode(path), revision)
-        return refusal(EtcdKeyNotFound, decode(path), revision)
+            return v2_error(EtcdNotFile, decode(path), revision)
+        return v2_error(EtcdKeyNotFound, decode(path), revision)
 
     def _written(self, action: str, put: Part, revision: int, before: list[KeyValue]) -> EtcdResult:
         _, key, value, lease = put
@@ -424,7 +424,7 @@ class KeyOperations:
         put = ("put", base, b"", lease)
         look = [get_key(path), get_below(base, 1)]
         if conditions.swaps:
-            raise refusal(EtcdNotFile, decode(path))
+            raise v2_error(EtcdNotFile, decode(path))
         if conditions.exist:
             compares, success = [something_below(base)], [get_key(base), put]
         else:
@@ -435,7 +435,7 @@ class KeyOperations:
         if done:
             return self._written(conditions.action, put, revision, replies[0][0])
         if conditions.exist and replies[0][0]:
-            raise refusal(EtcdNotDir, decode(path), revision)
+            raise v2_error(EtcdNotDir, decode(path), revision)
         raise self._why_not(path, conditions, revision, replies)
 
     def _append(self, path: bytes, data: bytes, dir: bool, lease: int) -> EtcdResult:
@@ -444,7 +444,7 @@ class KeyOperations:
         _, revision, (reply,) = self._txn([], [get_key(key, limit=1)], [])
         while True:
             if path and reply[0]:
-                raise refusal(EtcdNotDir, decode(path), revision)
+                raise v2_error(EtcdNotDir, decode(path), revision)
             # Revisions only grow, and the comparison refuses a name that does not sort last: so
             # names are in the order of their writes. Twenty digits hold any revision.
             name = path + b"/%020d" % (revision + 1)
