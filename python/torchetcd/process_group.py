@@ -13,14 +13,13 @@ import os
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from torchetcd import _native
-from torchetcd._defaults import GROUP_PREFIX, JOIN_TIMEOUT_S
-from torchetcd._rendezvous.options import Options, make_client, parse_options
+from torchetcd._defaults import JOIN_TIMEOUT_S
+from torchetcd._rendezvous.group_url import GroupUrl, parse_url
+from torchetcd._rendezvous.options import make_client
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvous
 from torchetcd.etcd_store import EtcdStore
@@ -33,41 +32,9 @@ _logger = logging.getLogger(__name__)
 #: What says that all ranks are taken, or which one twice and by whom.
 _CLAIMED = "claimed"
 
-#: Those of the handler's parameters that mean something here. What is secret stays out of URLs.
-_OPTIONS = (
-    "protocol",
-    "ca_cert",
-    "cacert",
-    "ssl_cert",
-    "cert",
-    "ssl_cert_key",
-    "key",
-    "password_file",
-    "etcd_prefix",
-    "keep_alive_ttl",
-    "read_timeout",
-    "run_ttl",
-)
-_SECRETS = ("user", "username", "password", "passwd", "token")
-
 #: The node of each job that this process takes part in: it rejoins when a group is made again.
 #: With the process that made it: in a forked child it is the parent's.
 _nodes: dict[GroupUrl, tuple[int, EtcdRendezvous]] = {}
-
-
-class GroupUrl(NamedTuple):
-    """What a URL says, checked; `rank` of `None` leaves it to the order in which processes come."""
-
-    endpoints: str
-    job: str
-    rank: int | None
-    world_size: int
-    timeout_s: float | None
-    options: Options
-
-    def of_all_ranks(self) -> GroupUrl:
-        """Return what two groups of one process have in common."""
-        return self._replace(rank=None, timeout_s=None)
 
 
 def register() -> None:
@@ -77,45 +44,6 @@ def register() -> None:
     process.
     """
     register_schemes()
-
-
-def parse_url(url: str) -> GroupUrl:
-    """Read the URL of a process group; rank and world size may come from the environment.
-
-    Raises:
-        ValueError: in one sentence that says what is wrong, without what might be a password.
-    """
-    parts = urlsplit(url)
-    user, at, endpoints = parts.netloc.rpartition("@")
-    if parts.scheme != SCHEME:
-        raise _error(f"'{parts.scheme}' is not the scheme '{SCHEME}'")
-    if ":" in user:
-        raise _error(
-            "a password must not stand in it: give it by TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD"
-        )
-    if not endpoints or (at and not user):
-        raise _error(f"hosts of etcd are missing; expected {SCHEME}://host:2379/job")
-    job = unquote(parts.path.strip("/"))
-    if not job:
-        raise _error(f"the name of the job is missing; expected {SCHEME}://{endpoints}/job")
-    query = _query(parts.query)
-    config: dict[str, str] = {name: query.pop(name) for name in _OPTIONS if name in query}
-    config.setdefault("etcd_prefix", GROUP_PREFIX)
-    if user:
-        config["user"] = unquote(user)
-    world_size = _whole("world_size", query.pop("world_size", None), least=1)
-    rank = _whole("rank", query.pop("rank", None), least=0, needed=False)
-    timeout = _whole("timeout", query.pop("timeout", None), least=1, needed=False, inherited=False)
-    if query:
-        known = ", ".join(("rank", "world_size", "timeout", *_OPTIONS))
-        raise _error(f"'{next(iter(query))}' is not one of its options: {known}")
-    if world_size is None or (rank is not None and rank >= world_size):
-        raise _error(f"the rank must be 0 to {(world_size or 0) - 1}, not {rank}")
-    try:
-        options = parse_options(config)
-    except ValueError as exc:
-        raise _error(str(exc).rstrip(".")) from exc
-    return GroupUrl(endpoints, job, rank, world_size, timeout, options)
 
 
 def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[EtcdStore, int, int]]:
@@ -207,44 +135,6 @@ def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int, world
         node.leave()
         message = f"Two processes of the job '{group.job}' have rank {twice}: give each its own, or none any."
         raise RuntimeError(message)
-
-
-def _query(text: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
-    except ValueError:
-        raise _error("what follows the '?' must be option=value, joined by '&'") from None
-    query: dict[str, str] = {}
-    for name, value in pairs:
-        if name.lower() in _SECRETS:
-            raise _error(
-                f"'{name}' must not stand in what follows the '?': the user stands before the '@' or in "
-                "TORCHETCD_USER, the password in TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD"
-            )
-        if name in query:
-            raise _error(f"'{name}' is given twice")
-        query[name] = value
-    return query
-
-
-def _whole(
-    name: str, text: str | None, *, least: int, needed: bool = True, inherited: bool = True
-) -> int | None:
-    variable = name.upper()
-    where = f"'{name}'"
-    if text is None and inherited and os.environ.get(variable):
-        text, where = os.environ[variable], f"{variable} in the environment"
-    if text is None:
-        if needed:
-            raise _error(f"'{name}' is missing, and {variable} is not set in the environment")
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise _error(f"{where} must be a whole number, at least {least}, not {text!r}")
-    return int(text)
-
-
-def _error(reason: str) -> ValueError:
-    return ValueError(f"Error initializing torch.distributed using {SCHEME}://: {reason}.")
 
 
 register()
