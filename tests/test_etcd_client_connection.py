@@ -276,6 +276,14 @@ class TestExceptions:
         assert str(copied) == str(caught.value)
         assert copied.payload == caught.value.payload
 
+    @pytest.mark.parametrize("name", ["Client", "EtcdResult", "EtcdKeyNotFound", "as_client"])
+    def test_pickles_name_the_public_module(self, name: str) -> None:
+        """Whatever module of the package defines it."""
+        value = getattr(etcd, name)
+        pickled = pickle.dumps(value, protocol=2)
+        assert pickled.startswith(b"\x80\x02ctorchetcd.etcd\n")
+        assert pickle.loads(pickled) is value
+
 
 class TestResult:
     def test_from_v2_nodes(self) -> None:

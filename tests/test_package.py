@@ -123,7 +123,8 @@ def test_an_import_is_cheap() -> None:
     """No torch, no thread; and no thread either where a handler could be made."""
     source = """
 import sys, os
-import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd.aio, torchetcd.metrics
+import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd.aio
+import torchetcd.metrics, torchetcd.diagnosis, torchetcd.tracing
 import torchetcd._registration, torchetcd._rendezvous.options
 assert not any(name == "torch" or name.startswith("torch.") for name in sys.modules)
 assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")

@@ -13,7 +13,7 @@ import pytest
 from operator_helpers import describe
 from rendezvous_helpers import TTL, NodeError, Run, join_all
 from torchetcd import aio
-from torchetcd.diagnosis._explanation import explain
+from torchetcd.diagnosis import explain
 from torchrun_helpers import PATIENCE_S, Job
 
 HOST = os.uname().nodename

@@ -7,9 +7,10 @@ import pytest
 from run_values import NOW, final, members, node, run, workers
 from torchetcd._closed_run import SHUTDOWN
 from torchetcd._phrasing import duration
-from torchetcd._run_model import Closed, Denial, RoundRecord
+from torchetcd._run_model import Closed, Denial, RoundRecord, Run
+from torchetcd.diagnosis import missing
 from torchetcd.diagnosis._absence import Departed, still_needed
-from torchetcd.diagnosis._explanation import explain
+from torchetcd.diagnosis._explanation import paragraph as explain
 from torchetcd.diagnosis._host_lists import absent, compact_names, expand_names
 
 
@@ -237,6 +238,36 @@ class TestLaterRound:
         assert "No node coordinates it at the moment; another one takes over" in explain(found)
 
 
+class TestMissing:
+    """The same as values."""
+
+    def test_by_the_names(self) -> None:
+        found = missing(run(joined=workers(0, 1, 3)))
+        assert (found.needed, found.likely) == (1, ("worker-2",))
+        assert (found.members, found.left, found.not_come, found.infra_ranks) == ((), (), (), ())
+
+    def test_by_infra_ranks(self) -> None:
+        joined = tuple(node(f"h{rank}", infra_rank=rank) for rank in (0, 1, 3))
+        found = missing(run(joined=joined))
+        assert (found.infra_ranks, found.likely) == ((2,), ())
+
+    def test_by_record(self) -> None:
+        lost = gone("worker-3", 3)
+        found = missing(run(joined=workers(0, 1, 2), missing=(lost,), round=2))
+        assert (found.members, found.likely) == ((lost,), ())
+
+    def test_by_what_was_expected(self) -> None:
+        found = missing(run(joined=workers(0, 1, 3)), expected=["worker-1", "worker-2"])
+        assert (found.not_come, found.likely) == (("worker-2",), ())
+
+    @pytest.mark.parametrize("found", [final(), Run.nothing("my-job", "/p")])
+    def test_nobody(self, found: Run) -> None:
+        assert missing(found) == (None, (), (), (), (), ())
+
+    def test_a_run_that_is_not_there(self) -> None:
+        assert explain(Run.nothing("my-job", "/p")).startswith("There is nothing of run 'my-job'")
+
+
 class TestComplete:
     def test_all_there(self) -> None:
         assert explain(final()) == (
@@ -440,10 +471,10 @@ class TestSequences:
         for first in range(4):
             for present in range(1, 5):
                 names = [f"w{number}" for number in range(first, first + present)]
-                for missing in range(1, 4):
-                    guess = absent(names, missing)
+                for lacking in range(1, 4):
+                    guess = absent(names, lacking)
                     assert not {*guess.names, *guess.candidates} & set(names)
-                    assert len(guess.names) + guess.more in (0, missing)
+                    assert len(guess.names) + guess.more in (0, lacking)
                     assert guess.more <= len(guess.candidates)
 
 

@@ -28,8 +28,7 @@ from torchetcd.cli.timeline.html import as_html  # noqa: E402
 from torchetcd.cli.timeline.png import as_png  # noqa: E402
 from torchetcd.cli.views.event_text import sentence  # noqa: E402
 from torchetcd.cli.views.run_tables import details, screen  # noqa: E402
-from torchetcd.diagnosis._absence import departed  # noqa: E402
-from torchetcd.diagnosis._explanation import explain  # noqa: E402
+from torchetcd.diagnosis import explain  # noqa: E402
 from torchetcd.etcd_server import EtcdServer  # noqa: E402
 
 RUN = "train-7b"
@@ -75,7 +74,7 @@ def play(nodes: Nodes, endpoint: str, out: Path) -> None:
     nodes.await_joined(3)
     time.sleep(3)
     run, story = asyncio.run(_described(endpoint)), asyncio.run(_timeline(endpoint))
-    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, (), departed(story)))])
+    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, timeline=story))])
 
     first.append(start(2))
     for node in first:

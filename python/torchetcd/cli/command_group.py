@@ -76,9 +76,10 @@ def _shown(option: click.Option) -> click.Option:
     """Make an option that is only shown and told apart: the command checks it, and has its default."""
     kind = option.type
     choices = f"[{'|'.join(map(str, kind.choices))}]" if isinstance(kind, click.Choice) else None
+    variable = f"  [env var: {option.envvar}]" if option.envvar else ""
     return click.Option(
         option.opts,
-        help=option.help,
+        help=f"{option.help}{variable}",
         is_flag=option.is_flag or None,
         metavar=None if option.is_flag else option.metavar or choices or kind.name.upper(),
         expose_value=False,
