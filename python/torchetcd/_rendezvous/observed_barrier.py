@@ -47,7 +47,7 @@ def serve_metrics_if_asked() -> None:
     Kubernetes sets it to an address where a Service is named torchetcd-metrics.
     """
     if ports := METRICS_PORT.get():
-        from torchetcd import metrics  # noqa: PLC0415 - most agents do without
+        from torchetcd import metrics  # noqa: PLC0415 - heavy, and most agents do without
 
         try:
             if metrics.served_at() is None:

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from torchetcd._environment import PASSWORD, PASSWORD_FILE
-from torchetcd._worker_store.description import Description, write_description
+from torchetcd._worker_store.description import StoreDescription, write_description
 from torchetcd._worker_store.env_scheme import use_worker_store
 from torchetcd._worker_store.process import claim, this_process
 
@@ -60,7 +60,7 @@ def hand_over(
     options: Options, rdzv: EtcdRendezvous, version: int, master: RendezvousStoreInfo
 ) -> None:
     """Tell the workers that this process starts from now on to use the store of this round."""
-    description = Description(
+    description = StoreDescription(
         run_id=rdzv._run_id,
         round=version,
         endpoints=rdzv.client.endpoints,

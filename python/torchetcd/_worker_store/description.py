@@ -15,7 +15,7 @@ from torchetcd._worker_store.process import WORKER_STORE
 _VERSION = 2
 
 
-class Description:
+class StoreDescription:
     """Where a round's store for workers is. Never with a password: workers find it as agents do."""
 
     run_id: str
@@ -41,18 +41,18 @@ class Description:
 
     def __init__(self, **fields: object) -> None:
         # No NamedTuple: every agent imports this, and the class of one takes a millisecond to make.
-        if fields.keys() != Description.__annotations__.keys():
-            message = f"a description has the fields {', '.join(Description.__annotations__)}"
+        if fields.keys() != StoreDescription.__annotations__.keys():
+            message = f"a description has the fields {', '.join(StoreDescription.__annotations__)}"
             raise TypeError(message)
         vars(self).update(fields)
 
 
-def write_description(description: Description) -> None:
+def write_description(description: StoreDescription) -> None:
     """Put a description into the environment."""
     os.environ[WORKER_STORE] = json.dumps({"v": _VERSION, **vars(description)})
 
 
-def read_description() -> Description:
+def read_description() -> StoreDescription:
     """Read the description in the environment.
 
     Raises:
@@ -62,7 +62,7 @@ def read_description() -> Description:
     try:
         told = json.loads(text)
         version = told.pop("v")
-        described = Description(**told) if version == _VERSION else None
+        described = StoreDescription(**told) if version == _VERSION else None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as exc:
         message = f"{WORKER_STORE} is no description of a store, but {text[:80]!r}: unset it."
         raise ValueError(message) from exc

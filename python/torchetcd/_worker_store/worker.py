@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from torchetcd import _native
 from torchetcd._credentials import find_credentials
-from torchetcd._worker_store.description import Description, read_description
+from torchetcd._worker_store.description import StoreDescription, read_description
 from torchetcd._worker_store.process import claim, from_forkserver, in_round, this_process
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 _clients: dict[tuple[Any, ...], Client] = {}
 
 
-def of_this_worker(url: str = "env://") -> Description | None:
+def of_this_worker(url: str = "env://") -> StoreDescription | None:
     """Return what an agent has said to this process; `None` if it does not mean this group.
 
     Args:
@@ -47,7 +47,7 @@ def of_this_worker(url: str = "env://") -> Description | None:
     return described
 
 
-def _not_meant(described: Description, world_size: str) -> str | None:
+def _not_meant(described: StoreDescription, world_size: str) -> str | None:
     # What is asked here must have the same answer in all processes of a group: if some of them used a
     # TCPStore, they would never meet. So not the rank, which some workers may have changed among them.
     if not in_round(vars(described)):
@@ -64,7 +64,7 @@ def _not_meant(described: Description, world_size: str) -> str | None:
 
 
 def rendezvous(
-    described: Description, url: str, timeout: timedelta | None
+    described: StoreDescription, url: str, timeout: timedelta | None
 ) -> Iterator[tuple[EtcdStore, int, int]]:
     """Be torch's handler of `env://` on this store.
 
@@ -86,7 +86,7 @@ def rendezvous(
     raise RuntimeError(message)
 
 
-def _next_group(client: Client, described: Description, rank: int, world: int) -> str:
+def _next_group(client: Client, described: StoreDescription, rank: int, world: int) -> str:
     """Return the name of the part that the next group of this rank has for itself.
 
     torch names the keys of each default group alike, and with a TCPStore the last one's are gone. Each
@@ -97,7 +97,7 @@ def _next_group(client: Client, described: Description, rank: int, world: int) -
         return f"{world}/{groups.add(f'{world}/{rank}', 1) - 1}"
 
 
-def _client(described: Description) -> Client:
+def _client(described: StoreDescription) -> Client:
     user, password, password_file = find_credentials(described.user, None, described.password_file)
     known_by = (
         *(",".join(described.endpoints), described.read_timeout),
@@ -119,7 +119,7 @@ def _client(described: Description) -> Client:
 
 
 def _open(
-    client: Client, described: Description, name: str, timeout: timedelta | None
+    client: Client, described: StoreDescription, name: str, timeout: timedelta | None
 ) -> EtcdStore:
     """Open a part of the round's store."""
     prefix = f"{described.prefix}{name}/"

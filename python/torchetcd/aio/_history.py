@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from torchetcd._closed_run import how_it_ended
+from torchetcd._phrasing import count
 from torchetcd._run_model import (
     Allowed,
     Denied,
@@ -141,7 +142,9 @@ def _told(event: Event, view: RunView) -> TimelineEvent:  # noqa: PLR0911 - one 
         case Reopened(round=opened, why=why):
             return made.event("reopened", at, f"round {opened} was {why or 'reopened'}")
         case Final(round=completed, world=world):
-            return made.event("final", at, f"round {completed} was complete with {_nodes(world)}")
+            return made.event(
+                "final", at, f"round {completed} was complete with {count(world, 'node')}"
+            )
         case RunClosed(by=closer, reason=reason, text=text):
             why = how_it_ended(text, reason)
             return made.event("closed", at, f"the run was closed by {closer}: {why}")
@@ -191,10 +194,6 @@ def _name(node: Node) -> str:
     return f"{node.host} (pid {node.pid})"
 
 
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
-
-
 def _by(name: str | None) -> str:
     return f" by {name}" if name else ""
 
@@ -216,7 +215,7 @@ def _before(replayed: _Replayed, present: RunView) -> list[TimelineEvent]:
 
 def _of_record(past: RoundRecord, revision: int) -> list[TimelineEvent]:
     opened = f"round {past.round} was opened{_by(past.opened_by)}{_because(past.why)}"
-    final = f"round {past.round} was complete with {_nodes(past.world)}"
+    final = f"round {past.round} was complete with {count(past.world, 'node')}"
     return [
         _Maker(None, past.round).event("opened", past.opened_at, opened),
         _Maker(revision, past.round).event("final", past.completed_at, final),
