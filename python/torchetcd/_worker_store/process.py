@@ -13,7 +13,9 @@ import os
 import sys
 from typing import Any
 
-WORKER_STORE = "TORCHETCD_WORKER_STORE"
+from torchetcd import _environment
+
+WORKER_STORE = _environment.WORKER_STORE.name
 
 
 def this_process() -> str:

@@ -7,11 +7,12 @@ import asyncio
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from torchetcd._environment import COMPLETE
 from torchetcd.cli.exit_codes import OK, Failure
 from torchetcd.cli.interruptible import wait
 from torchetcd.cli.target import target_of
 
-VARIABLE = "_TORCHETCD_COMPLETE"
+VARIABLE = COMPLETE.name
 # Somebody waits at a prompt for it.
 _PATIENCE_S = 1.0
 _SHELLS = ("bash", "zsh", "fish")
