@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from conftest import eventually
-from torchetcd import etcd_server
+from torchetcd import _etcd_process as etcd_server
 from torchetcd.aio import Member, RawClient
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd

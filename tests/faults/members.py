@@ -21,7 +21,8 @@ from typing import Any
 
 from conftest import eventually
 from etcd_cluster import metric_text, read_metrics
-from torchetcd.etcd_server import _can_skip_fsync, find_binary
+from torchetcd._etcd_process import _can_skip_fsync
+from torchetcd.etcd_server import find_binary
 
 # Below the range from which Linux takes the ports of outgoing connections: nobody takes the port of a
 # member while it is down.

@@ -1,4 +1,4 @@
-"""A local etcd server for tests, examples and jobs on one machine."""
+"""An etcd server as a child process: found, started, watched until it is ready, and ended with its owner."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from typing import IO, Any, TextIO
 from torchetcd._environment import ETCD_BINARY
 from torchetcd.etcd import Client, EtcdException, EtcdInsufficientPermissions
 
-__all__ = ["EtcdServer", "find_binary", "find_free_port", "stop_etcd"]
-
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("torchetcd.etcd_server")
 
 _HOST = "localhost"
 _LOOPBACK = "127.0.0.1"
