@@ -244,7 +244,7 @@ class TestSite:
             clients.append(cert)
             raise ValueError("enough is known")
 
-        environment.setattr("torchetcd.aio.Client", client)
+        environment.setattr("torchetcd.cli.target.Client", client)
         environment.setenv("TORCHETCD_CERT", cert)
         environment.setenv("TORCHETCD_KEY", key)
         for options in ([], ["--cert", __file__], ["--cert", __file__, "--key", cert]):
