@@ -138,6 +138,9 @@ def _name_the_source(exc: click.UsageError) -> None:
     found = [name for name in names if os.environ.get(name)]
     if source is ParameterSource.ENVIRONMENT and found:
         exc.param_hint = found[0]
+    elif exc.param_hint is None and isinstance(exc.param, click.Option):
+        # The option alone: click would add its variable.
+        exc.param_hint = click.Parameter.get_error_hint(exc.param, exc.ctx)
 
 
 def _failed(message: str, code: int) -> int:
