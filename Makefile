@@ -275,6 +275,7 @@ verify-python: $(VENV)/.built
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/ruff check $(wildcard $(SOURCES))
 	$(BIN)/mypy
+	PYTHONPATH=python $(BIN)/lint-imports --no-cache
 	$(BIN)/python -m mypy.stubtest torchetcd._torchetcd --allowlist .stubtest-allowlist
 	$(BIN)/python tools/words.py
 

@@ -25,12 +25,13 @@ import uuid
 from collections.abc import Iterator
 
 from report import Report, Row, arguments, median
+from torchetcd.etcd_server import EtcdServer
 
 from torchetcd import aio
+from torchetcd._defaults import PREFIX
 from torchetcd._torchetcd import run_lease
-from torchetcd.aio._keys import DEFAULT_PREFIX, RunKeys
+from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
 
 LIMIT_S = 60
 PAUSE_S = 0.1
@@ -43,7 +44,7 @@ class Barrier:
     def __init__(self, client: Client) -> None:
         self.run_id = uuid.uuid4().hex
         self._native = client._native
-        self._keys = RunKeys.of(self.run_id, DEFAULT_PREFIX)
+        self._keys = RunKeys.of(self.run_id, PREFIX)
         lease = run_lease(self._keys.base)
         self._native.lease_grant(3600, lease)
         control = {

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 SCHEME = "etcd-v3"
-# As in `torchetcd._worker_process`.
+# As in `torchetcd._environment`.
 _WORKER_STORE = "TORCHETCD_WORKER_STORE"
 
 _logger = logging.getLogger("torchetcd")
@@ -68,8 +68,8 @@ def register_schemes() -> None:
         _registered.append(rendezvous)
     if os.environ.get(_WORKER_STORE):
         # Now, because what this process starts from here on must know that it is not meant.
-        _module("torchetcd._worker_process").claim()
-        _module("torchetcd._env_handler").use_worker_store()
+        _module("torchetcd._worker_store.process").claim()
+        _module("torchetcd._worker_store.env_scheme").use_worker_store()
 
 
 def _by_url(

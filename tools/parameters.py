@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from torchetcd._environment import VARIABLES
-from torchetcd._params import PARAMETERS
+from torchetcd._rendezvous.options import PARAMETERS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "parameters.md"
 

@@ -21,16 +21,16 @@ from rich.text import Text
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from torchetcd.etcd_server import EtcdServer  # noqa: E402
+
 from support.processes.nodes import Node  # noqa: E402 - found by the line above
 from support.processes.nodes import Run as Nodes  # noqa: E402
 from torchetcd import aio  # noqa: E402
-from torchetcd._missing import departed  # noqa: E402
-from torchetcd._why import explain  # noqa: E402
-from torchetcd.cli._render import details, screen  # noqa: E402
-from torchetcd.cli._sentences import sentence  # noqa: E402
-from torchetcd.cli._timeline import as_html  # noqa: E402
-from torchetcd.cli._timeline_png import as_png  # noqa: E402
-from torchetcd.etcd_server import EtcdServer  # noqa: E402
+from torchetcd.cli.timeline.html import as_html  # noqa: E402
+from torchetcd.cli.timeline.png import as_png  # noqa: E402
+from torchetcd.cli.views.event_text import sentence  # noqa: E402
+from torchetcd.cli.views.run_tables import details, screen  # noqa: E402
+from torchetcd.diagnosis import explain  # noqa: E402
 
 RUN = "train-7b"
 WIDTH, HEIGHT = 96, 26
@@ -77,7 +77,7 @@ def play(nodes: Nodes, endpoint: str, out: Path) -> None:
     nodes.await_joined(3)
     time.sleep(3)
     run, story = asyncio.run(_described(endpoint)), asyncio.run(_timeline(endpoint))
-    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, (), departed(story)))], NARROW)
+    draw(out / "why.svg", f"torchetcd why {RUN}", [Text(explain(run, timeline=story))], NARROW)
 
     first.append(start(2))
     for node in first:

@@ -6,6 +6,7 @@ Importing this package imports neither torch nor starts a thread.
 """
 
 from torchetcd._registration import register
+from torchetcd._version import version
 
 __all__ = ["__version__", "register"]
 
@@ -16,12 +17,4 @@ def __getattr__(name: str) -> str:
     if name != "__version__":
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    # Agents have no use for it, and most of what their import takes would be this one.
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
-
-    try:
-        found = version("torchetcd")
-    except PackageNotFoundError:  # run from a source tree
-        found = "0+unknown"
-    globals()["__version__"] = found
-    return found
+    return version()

@@ -12,11 +12,9 @@ from __future__ import annotations
 import logging
 import os
 
-_logger = logging.getLogger(__name__)
+from torchetcd import _defaults
 
-#: Where etcd and its keys are when nobody says it.
-DEFAULT_ENDPOINT = "localhost:2379"
-DEFAULT_PREFIX = "/torchelastic/p2p"
+_logger = logging.getLogger(__name__)
 
 #: What turns a switch on, and what leaves it off.
 ON = ("1", "true", "yes", "on")
@@ -61,7 +59,7 @@ class Variable:
 ENDPOINT = Variable(
     "TORCHETCD_ENDPOINT",
     _BOTH,
-    f"etcd's endpoints, without `--rdzv-endpoint` or `--endpoint`; by default `{DEFAULT_ENDPOINT}`.",
+    f"etcd's endpoints, without `--rdzv-endpoint` or `--endpoint`; by default `{_defaults.ENDPOINT}`.",
 )
 PROTOCOL = Variable("TORCHETCD_PROTOCOL", _BOTH, "`protocol`: for endpoints without a scheme.")
 CA_CERT = Variable("TORCHETCD_CA_CERT", _BOTH, "`ca_cert`: the PEM file of the CA.")
@@ -155,4 +153,4 @@ def endpoint_or_default(given: str | None) -> tuple[str, str]:
         return given, "--rdzv-endpoint"
     if named := ENDPOINT.get():
         return named, ENDPOINT.name
-    return DEFAULT_ENDPOINT, ""
+    return _defaults.ENDPOINT, ""

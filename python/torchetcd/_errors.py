@@ -1,7 +1,4 @@
-"""What stores and the rendezvous raise. Each is an error of torch's own too, so that its callers catch it.
-
-The native module looks these up by name.
-"""
+"""The definitions of `torchetcd.errors`, in the module in which the native half looks them up by name."""
 
 from __future__ import annotations
 

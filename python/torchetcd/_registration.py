@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchetcd._environment import OVERRIDE
 
@@ -45,15 +45,18 @@ def register(*, override: bool = False) -> None:
         override: Take over torch's names `etcd` and `etcd-v2` in any case. Otherwise only when
             python-etcd is not installed (torch's own cannot work then) or with TORCHETCD_OVERRIDE=1.
     """
-    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry  # noqa: PLC0415
-
-    rendezvous_handler_registry.register(BACKEND, create_handler)
+    _torchs_registry().register(BACKEND, create_handler)
     _take_over(explicit=override)
 
 
-def _take_over(*, explicit: bool) -> None:
-    from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry  # noqa: PLC0415
+def _torchs_registry() -> Any:
+    # Not from the package: torch may be in the middle of importing that, when it calls the entry point.
+    from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry  # noqa: PLC0415 - heavy
 
+    return rendezvous_handler_registry
+
+
+def _take_over(*, explicit: bool) -> None:
     names = " and ".join(f"'{name}'" for name in LEGACY_BACKENDS)
     if explicit:
         reason = "register(override=True) was called"
@@ -70,7 +73,7 @@ def _take_over(*, explicit: bool) -> None:
         )
         return
     # `register` refuses to replace a creator (torch `api.py`); there is no public way to do it.
-    registry = getattr(rendezvous_handler_registry, "_registry", None)
+    registry = getattr(_torchs_registry(), "_registry", None)
     if not isinstance(registry, dict):
         _logger.warning(
             "This torch lets nobody take over its rendezvous backends %s, so they stay its own: use '%s'.",

@@ -12,9 +12,9 @@ from weakref import WeakSet
 
 from torch.distributed import Store
 
-import torchetcd._lifecycle  # noqa: F401 - ends the native threads when the interpreter ends
-from torchetcd._bytes import Data, all_as_bytes, as_bytes
-from torchetcd._errors import (
+from torchetcd import _native
+from torchetcd._store_data import Data, all_as_bytes, as_bytes, as_text
+from torchetcd.errors import (
     MemberLostError,
     QueueEmptyError,
     StoreConnectionError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torchetcd._torchetcd import Store as NativeStore
 
 __all__ = [
+    "Data",
     "EtcdStore",
     "MemberLostError",
     "QueueEmptyError",
@@ -106,10 +107,8 @@ class EtcdStore(Store):
         Raises:
             TypeError: if the client is no client.
         """
-        from torchetcd._torchetcd import Store as NativeStore  # noqa: PLC0415 - starts threads
-
         client = as_client(etcd_client)
-        native = NativeStore(client._native, as_bytes(etcd_store_prefix))
+        native = _native.Store(client._native, as_bytes(etcd_store_prefix))
         self._begin(etcd_client, etcd_store_prefix, native, timeout)
 
     def _begin(
@@ -267,7 +266,7 @@ class EtcdStore(Store):
 
     def list_keys(self) -> list[str]:
         """Return all keys, in no particular order, queues left out."""
-        return [key.decode("utf-8", "surrogateescape") for key in self._native.list_keys()]
+        return [as_text(key) for key in self._native.list_keys()]
 
     def queue_push(self, key: Data, value: Data) -> None:
         """Put a value at the end of a queue. Queues have names of their own, apart from keys.

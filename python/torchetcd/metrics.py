@@ -13,9 +13,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torchetcd
-from torchetcd import _counts
+from torchetcd import _run_counts
 from torchetcd._environment import METRICS_PORT
+from torchetcd._version import version
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -130,17 +130,17 @@ def _histogram(bounds: Iterable[float], classes: list[int], seconds: float) -> d
 
 
 def _values() -> dict[str, dict[tuple[str, ...], Any]]:
-    native = _counts.native()
+    native = _run_counts.native()
     values: dict[str, dict[tuple[str, ...], Any]] = {metric.name: {} for metric in METRICS}
-    values["build_info"][torchetcd.__version__,] = 1
+    values["build_info"][version(),] = 1
     for rpc, calls in native["rpcs"].items():
         for result, number in calls["results"].items():
             values["rpcs"][rpc, result] = number
         of_rpc = (native["bounds_s"], calls["classes"], calls["seconds"])
         values["rpc_duration_seconds"][rpc,] = of_rpc
-    for name, (group, _) in _counts.NATIVE.items():
+    for name, (group, _) in _run_counts.NATIVE.items():
         values[name] = {(label,): number for label, number in native[group].items()}
-    with _counts.barriers.all() as runs:
+    with _run_counts.barriers.all() as runs:
         for run_id, run in runs:
             for outcome, durations in run.barriers.items():
                 values["barrier_duration_seconds"][run_id, outcome] = _frozen(durations)
@@ -156,8 +156,8 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
     return values
 
 
-def _frozen(durations: _counts.Durations) -> tuple[tuple[float, ...], list[int], float]:
-    return _counts.BOUNDS_S, list(durations.classes), durations.seconds
+def _frozen(durations: _run_counts.Durations) -> tuple[tuple[float, ...], list[int], float]:
+    return _run_counts.BOUNDS_S, list(durations.classes), durations.seconds
 
 
 class Collector:
@@ -165,28 +165,32 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Give all metrics as they are now."""
-        from prometheus_client.core import (  # noqa: PLC0415 - comes with an extra
-            CounterMetricFamily,
-            GaugeMetricFamily,
-            HistogramMetricFamily,
-        )
-
+        families = _prometheus_client().core
         values = _values()
         for metric in METRICS:
             name = f"torchetcd_{metric.name}"
             if metric.kind == "histogram":
-                histogram = HistogramMetricFamily(name, metric.meaning, labels=metric.labels)
+                histogram = families.HistogramMetricFamily(
+                    name, metric.meaning, labels=metric.labels
+                )
                 for labels, value in values[metric.name].items():
                     shown = _histogram(*value)
                     buckets = [(_bound(bound), count) for bound, count in shown["buckets"]]
                     histogram.add_metric(labels, buckets, shown["sum"])
                 yield histogram
                 continue
-            family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            counts = metric.kind == "counter"
+            family = families.CounterMetricFamily if counts else families.GaugeMetricFamily
             numbers = family(name, metric.meaning, labels=metric.labels)
             for labels, value in values[metric.name].items():
                 numbers.add_metric(labels, value)
             yield numbers
+
+
+def _prometheus_client() -> Any:
+    import prometheus_client.core  # noqa: PLC0415 - optional, comes with an extra
+
+    return prometheus_client
 
 
 def _bound(bound: float) -> str:
@@ -244,31 +248,27 @@ def serve(ports: str = "0", address: str = LOOPBACK) -> int | None:
     global _server  # noqa: PLW0603 - a process's own
     wanted = _ports(ports)
     try:
-        from prometheus_client import (  # noqa: PLC0415 - comes with an extra
-            CollectorRegistry,
-            ProcessCollector,
-            start_http_server,
-        )
+        prometheus = _prometheus_client()
     except ImportError:
         message = (
             "Metrics can only be served with prometheus-client: pip install 'torchetcd[metrics]'."
         )
         raise RuntimeError(message) from None
     # Of its own: what else the program counts is for it to show.
-    registry = CollectorRegistry()
+    registry = prometheus.CollectorRegistry()
     registry.register(Collector())
-    ProcessCollector(registry=registry)
+    prometheus.ProcessCollector(registry=registry)
     reason: OSError | None = None
     for port in wanted:
         try:
-            http, thread = start_http_server(port, address, registry)
+            http, thread = prometheus.start_http_server(port, address, registry)
         except OSError as exc:
             reason = exc
             continue
         stop_serving()
         _server = _Server(address, http, thread)
         _logger.info("Metrics are served at http://%s:%d/metrics.", address, http.server_port)
-        return http.server_port
+        return int(http.server_port)
     _logger.warning(
         "Metrics are not served: no port of %s is free at %s (%s).", ports, address, reason
     )

@@ -11,10 +11,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import torchetcd
+from torchetcd._version import version
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from opentelemetry.trace import Span, Tracer
+
+__all__ = ["BarrierSpan", "Phases"]
 
 #: What the native half tells of a barrier: seconds until entered, spare, last call, end.
 Phases = tuple[float | None, float | None, float | None, float | None]
@@ -26,7 +30,10 @@ class BarrierSpan:
     """The span of one barrier; does nothing without OpenTelemetry."""
 
     def __init__(self, attributes: dict[str, str | int]) -> None:
-        self._tracer = _tracer()
+        self._trace = _opentelemetry()
+        self._tracer: Tracer | None = None
+        if self._trace is not None:
+            self._tracer = self._trace.get_tracer("torchetcd", version())
         self._span: Span | None = None
         self._began_ns = time.time_ns()
         if self._tracer is not None:
@@ -38,12 +45,10 @@ class BarrierSpan:
         self, phases: Phases | None, attributes: dict[str, str | int], error: BaseException | None
     ) -> None:
         """End it, and tell of its phases."""
-        if self._tracer is None or self._span is None:
+        if self._trace is None or self._tracer is None or self._span is None:
             return
-        from opentelemetry.trace import StatusCode, set_span_in_context  # noqa: PLC0415
-
         ended_ns = time.time_ns()
-        context = set_span_in_context(self._span)
+        context = self._trace.set_span_in_context(self._span)
         for name, since_ns, until_ns in self._parts(phases, ended_ns):
             part = self._tracer.start_span(f"{_NAME}.{name}", context=context, start_time=since_ns)
             part.end(until_ns)
@@ -51,7 +56,7 @@ class BarrierSpan:
         if error is not None:
             # Its text has names of hosts and endpoints, and never a password.
             self._span.set_attribute("error.type", type(error).__name__)
-            self._span.set_status(StatusCode.ERROR, str(error))
+            self._span.set_status(self._trace.StatusCode.ERROR, str(error))
         self._span.end(ended_ns)
 
     def _parts(self, phases: Phases | None, ended_ns: int) -> list[tuple[str, int, int]]:
@@ -74,8 +79,7 @@ def _named(attributes: dict[str, str | int]) -> dict[str, str | int]:
     return {f"torchetcd.{name}": value for name, value in attributes.items()}
 
 
-def _tracer() -> Tracer | None:
+def _opentelemetry() -> ModuleType | None:
     # Who has set up a tracer provider has loaded it. To load it for nobody would cost each agent more than
     # all else that it does until it joins.
-    trace = sys.modules.get("opentelemetry.trace")
-    return trace.get_tracer("torchetcd", torchetcd.__version__) if trace is not None else None
+    return sys.modules.get("opentelemetry.trace")

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from torchetcd.etcd_server import EtcdServer
 
 from support.cli import Cli
 from support.processes.nodes import Run as Processes
@@ -13,10 +14,9 @@ from support.records import Written, connected
 from support.run_values import NOW, final, node, run, workers
 from support.waiting import eventually
 from torchetcd import aio
-from torchetcd._apart import apart_from, groups_apart, said_of_all
-from torchetcd.aio._model import RoundRecord
+from torchetcd._run_model import RoundRecord
+from torchetcd.diagnosis._split_jobs import apart_from, groups_apart, said_of_all
 from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
 
 PAST = (RoundRecord(1, 2, None, NOW - 9999, None, NOW - 9990),)
 
@@ -103,7 +103,7 @@ class TestRealNodes:
     @pytest.fixture(autouse=True)
     def _patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """On a busy machine the paragraph would do without what comes late."""
-        monkeypatch.setattr("torchetcd.aio._explaining.PATIENCE_S", 60.0)
+        monkeypatch.setattr("torchetcd.aio._circumstances.PATIENCE_S", 60.0)
         monkeypatch.setenv("TORCHETCD_TIMEOUT", "60")
 
     def test_two_agents(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchetcd.etcd_server import EtcdServer
 
 from support.cli import PATIENCE_S, Cli, Terminal, environment, piped
 from support.processes.nodes import Run
 from support.waiting import eventually
-from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ class TestLook:
 def test_no_torch_is_imported() -> None:
     """It takes seconds, and is there for nothing."""
     source = (
-        "import sys, torchetcd.cli._app, torchetcd.cli._observe\n"
+        "import sys, torchetcd.cli.app, torchetcd.cli.doctor.probes\n"
         "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", source], check=True)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import click
 import pytest
+from torchetcd.etcd_server import EtcdServer
 
 from support import ROOT
 from support.cli import PATIENCE_S, environment, piped
 from support.waiting import eventually
 from torchetcd.aio import Node, Run, TimelineEvent
-from torchetcd.cli import _exits
-from torchetcd.cli._app import app
+from torchetcd.cli import exit_codes
+from torchetcd.cli.app import app
 from torchetcd.etcd import Client
-from torchetcd.etcd_server import EtcdServer
 
 DOCS = ROOT / "docs"
 REFERENCE = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ class TestReference:
     def test_exit_codes(self) -> None:
         section = REFERENCE.partition("<!-- exit-codes -->")[2].partition("<!-- /exit-codes -->")[0]
         listed = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
-        assert listed == {value for value in vars(_exits).values() if isinstance(value, int)}
+        assert listed == {value for value in vars(exit_codes).values() if isinstance(value, int)}
 
     @pytest.mark.parametrize("kind", [Run, Node, TimelineEvent])
     def test_fields(self, kind: type) -> None:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchetcd.etcd_server import EtcdServer
 
 from support.cli import Cli
 from support.records import Written
 from torchetcd.cli import main
 from torchetcd.etcd import Client, EtcdConnectionFailed
-from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ class TestErrors:
     def test_no_endpoint_was_given(
         self, cli: Cli, monkeypatch: pytest.MonkeyPatch, etcd_server: EtcdServer
     ) -> None:
-        from torchetcd.cli._options import Target
+        from torchetcd.cli.target import Target
 
         def refused(_target: Target, _endpoint: str | None = None) -> None:
             raise EtcdConnectionFailed("nobody is there.")

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torchetcd.etcd_server import EtcdServer
 
 from support.certificates import Authority
-from torchetcd import _environment, process_group
+from torchetcd import _environment
+from torchetcd._defaults import GROUP_PREFIX
 from torchetcd._environment import VARIABLES
-from torchetcd._params import make_client, parse_options
 from torchetcd._registration import register
+from torchetcd._rendezvous.group_url import parse_url
+from torchetcd._rendezvous.options import make_client, parse_options
 from torchetcd.cli import main
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
-from torchetcd.etcd_server import EtcdServer
 
 PACKAGE = Path(_environment.__file__).parent
 OURS = re.compile(r"\b_?TORCHETCD_[A-Z_]*[A-Z]\b")
@@ -108,7 +110,7 @@ class TestSwitches:
 
     def test_the_traceback_of_the_command_line(self, environment: pytest.MonkeyPatch) -> None:
         environment.setenv("TORCHETCD_DEBUG", "on")
-        environment.setattr("torchetcd.cli._app._invoke", lambda _args: 1 / 0)
+        environment.setattr("torchetcd.cli.app._invoke", lambda _args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(["runs"])
 
@@ -191,8 +193,8 @@ class TestSite:
         handler.shutdown()
 
     def test_groups_stay_apart(self, site: str) -> None:
-        url = process_group.parse_url("etcd-v3://h/job?rank=0&world_size=1")
-        assert url.options.etcd_prefix == process_group.DEFAULT_PREFIX
+        url = parse_url("etcd-v3://h/job?rank=0&world_size=1")
+        assert url.options.etcd_prefix == GROUP_PREFIX
 
     def test_tls_protocol_and_timeout(
         self, environment: pytest.MonkeyPatch, certificate: tuple[str, str, str]
@@ -242,7 +244,7 @@ class TestSite:
             clients.append(cert)
             raise ValueError("enough is known")
 
-        environment.setattr("torchetcd.aio.Client", client)
+        environment.setattr("torchetcd.cli.target.Client", client)
         environment.setenv("TORCHETCD_CERT", cert)
         environment.setenv("TORCHETCD_KEY", key)
         for options in ([], ["--cert", __file__], ["--cert", __file__, "--key", cert]):

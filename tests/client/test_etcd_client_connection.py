@@ -16,11 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torchetcd.etcd_server import EtcdServer, find_free_port
 
 from support.network.proxy import Proxy
 from torchetcd import etcd
 from torchetcd.etcd import Client, EtcdResult, as_client
-from torchetcd.etcd_server import EtcdServer, find_free_port
 from torchetcd.etcd_store import EtcdStore
 
 
@@ -275,6 +275,14 @@ class TestExceptions:
         copied = pickle.loads(pickle.dumps(caught.value))
         assert str(copied) == str(caught.value)
         assert copied.payload == caught.value.payload
+
+    @pytest.mark.parametrize("name", ["Client", "EtcdResult", "EtcdKeyNotFound", "as_client"])
+    def test_pickles_name_the_public_module(self, name: str) -> None:
+        """Whatever module of the package defines it."""
+        value = getattr(etcd, name)
+        pickled = pickle.dumps(value, protocol=2)
+        assert pickled.startswith(b"\x80\x02ctorchetcd.etcd\n")
+        assert pickle.loads(pickled) is value
 
 
 class TestResult:

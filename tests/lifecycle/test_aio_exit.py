@@ -76,11 +76,11 @@ SITUATIONS = {
                 await client.raw.version()
             except RuntimeError as exc:
                 say(exc)
-        import torchetcd._lifecycle
+        import torchetcd._at_exit
         # The package's own comes first.
-        atexit.unregister(torchetcd._lifecycle._end)
+        atexit.unregister(torchetcd._at_exit._end)
         atexit.register(lambda: asyncio.run(refused()))
-        atexit.register(torchetcd._lifecycle._end)
+        atexit.register(torchetcd._at_exit._end)
         asyncio.run(client.raw.version())
         say("ready")
     """,

@@ -18,14 +18,14 @@ SHOWN = {
     "src/rendezvous/driver.rs": 1,  # `at` and `until` in records
     "python/torchetcd/tracing.py": 2,  # spans
     # What is known of a run is as of a time, and records that operators write have one.
-    "python/torchetcd/aio/_events.py": 2,
+    "python/torchetcd/aio/_changes.py": 2,
     "python/torchetcd/aio/_operations.py": 3,
     "python/torchetcd/aio/_reading.py": 3,
-    "python/torchetcd/_waiting.py": 1,
-    "python/torchetcd/aio/_timeline.py": 1,
+    "python/torchetcd/_rendezvous/waits.py": 1,
+    "python/torchetcd/aio/_history.py": 1,
     "python/torchetcd/aio/_watching.py": 1,
-    "python/torchetcd/cli/_observe.py": 1,  # whether records are from the future
-    "python/torchetcd/_etcd_result.py": 1,  # when a key will expire
+    "python/torchetcd/cli/doctor/probes.py": 1,  # whether records are from the future
+    "python/torchetcd/etcd/_results.py": 1,  # when a key will expire
 }
 WALL_CLOCK = re.compile(
     r"SystemTime::now|\bOffsetDateTime\b|\bUtc::now|CLOCK_REALTIME"

@@ -23,14 +23,15 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousParameters,
     RendezvousTimeoutError,
 )
+from torchetcd.etcd_server import EtcdServer
 
 from support import ROOT
 from support.network.proxy import Proxy
 from support.waiting import eventually
-from torchetcd import _counts, metrics
+from torchetcd import _run_counts, metrics
+from torchetcd._rendezvous import observed_barrier
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer
 
 Make = Callable[..., EtcdRendezvousHandler]
 
@@ -157,7 +158,7 @@ class TestBarriers:
 
     def test_only_so_many_runs_are_kept(self) -> None:
         for number in range(100):
-            _counts.run_closed(f"many-{number}")
+            _run_counts.run_closed(f"many-{number}")
         closes = metrics.snapshot()["torchetcd_closes_total"]
         assert len(closes) == 64
         assert ("many-99",) in closes
@@ -365,7 +366,7 @@ class TestTorch:
     def test_transitions(
         self, make: Make, told: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_counts, "_published", {})
+        monkeypatch.setattr(observed_barrier, "_published", {})
         handler = make()
         handler.next_rendezvous()
         first = dict(told)

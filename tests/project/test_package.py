@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 import torchetcd
 from support import ROOT
 from torchetcd._environment import VARIABLES
-from torchetcd._params import PARAMETERS
+from torchetcd._rendezvous.options import PARAMETERS
 
 # With torch's own, what the takeover has to make room for.
 SHOW_REGISTRY = """
@@ -124,7 +124,9 @@ def test_an_import_is_cheap() -> None:
     """No torch, no thread; and no thread either where a handler could be made."""
     source = """
 import sys, os
-import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd._registration, torchetcd._params
+import torchetcd, torchetcd.etcd, torchetcd.etcd_server, torchetcd.aio
+import torchetcd.metrics, torchetcd.diagnosis, torchetcd.tracing
+import torchetcd._registration, torchetcd._rendezvous.options
 assert not any(name == "torch" or name.startswith("torch.") for name in sys.modules)
 assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
 client = torchetcd.etcd.Client("localhost")

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+from torchetcd.etcd_server import EtcdServer, find_free_port
 
 from support.certificates import Authority
 from support.etcd.cluster import Cluster
 from support.etcd.users import CHEAP, Users
 from support.waiting import eventually
-from torchetcd import _waiting
+from torchetcd._rendezvous import waits
 from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer, find_free_port
 
 pytestmark = pytest.mark.needs_etcd
 
@@ -57,7 +57,7 @@ def test_it_comes_later(
     caplog: pytest.LogCaptureFixture,
     close_timeout: int,
 ) -> None:
-    monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
+    monkeypatch.setattr(waits, "_NO_ETCD_S", 1.5)
     with ThreadPoolExecutor(1) as pool:
         with restartable.away():
             made = pool.submit(_handler, restartable.endpoints, close_timeout=close_timeout)
@@ -78,7 +78,7 @@ def test_most_of_it_comes_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, close_timeout: int
 ) -> None:
     """A member that waits for the others answers, but reads nothing."""
-    monkeypatch.setattr(_waiting, "_NO_ETCD_S", 1.5)
+    monkeypatch.setattr(waits, "_NO_ETCD_S", 1.5)
     with Cluster() as cluster, ThreadPoolExecutor(1) as pool:
         endpoint = cluster.members[0].get_endpoint()
         for member in cluster.members[1:]:

@@ -25,13 +25,13 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
+from torchetcd.etcd_server import EtcdServer
 
 from support.handlers import handlers_of
 from support.waiting import eventually
-from torchetcd import _waiting
+from torchetcd._rendezvous import waits
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer
 
 CONTROL = "rdzv/head/control"
 
@@ -342,7 +342,7 @@ class TestEvents:
 class TestLogLines:
     @pytest.fixture(autouse=True)
     def _often(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setattr(_waiting, "_FIRST_NOTE_S", 0.1)
+        monkeypatch.setattr(waits, "_FIRST_NOTE_S", 0.1)
         caplog.set_level(logging.INFO, "torchetcd")
 
     def test_while_nodes_are_missing(
@@ -383,9 +383,9 @@ class TestLogLines:
         run_id: str,
     ) -> None:
         """After a minute, and then every five: of what is waited for, and who tells more."""
-        assert (_waiting._FIRST_WARNING_S, _waiting._NEXT_WARNING_S) == (60, 300)
-        monkeypatch.setattr(_waiting, "_FIRST_WARNING_S", 0.3)
-        monkeypatch.setattr(_waiting, "_NEXT_WARNING_S", 0.6)
+        assert (waits._FIRST_WARNING_S, waits._NEXT_WARNING_S) == (60, 300)
+        monkeypatch.setattr(waits, "_FIRST_WARNING_S", 0.3)
+        monkeypatch.setattr(waits, "_NEXT_WARNING_S", 0.6)
         caplog.set_level(logging.WARNING, "torchetcd")
         one, other = make(2, 2), make(2, 2)
         with ThreadPoolExecutor(2) as pool:
@@ -404,8 +404,8 @@ class TestLogLines:
         caplog: pytest.LogCaptureFixture,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(_waiting, "_FIRST_WARNING_S", 0.3)
-        monkeypatch.setattr(_waiting, "_NEXT_WARNING_S", 0.3)
+        monkeypatch.setattr(waits, "_FIRST_WARNING_S", 0.3)
+        monkeypatch.setattr(waits, "_NEXT_WARNING_S", 0.3)
         caplog.set_level(logging.WARNING, "torchetcd")
         member, spare = make(), make()
         member.next_rendezvous()
@@ -435,11 +435,11 @@ class TestLogLines:
     ) -> None:
         for name in ("TORCHETCD_ENDPOINT", "TORCHETCD_PREFIX"):
             monkeypatch.delenv(name, raising=False)
-        assert _waiting.why_command(run, [endpoint], prefix) == command
+        assert waits.why_command(run, [endpoint], prefix) == command
         # As the command line takes it from the same environment.
         monkeypatch.setenv("TORCHETCD_ENDPOINT", endpoint.removeprefix("http://"))
         monkeypatch.setenv("TORCHETCD_PREFIX", prefix)
-        assert "--" not in _waiting.why_command(run, [endpoint], prefix)
+        assert "--" not in waits.why_command(run, [endpoint], prefix)
 
     def test_a_wait_that_nobody_is_told_of(
         self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from support.network.proxy import Proxy
 from support.stores import compact, in_background, opened, seconds
 from torchetcd import metrics
-from torchetcd._etcd_txn import get_below
 from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd._transactions import get_below
 from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import (
     EtcdStore,

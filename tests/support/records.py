@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from torchetcd import aio
-from torchetcd._environment import DEFAULT_PREFIX
+from torchetcd._defaults import PREFIX
 from torchetcd._torchetcd import run_lease
-from torchetcd.aio._keys import RunKeys
+from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
 
 #: For what etcd and this process do at once, on a machine that has much else to do.
@@ -24,7 +24,7 @@ E = TypeVar("E", bound=aio.Event)
 class Written:
     """A run whose keys the test writes, each node's under a lease of its own, as agents do."""
 
-    def __init__(self, client: Client, run_id: str, prefix: str = DEFAULT_PREFIX) -> None:
+    def __init__(self, client: Client, run_id: str, prefix: str = PREFIX) -> None:
         self.client, self.run_id, self.prefix = client, run_id, prefix
         self.keys = RunKeys.of(run_id, prefix)
         self.lease = run_lease(self.keys.base)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from torchetcd.aio._model import Node, Run
+from torchetcd._run_model import Node, Run
 
 #: 2027-01-15 08:00:00 UTC.
 NOW = 1_800_000_000.0

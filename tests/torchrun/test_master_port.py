@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
+from torchetcd.etcd_server import EtcdServer
 
 from support.processes.agents import Job
 from support.processes.nodes import Run, join_all
-from torchetcd import _master_port
-from torchetcd._master_port import MasterPort
-from torchetcd._params import parse_options
+from torchetcd._rendezvous import master_port
+from torchetcd._rendezvous.master_port import MasterPort
+from torchetcd._rendezvous.options import parse_options
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer
 
 # A worker that does first what any other program on its host may do.
 TAKES_IT_FIRST = """
@@ -133,7 +133,7 @@ class TestOfARound:
     def test_a_system_that_does_not_share_ports(
         self, handler: EtcdRendezvousHandler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_master_port, "_can_be_listened_on", lambda _sock: False)
+        monkeypatch.setattr(master_port, "_can_be_listened_on", lambda _sock: False)
         assert is_free(handler.next_rendezvous().bootstrap_store_info.master_port)
 
 

@@ -14,7 +14,7 @@ from support.operators import describe
 from support.processes.agents import PATIENCE_S, Job
 from support.processes.nodes import TTL, NodeError, Run, join_all
 from torchetcd import aio
-from torchetcd._why import explain
+from torchetcd.diagnosis import explain
 
 HOST = os.uname().nodename
 

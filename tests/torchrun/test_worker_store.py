@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torchetcd.etcd_server import EtcdServer
 
-from torchetcd import _worker_store
-from torchetcd._env_handler import use_worker_store
-from torchetcd._worker_process import WORKER_STORE, this_process
+from torchetcd._worker_store import worker as of_worker
+from torchetcd._worker_store.description import read_description
+from torchetcd._worker_store.env_scheme import use_worker_store
+from torchetcd._worker_store.process import WORKER_STORE, this_process
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
-from torchetcd.etcd_server import EtcdServer
 from torchetcd.process_group import register
 
 # For the start of interpreters with torch, on a busy machine.
@@ -236,7 +237,7 @@ def test_the_file_with_the_password_is_handed_on(
     told = os.environ[WORKER_STORE]
     assert json.loads(told)["password_file"] == str(tmp_path / "secret")
     assert "hunter2" not in told
-    client = _worker_store._client(_worker_store._read())
+    client = of_worker._client(read_description())
     assert client._password_file == str(tmp_path / "secret")
     handler.shutdown()
 
@@ -306,7 +307,7 @@ def env_store() -> Any:
 
 
 def is_meant(url: str = "env://") -> bool:
-    return _worker_store.of_this_worker(url) is not None
+    return of_worker.of_this_worker(url) is not None
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ import pytest
 from cryptography import x509
 
 from support.certificates import Authority
-from torchetcd.cli import _certificates
-from torchetcd.cli._checks import findings, percentile
-from torchetcd.cli._seen import Endpoint, Finding, Observations, Status
+from torchetcd.cli.doctor import certificates
+from torchetcd.cli.doctor.judgements import findings, percentile
+from torchetcd.cli.doctor.observations import Endpoint, Finding, Observations, Status
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -315,7 +315,7 @@ class TestCertificates:
     def test_the_end_is_what_cryptography_says(self, tmp_path: Path) -> None:
         pair = Authority(tmp_path).issue("server")
         wanted = x509.load_pem_x509_certificate(Path(pair.cert).read_bytes())
-        assert _certificates.end_of_file(pair.cert) == wanted.not_valid_after_utc.timestamp()
+        assert certificates.end_of_file(pair.cert) == wanted.not_valid_after_utc.timestamp()
 
     def test_of_all_in_the_systems_store(self) -> None:
         """Those of many authorities: version 1 and 3, both kinds of times."""
@@ -324,15 +324,15 @@ class TestCertificates:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about their serial numbers
                 wanted = x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
-            assert _certificates.end_of(der) == wanted
+            assert certificates.end_of(der) == wanted
 
     @pytest.mark.parametrize("cut", [0, 1, 5, 40, 120])
     def test_one_that_is_cut_off(self, tmp_path: Path, cut: int) -> None:
         pem = Path(Authority(tmp_path).ca_cert).read_text(encoding="ascii")
         with pytest.raises(ValueError, match="certificate"):
-            _certificates.end_of(ssl.PEM_cert_to_DER_cert(pem)[:cut])
+            certificates.end_of(ssl.PEM_cert_to_DER_cert(pem)[:cut])
 
     def test_a_file_without_one(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_text("hello", encoding="ascii")
         with pytest.raises(ValueError, match="There is no certificate"):
-            _certificates.end_of_file(str(tmp_path / "x"))
+            certificates.end_of_file(str(tmp_path / "x"))

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from support.run_values import NOW, final, members, node, run, workers
-from torchetcd._closed import SHUTDOWN
+from torchetcd._closed_run import SHUTDOWN
 from torchetcd.aio import (
     Allowed,
     Closed,
@@ -38,11 +38,12 @@ from torchetcd.aio import (
     TimelineEvent,
     Waiting,
 )
-from torchetcd.cli._follow import line_of
-from torchetcd.cli._lanes import lanes_of, ticks
-from torchetcd.cli._render import age_of, details, screen, state_of, table_of_runs
-from torchetcd.cli._sentences import sentence
-from torchetcd.cli._timeline import as_html, as_table, notes
+from torchetcd.cli.commands.watch import line_of
+from torchetcd.cli.timeline.html import as_html
+from torchetcd.cli.timeline.lanes import lanes_of, ticks
+from torchetcd.cli.timeline.table import as_table, notes
+from torchetcd.cli.views.event_text import sentence
+from torchetcd.cli.views.run_tables import age_of, details, screen, state_of, table_of_runs
 
 
 def shown(what: RenderableType, width: int = 80) -> list[str]:
@@ -397,7 +398,7 @@ class TestTimeline:
 
     def test_picture(self) -> None:
         pytest.importorskip("matplotlib")
-        from torchetcd.cli._timeline_png import as_png
+        from torchetcd.cli.timeline.png import as_png
 
         picture = as_png(STORY)
         assert picture.startswith(b"\x89PNG")

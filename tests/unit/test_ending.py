@@ -22,9 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
-from torchetcd._closed import SHUTDOWN, Closed, closed_text, how_it_ended
-from torchetcd._ending import SUCCEEDED, Ending, ending, failure_of_agent, under_way
-from torchetcd._errors import RendezvousOverError
+from torchetcd._closed_run import SHUTDOWN, Closed, closed_text, how_it_ended
+from torchetcd._rendezvous.job_ending import SUCCEEDED, Ending, ending, failure_of_agent, under_way
+from torchetcd.errors import RendezvousOverError
 
 HOST = "gpu-3"
 
@@ -242,7 +242,7 @@ class TestOver:
     def test_the_end_of_the_interpreter(self, decorated: str) -> None:
         program = f"""
 from torch.distributed.elastic.multiprocessing.errors import record
-from torchetcd._errors import RendezvousOverError
+from torchetcd.errors import RendezvousOverError
 {decorated}
 def main():
     try:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from torchetcd import _address
-from torchetcd._address import local_address
+from torchetcd._rendezvous import local_address as addresses
+from torchetcd._rendezvous.local_address import local_address
 
-PACKAGE = Path(_address.__file__).parent
+PACKAGE = Path(addresses.__file__).parent
 #: Loads the one module, so that it is quick.
 PROGRAM = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("address", {str(PACKAGE / "_address.py")!r})
+spec = importlib.util.spec_from_file_location("address", {str(PACKAGE / "local_address.py")!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(module.local_address(sys.argv[1:]))
@@ -153,7 +153,7 @@ class TestNames:
         sources = {"lives": "10.0.0.1", "later": "10.0.0.2", "10.0.0.9": "127.0.0.1"}
         monkeypatch.setattr(socket, "getaddrinfo", resolve)
         monkeypatch.setattr(
-            _address, "_source_of_route", lambda _family, target: iter([sources[target[0]]])
+            addresses, "_source_of_route", lambda _family, target: iter([sources[target[0]]])
         )
         endpoints = [f"http://{host}:1" for host in ("dead", "lives", "later", "10.0.0.9")]
         assert local_address(endpoints) == "10.0.0.1"
@@ -163,7 +163,7 @@ class TestNames:
 
 def test_what_the_kernel_says_of_this_host() -> None:
     """Each of its addresses can be bound to, and the loopback ones are not among them."""
-    for address in _address._interface_addresses():
+    for address in addresses._interface_addresses():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family) as sock:
             sock.bind((address, 0))

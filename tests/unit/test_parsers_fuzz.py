@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from torchetcd import _address, etcd_rendezvous_backend
-from torchetcd._etcd_address import parse_addresses
-from torchetcd._etcd_errors import EtcdValueError
-from torchetcd._etcd_result import decode, encode, is_marker
-from torchetcd._etcd_txn import Conditions, end_of, split_path
-from torchetcd._params import PARAMETERS, parse_options
+from torchetcd._endpoints import parse_addresses
+from torchetcd._rendezvous import local_address, state_backend
+from torchetcd._rendezvous.options import PARAMETERS, parse_options
 from torchetcd._torchetcd import Client as NativeClient
+from torchetcd._torchetcd import prefix_end
+from torchetcd.etcd._exceptions import EtcdValueError
+from torchetcd.etcd._results import decode, encode, is_marker
+from torchetcd.etcd._transactions import Conditions, split_path
 
 # The processes of a parallel run have to collect the same names: they share an id, which is new each time.
 _RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
@@ -101,7 +102,7 @@ class TestEndpoints:
     def test_of_the_backend(self, cases: list[random.Random]) -> None:
         for rng in cases:
             endpoint = text(rng)
-            found = check(ValueError, etcd_rendezvous_backend._parse_endpoint, endpoint)
+            found = check(ValueError, state_backend._parse_endpoint, endpoint)
             assert found is None or (found[0] in ("", "http", "https") and 0 <= found[2] <= 65535)
 
     def test_of_the_local_address(
@@ -113,7 +114,7 @@ class TestEndpoints:
         for rng in cases:
             endpoint = text(rng)
             for address in parse_addresses_or_none(endpoint):
-                assert _address.local_address([address])
+                assert local_address.local_address([address])
 
 
 def parse_addresses_or_none(endpoint: str) -> list[str]:
@@ -144,7 +145,7 @@ class TestKeys:
             key = decode(data).replace("\0", "/")
             path, base = split_path(key)
             assert base == path + b"/"
-            assert base < end_of(base)
+            assert base < prefix_end(base)
             assert base.startswith(b"/")
             marker = (data, data[:1], 1, 1, 1, 0)
             assert is_marker(marker) == (data.endswith(b"/") and not data[:1])

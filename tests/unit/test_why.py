@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from support.run_values import NOW, final, members, node, run, workers
-from torchetcd._closed import SHUTDOWN
-from torchetcd._missing import Departed, still_needed
-from torchetcd._sequences import absent, compact, expand
-from torchetcd._why import explain
-from torchetcd._words import duration
-from torchetcd.aio._model import Closed, Denial, Node, RoundRecord, Run
+from torchetcd._closed_run import SHUTDOWN
+from torchetcd._phrasing import duration
+from torchetcd._run_model import Closed, Denial, Node, RoundRecord, Run
+from torchetcd.diagnosis import missing
+from torchetcd.diagnosis._absence import Departed, still_needed
+from torchetcd.diagnosis._explanation import paragraph as explain
+from torchetcd.diagnosis._host_lists import absent, compact_names, expand_names
 
 
 def gone(host: str, rank: int, **other: Any) -> Node:
@@ -116,7 +117,7 @@ class TestFirstRound:
 
 class TestExpected:
     def test_who_has_not_come(self) -> None:
-        text = explain(run(joined=workers(0, 1, 3)), expected=expand("worker-[0-3]"))
+        text = explain(run(joined=workers(0, 1, 3)), expected=expand_names("worker-[0-3]"))
         assert "Of the 4 that were expected, worker-2 has not come." in text
         assert "Probably" not in text
 
@@ -237,6 +238,36 @@ class TestLaterRound:
     def test_enough_without_a_coordinator(self) -> None:
         found = run(joined=workers(0, 1, 2, 3))
         assert "No node coordinates it at the moment; another one takes over" in explain(found)
+
+
+class TestMissing:
+    """The same as values."""
+
+    def test_by_the_names(self) -> None:
+        found = missing(run(joined=workers(0, 1, 3)))
+        assert (found.needed, found.likely) == (1, ("worker-2",))
+        assert (found.members, found.left, found.not_come, found.infra_ranks) == ((), (), (), ())
+
+    def test_by_infra_ranks(self) -> None:
+        joined = tuple(node(f"h{rank}", infra_rank=rank) for rank in (0, 1, 3))
+        found = missing(run(joined=joined))
+        assert (found.infra_ranks, found.likely) == ((2,), ())
+
+    def test_by_record(self) -> None:
+        lost = gone("worker-3", 3)
+        found = missing(run(joined=workers(0, 1, 2), missing=(lost,), round=2))
+        assert (found.members, found.likely) == ((lost,), ())
+
+    def test_by_what_was_expected(self) -> None:
+        found = missing(run(joined=workers(0, 1, 3)), expected=["worker-1", "worker-2"])
+        assert (found.not_come, found.likely) == (("worker-2",), ())
+
+    @pytest.mark.parametrize("found", [final(), Run.nothing("my-job", "/p")])
+    def test_nobody(self, found: Run) -> None:
+        assert missing(found) == (None, (), (), (), (), ())
+
+    def test_a_run_that_is_not_there(self) -> None:
+        assert explain(Run.nothing("my-job", "/p")).startswith("There is nothing of run 'my-job'")
 
 
 class TestComplete:
@@ -386,7 +417,7 @@ class TestSequences:
         ],
     )
     def test_compact(self, names: list[str], written: str) -> None:
-        assert compact(names) == written
+        assert compact_names(names) == written
 
     @pytest.mark.parametrize(
         ("text", "names"),
@@ -399,22 +430,22 @@ class TestSequences:
         ],
     )
     def test_expand(self, text: str, names: list[str]) -> None:
-        assert expand(text) == names
-        assert sorted(expand(compact(names).replace(", ", ","))) == sorted(names)
+        assert expand_names(text) == names
+        assert sorted(expand_names(compact_names(names).replace(", ", ","))) == sorted(names)
 
     @pytest.mark.parametrize(
         "text", ["", " ", ",", "a[", "a]", "a[1", "a[x]", "a[3-1]", "a[]", "a[1-]", "a[[1]]"]
     )
     def test_what_are_no_names(self, text: str) -> None:
         with pytest.raises(ValueError, match="expected names such as .* not "):
-            expand(text)
+            expand_names(text)
 
     @pytest.mark.parametrize(
         "text", ["n[0-99999999]", "n[0-99999]r[0-99999]", "n[0-60000],m[0-60000]"]
     )
     def test_too_many_names(self, text: str) -> None:
         with pytest.raises(ValueError, match="more than 100000 names"):
-            expand(text)
+            expand_names(text)
 
     @pytest.mark.parametrize(
         ("names", "missing", "found"),
@@ -442,10 +473,10 @@ class TestSequences:
         for first in range(4):
             for present in range(1, 5):
                 names = [f"w{number}" for number in range(first, first + present)]
-                for missing in range(1, 4):
-                    guess = absent(names, missing)
+                for lacking in range(1, 4):
+                    guess = absent(names, lacking)
                     assert not {*guess.names, *guess.candidates} & set(names)
-                    assert len(guess.names) + guess.more in (0, missing)
+                    assert len(guess.names) + guess.more in (0, lacking)
                     assert guess.more <= len(guess.candidates)
 
 

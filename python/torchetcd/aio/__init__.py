@@ -3,10 +3,7 @@
 Importing it does not import torch.
 """
 
-from torchetcd.aio._client import Client
-from torchetcd.aio._errors import RunInUseError, RunNotFoundError, RunRecordError
-from torchetcd.aio._explaining import explain
-from torchetcd.aio._model import (
+from torchetcd._run_model import (
     Allowed,
     Closed,
     Denial,
@@ -19,17 +16,24 @@ from torchetcd.aio._model import (
     Left,
     Lost,
     Node,
+    NodeState,
     Opened,
     Reopened,
+    Result,
     RoundRecord,
     Run,
     RunClosed,
+    RunState,
     Snapshot,
     Timeline,
     TimelineEvent,
     Waiting,
 )
-from torchetcd.aio._raw import (
+from torchetcd._store_data import Data
+from torchetcd.aio._async_store import Store
+from torchetcd.aio._circumstances import Circumstances
+from torchetcd.aio._client import Client
+from torchetcd.aio._raw_client import (
     Alarm,
     KeyValue,
     LeaseTime,
@@ -41,14 +45,19 @@ from torchetcd.aio._raw import (
     Watch,
     WatchBatch,
     WatchEvent,
+    prefix_end,
 )
-from torchetcd.aio._store import Store
+from torchetcd.aio._run_errors import RunInUseError, RunNotFoundError, RunRecordError
+from torchetcd.aio._run_keys import key_prefix
+from torchetcd.diagnosis import explain
 
 __all__ = [
     "Alarm",
     "Allowed",
+    "Circumstances",
     "Client",
     "Closed",
+    "Data",
     "Denial",
     "Denied",
     "Event",
@@ -63,16 +72,19 @@ __all__ = [
     "Member",
     "MemberStatus",
     "Node",
+    "NodeState",
     "Opened",
     "RangeResult",
     "RawClient",
     "Reopened",
+    "Result",
     "RoundRecord",
     "Run",
     "RunClosed",
     "RunInUseError",
     "RunNotFoundError",
     "RunRecordError",
+    "RunState",
     "Snapshot",
     "Store",
     "Timeline",
@@ -83,4 +95,6 @@ __all__ = [
     "WatchBatch",
     "WatchEvent",
     "explain",
+    "key_prefix",
+    "prefix_end",
 ]

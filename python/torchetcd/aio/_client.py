@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 
-from torchetcd._environment import DEFAULT_PREFIX
-from torchetcd._etcd_address import Host
-from torchetcd.aio import _explaining, _operations, _reading, _timeline, _watching
-from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Event, Node, Run, Timeline
-from torchetcd.aio._raw import RawClient
-from torchetcd.aio._records import plain
+from torchetcd import _native
+from torchetcd._defaults import PREFIX, READ_TIMEOUT_S
+from torchetcd._endpoints import Host
+from torchetcd._run_model import Event, Node, Run, Timeline
+from torchetcd.aio import _circumstances, _history, _operations, _reading, _watching
+from torchetcd.aio._circumstances import Circumstances
+from torchetcd.aio._raw_client import LeaseTime, RawClient
+from torchetcd.aio._records import one_line
+from torchetcd.aio._run_keys import RunKeys
+from torchetcd.diagnosis import explain
 from torchetcd.etcd import Client as EtcdClient
 
 
@@ -52,7 +55,7 @@ class Client:
         username: str | None = None,
         password: str | None = None,
         password_file: str | None = None,
-        read_timeout: float = 60,
+        read_timeout: float = READ_TIMEOUT_S,
     ) -> None:  # fmt: skip
         """Make a client; nothing is sent to etcd yet."""
         if username and password is None and password_file is None:
@@ -103,16 +106,14 @@ class Client:
         """End the connection. Calls under way and later ones raise `RuntimeError`."""
         self._etcd.close()
 
-    async def list_runs(self, prefix: str = DEFAULT_PREFIX) -> list[Run]:
+    async def list_runs(self, prefix: str = PREFIX) -> list[Run]:
         """Return all runs below a prefix, as they were at one revision of etcd.
 
         It takes one call for some hundred keys while it looks for names, and one for each 32 runs.
         """
         return await _reading.list_runs(self.raw, prefix)
 
-    async def describe(
-        self, run_id: str, prefix: str = DEFAULT_PREFIX, *, leases: bool = False
-    ) -> Run:
+    async def describe(self, run_id: str, prefix: str = PREFIX, *, leases: bool = False) -> Run:
         """Return a run as it is, all of it at one revision of etcd.
 
         Args:
@@ -125,9 +126,7 @@ class Client:
         """
         return await _reading.describe(self.raw, RunKeys.of(run_id, prefix), leases=leases)
 
-    async def why(
-        self, run_id: str, prefix: str = DEFAULT_PREFIX, *, expected: Sequence[str] = ()
-    ) -> str:
+    async def why(self, run_id: str, prefix: str = PREFIX, *, expected: Sequence[str] = ()) -> str:
         """Say in one paragraph what a run waits for and who is missing, or what else its state is.
 
         It asks for the run, and where nodes lack for its history and for other runs that may have them,
@@ -138,12 +137,29 @@ class Client:
             prefix: Where it is.
             expected: Who should be there, by host, `node_id` or infra rank, where that is known.
         """
-        keys = RunKeys.of(run_id, prefix)
-        known = await _explaining.ask(self.raw, keys, self._etcd.read_timeout or 60.0)
-        run = known.run if known.run is not None else _explaining.nothing(run_id, prefix)
-        return _explaining.explain(run, known.others, known.timeline, expected)
+        known = await self.circumstances(run_id, prefix)
+        run = known.run or Run.nothing(run_id, prefix)
+        return explain(run, known.others, known.timeline, expected)
 
-    def watch_run(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> AsyncGenerator[Event, None]:
+    async def circumstances(self, run_id: str, prefix: str = PREFIX) -> Circumstances:
+        """Return a run with what `torchetcd.diagnosis` needs besides to explain it.
+
+        It asks for the run, and where nodes lack for its history and for other runs that may have them,
+        no longer than a few seconds.
+
+        Args:
+            run_id: The run; there may be none.
+            prefix: Where it is.
+        """
+        keys = RunKeys.of(run_id, prefix)
+        return await _circumstances.ask(self.raw, keys, self._etcd.read_timeout or READ_TIMEOUT_S)
+
+    async def run_lease(self, run_id: str, prefix: str = PREFIX) -> LeaseTime | None:
+        """Return the time that is left to the run's own lease, which ends its keys; `None` without one."""
+        lease = _native.run_lease(RunKeys.of(run_id, prefix).base)
+        return await self.raw.lease_time_to_live(lease)
+
+    def watch_run(self, run_id: str, prefix: str = PREFIX) -> AsyncGenerator[Event, None]:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
 
         Nothing is polled, and nothing is missed: where events may be missing, because etcd compacted
@@ -152,7 +168,7 @@ class Client:
         """
         return _watching.watch_run(self.raw, RunKeys.of(run_id, prefix))
 
-    async def timeline(self, run_id: str, prefix: str = DEFAULT_PREFIX) -> Timeline:
+    async def timeline(self, run_id: str, prefix: str = PREFIX) -> Timeline:
         """Return what happened in a run, as far back as etcd's history goes.
 
         etcd keeps no times: they are from the clocks of those who wrote the records, and what nobody
@@ -162,14 +178,14 @@ class Client:
             RunNotFoundError: if neither etcd nor its history has anything of it.
         """
         keys = RunKeys.of(run_id, prefix)
-        return await _timeline.timeline(self.raw, keys, self._etcd.read_timeout or 60.0)
+        return await _history.timeline(self.raw, keys, self._etcd.read_timeout or READ_TIMEOUT_S)
 
     async def close_run(
         self,
         run_id: str,
         reason: str,
         by: str | None = None,
-        prefix: str = DEFAULT_PREFIX,
+        prefix: str = PREFIX,
     ) -> bool:
         """Close a run: its nodes end with `RendezvousClosedError` when they would join again.
 
@@ -194,7 +210,7 @@ class Client:
         run_id: str,
         reason: str,
         by: str | None = None,
-        prefix: str = DEFAULT_PREFIX,
+        prefix: str = PREFIX,
     ) -> bool:
         """Open the next round of a run that was closed, so that nodes can join again.
 
@@ -216,7 +232,7 @@ class Client:
         node: str,
         reason: str,
         by: str | None = None,
-        prefix: str = DEFAULT_PREFIX,
+        prefix: str = PREFIX,
         *,
         deny: bool = True,
     ) -> tuple[Node, ...]:
@@ -243,7 +259,7 @@ class Client:
         keys = RunKeys.of(run_id, prefix)
         return await _operations.evict(self.raw, keys, node, _reason(reason), _by(by), deny=deny)
 
-    async def allow(self, run_id: str, name: str, prefix: str = DEFAULT_PREFIX) -> tuple[str, ...]:
+    async def allow(self, run_id: str, name: str, prefix: str = PREFIX) -> tuple[str, ...]:
         """Let those in again whom `evict` of the same name keeps out.
 
         Returns:
@@ -251,7 +267,7 @@ class Client:
         """
         return await _operations.allow(self.raw, RunKeys.of(run_id, prefix), name)
 
-    async def purge(self, run_id: str, prefix: str = DEFAULT_PREFIX, *, force: bool = False) -> int:
+    async def purge(self, run_id: str, prefix: str = PREFIX, *, force: bool = False) -> int:
         """Delete all of a run, its stores included, and return how many keys there were.
 
         Args:
@@ -271,8 +287,8 @@ def _reason(reason: str) -> str:
     if not isinstance(reason, str) or not reason.strip():
         message = f"The reason must be a text that is not empty, not {reason!r}."
         raise ValueError(message)
-    return plain(reason)
+    return one_line(reason)
 
 
 def _by(by: str | None) -> str:
-    return plain(by or _operations.operator())
+    return one_line(by or _operations.operator())

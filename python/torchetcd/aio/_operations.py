@@ -12,17 +12,24 @@ import socket
 import time
 from typing import Any
 
-from torchetcd._etcd_errors import PERMISSION_DENIED, EtcdException, EtcdNoSpace
-from torchetcd._naming import called, denials_called
-from torchetcd.aio._errors import RunInUseError, RunRecordError
-from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Node, RoundRecord
-from torchetcd.aio._raw import KeyValue, RawClient
+from torchetcd import _native
+from torchetcd._defaults import RUN_TTL_S
+from torchetcd._run_model import Node, RoundRecord
+from torchetcd.aio._raw_client import KeyValue, RawClient, prefix_end
 from torchetcd.aio._reading import not_found, read_view
-from torchetcd.aio._records import Control, control, denial, escaped_name, plain, round_record
+from torchetcd.aio._records import (
+    Control,
+    control_record,
+    denial_record,
+    escaped_name,
+    one_line,
+    round_record,
+)
+from torchetcd.aio._run_errors import RunInUseError, RunRecordError
+from torchetcd.aio._run_keys import RunKeys
+from torchetcd.diagnosis import denials_called, nodes_called
+from torchetcd.etcd import EtcdException, EtcdNoSpace
 
-#: The default of the handler's parameter `run_ttl`, for a run's lease that is gone.
-_RUN_TTL_S = 7200
 #: Names that a message may hold.
 _NAMES = 8
 
@@ -41,16 +48,14 @@ def _record(**fields: Any) -> bytes:
 
 
 def _run_lease(keys: RunKeys) -> int:
-    from torchetcd._torchetcd import run_lease  # noqa: PLC0415 - with the first call
-
-    return run_lease(keys.base)
+    return _native.run_lease(keys.base)
 
 
 async def _hold_run_lease(raw: RawClient, keys: RunKeys, record: Control) -> int:
     """Have the run's lease last a whole time again: what is written now is to be found by others."""
     lease = _run_lease(keys)
     if not await raw.lease_keep_alive_once(lease):
-        await raw.lease_grant(record.run_ttl or _RUN_TTL_S, lease)
+        await raw.lease_grant(record.run_ttl or RUN_TTL_S, lease)
     return lease
 
 
@@ -65,7 +70,7 @@ async def _read_control(raw: RawClient, keys: RunKeys) -> tuple[Control, KeyValu
     if not found.kvs:
         raise not_found(keys)
     kv = found.kvs[0]
-    record = control(kv.value)
+    record = control_record(kv.value)
     if isinstance(record, str):
         message = (
             f"The value of the etcd key '{keys.control.decode()}' {record}. As it is, nothing can be done "
@@ -88,7 +93,7 @@ async def close_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool
         value = _record(
             v=record.version,
             round=record.round,
-            run_ttl=record.run_ttl or _RUN_TTL_S,
+            run_ttl=record.run_ttl or RUN_TTL_S,
             **({"reopened": record.reopened} if record.reopened else {}),
             state="closed",
             by=by,
@@ -121,15 +126,13 @@ async def _last_round(raw: RawClient, keys: RunKeys, record: Control) -> dict[st
 async def reopen_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool:
     """Open the next round of a closed run and return whether that was this call's doing."""
     at, tried = int(time.time()), False
-    why = plain(f"reopened by {by}: {reason}")
+    why = one_line(f"reopened by {by}: {reason}")
     while True:
         record, kv = await _read_control(raw, keys)
         if record.state != "closed":
             return tried and (record.by, record.why, record.at) == (by, why, at)
-        from torchetcd._torchetcd import reopening  # noqa: PLC0415 - with the first call
-
         # What is written is what an agent with if_closed=reopen writes.
-        compares, operations = reopening(
+        compares, operations = _native.reopening(
             kv.value, kv.mod_revision, keys.base[:-1], by, why, at, False
         )
         await _hold_run_lease(raw, keys, record)
@@ -149,7 +152,7 @@ async def evict(  # noqa: PLR0913 - as `Client.evict`
     denied: set[str] = set()
     while True:
         view = await read_view(raw, keys)
-        found = called(view.placed().alive().values(), name)
+        found = nodes_called(view.placed().alive().values(), name)
         # Who has not come yet is denied as it is called here.
         new = [each for each in found or (name,) if each not in denied]
         if not deny or not new:
@@ -188,7 +191,7 @@ async def allow(raw: RawClient, keys: RunKeys, name: str) -> tuple[str, ...]:
         chosen = []
         for kv in page.kvs:
             own = escaped_name(kv.key[len(start) :].decode(errors="replace")) or ""
-            found = denial(own, kv.value)
+            found = denial_record(own, kv.value)
             # One that cannot be read denies nobody, and can be taken away by its name all the same.
             if own == name or (not isinstance(found, str) and denials_called([found], name)):
                 chosen.append((kv, own))
@@ -207,7 +210,7 @@ async def allow(raw: RawClient, keys: RunKeys, name: str) -> tuple[str, ...]:
 async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
     """Delete all of a run and return how many keys there were."""
     base = keys.base.encode()
-    end = base[:-1] + b"0"
+    end = prefix_end(base)
     deleted = 0
     while True:
         view = await read_view(raw, keys)
@@ -237,7 +240,7 @@ async def purge(raw: RawClient, keys: RunKeys, *, force: bool) -> int:
         try:
             await raw.lease_revoke(_run_lease(keys))
         except EtcdException as exc:
-            if exc.refusal != PERMISSION_DENIED:
+            if exc.refusal != "permission_denied":
                 raise
             # A role may not end leases of keys that it may not write: this one runs out by itself.
     return deleted

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torchetcd._etcd_errors import EtcdEventIndexCleared
-from torchetcd.aio._errors import RunNotFoundError
-from torchetcd.aio._keys import RunKeys, run_of, runs_start
-from torchetcd.aio._model import Node, Run
-from torchetcd.aio._raw import KeyValue, RawClient
-from torchetcd.aio._view import RunView
+from torchetcd._run_model import Node, Run
+from torchetcd.aio._raw_client import KeyValue, RawClient, prefix_end
+from torchetcd.aio._run_errors import RunNotFoundError
+from torchetcd.aio._run_keys import RunKeys, run_of, runs_start
+from torchetcd.aio._run_view import RunView
+from torchetcd.etcd import EtcdEventIndexCleared
 
 #: So many requests of one call are under way at the same time.
 AT_ONCE = 64
@@ -66,7 +66,7 @@ async def describe(raw: RawClient, keys: RunKeys, *, leases: bool) -> Run:
 
 async def _refuse_if_absent(raw: RawClient, keys: RunKeys) -> None:
     base = keys.base.encode()
-    found = await raw.range(base, base[:-1] + b"0", limit=1, keys_only=True)
+    found = await raw.range(base, prefix_end(base), limit=1, keys_only=True)
     if not found.kvs:
         raise not_found(keys)
 
@@ -123,8 +123,7 @@ async def list_runs(raw: RawClient, prefix: str) -> list[Run]:
 async def _names(raw: RawClient, prefix: str) -> tuple[list[str], int]:
     """Return the run ids below a prefix, and the revision at which they were there."""
     start = runs_start(prefix)
-    # "`" is the sign after "_".
-    key, end, revision = start, start[:-1] + b"`", 0
+    key, end, revision = start, prefix_end(start), 0
     names: list[str] = []
     while True:
         page = await raw.range(key, end, limit=_NAMES, keys_only=True, revision=revision)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from torchetcd.aio._model import RESULTS, Denial, Node, NodeState, Result, RoundRecord
+from torchetcd._run_model import RESULTS, Denial, Node, NodeState, Result, RoundRecord
 
 #: The newest version of records that is understood.
 VERSION = 1
@@ -23,7 +23,7 @@ _LAST_TIME = 1e11
 _NODE_DIGITS = 16
 
 
-def read(value: bytes) -> dict[str, Any] | str:
+def read_record(value: bytes) -> dict[str, Any] | str:
     """Return the record that a value holds, or in one clause why it holds none.
 
     One rule for all records: without a version it is of version 1, and one of a newer version is not
@@ -35,7 +35,7 @@ def read(value: bytes) -> dict[str, Any] | str:
         found = None
     if not isinstance(found, dict):
         return "is no JSON object"
-    version = number(found, "v") if "v" in found else 1
+    version = number_field(found, "v") if "v" in found else 1
     if version is None:
         return "has no version that there can be"
     if version > VERSION:
@@ -43,21 +43,21 @@ def read(value: bytes) -> dict[str, Any] | str:
     return found
 
 
-def text(record: dict[str, Any], name: str) -> str | None:
+def text_field(record: dict[str, Any], name: str) -> str | None:
     """Return a field for people, in one line that is not too long; `None` for an empty one."""
     found = record.get(name)
     if not isinstance(found, str) or not found:
         return None
-    return plain(found)
+    return one_line(found)
 
 
-def plain(given: str) -> str:
+def one_line(given: str) -> str:
     """Return text of others in one line that is not too long."""
     shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in given[:_LONGEST_TEXT])
     return shown + "\u2026" if len(given) > _LONGEST_TEXT else shown
 
 
-def number(record: dict[str, Any], name: str) -> int | None:
+def number_field(record: dict[str, Any], name: str) -> int | None:
     """Return a count or a number, which is never negative."""
     found = record.get(name)
     if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= _LAST_NUMBER:
@@ -65,12 +65,12 @@ def number(record: dict[str, Any], name: str) -> int | None:
     return found
 
 
-def count(record: dict[str, Any], name: str) -> int | None:
+def positive_field(record: dict[str, Any], name: str) -> int | None:
     """Return a number of which 0 says that it is not known."""
-    return number(record, name) or None
+    return number_field(record, name) or None
 
 
-def time(record: dict[str, Any], name: str) -> float | None:
+def time_field(record: dict[str, Any], name: str) -> float | None:
     """Return a Unix time; 0 says that it is not known."""
     found = record.get(name)
     if not isinstance(found, (int, float)) or isinstance(found, bool):
@@ -129,41 +129,41 @@ class Control:
     reopened: int
 
 
-def control(value: bytes) -> Control | str:
+def control_record(value: bytes) -> Control | str:
     """Return the control record, or in one clause why there is none."""
-    record = read(value)
+    record = read_record(value)
     if isinstance(record, str):
         return record
-    round_, state = number(record, "round"), record.get("state")
+    round_, state = number_field(record, "round"), record.get("state")
     if round_ is None or state not in ("open", "final", "closed"):
         return "has no round or state that there can be"
-    world = count(record, "world")
+    world = positive_field(record, "world")
     if state == "final" and (world is None or not isinstance(record.get("attempt"), str)):
         return "is of a complete round and does not say of how many nodes"
     return Control(
-        version=number(record, "v") or 1,
+        version=number_field(record, "v") or 1,
         round=round_,
         state=state,
         previous=_previous(record.get("previous")),
         world=world,
         attempt=record.get("attempt", "") if state == "final" else "",
-        master_addr=text(record, "master_addr"),
-        master_port=number(record, "master_port"),
-        by=text(record, "by"),
-        at=time(record, "at"),
-        opened_at=time(record, "opened_at") if state == "final" else time(record, "at"),
-        opened_by=text(record, "opened_by" if state == "final" else "by"),
-        why=text(record, "why"),
-        reason=text(record, "reason"),
-        min_nodes=count(record, "min"),
-        max_nodes=count(record, "max"),
-        rank_order=text(record, "rank_order"),
-        segment=(count(record, "segment") or 1) if state == "final" else None,
+        master_addr=text_field(record, "master_addr"),
+        master_port=number_field(record, "master_port"),
+        by=text_field(record, "by"),
+        at=time_field(record, "at"),
+        opened_at=time_field(record, "opened_at") if state == "final" else time_field(record, "at"),
+        opened_by=text_field(record, "opened_by" if state == "final" else "by"),
+        why=text_field(record, "why"),
+        reason=text_field(record, "reason"),
+        min_nodes=positive_field(record, "min"),
+        max_nodes=positive_field(record, "max"),
+        rank_order=text_field(record, "rank_order"),
+        segment=(positive_field(record, "segment") or 1) if state == "final" else None,
         last=_last(record, state),
         result=_result(_part(record, "ended")),
-        ending=text(_part(record, "ended"), "text"),
-        run_ttl=count(record, "run_ttl"),
-        reopened=number(record, "reopened") or 0,
+        ending=text_field(_part(record, "ended"), "text"),
+        run_ttl=positive_field(record, "run_ttl"),
+        reopened=number_field(record, "reopened") or 0,
     )
 
 
@@ -175,7 +175,7 @@ def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
 def _previous(found: object) -> tuple[int, str] | None:
     if not isinstance(found, dict):
         return None
-    round_, attempt = number(found, "round"), found.get("attempt")
+    round_, attempt = number_field(found, "round"), found.get("attempt")
     return (round_, attempt) if round_ is not None and isinstance(attempt, str) else None
 
 
@@ -183,7 +183,7 @@ def _last(record: dict[str, Any], state: str) -> tuple[int, str, int | None] | N
     name = {"open": "previous", "closed": "last"}.get(state)
     found = record if name is None else _part(record, name)
     completed = _previous(found)
-    return None if completed is None else (*completed, count(found, "world"))
+    return None if completed is None else (*completed, positive_field(found, "world"))
 
 
 def _result(ended: dict[str, Any]) -> Result | None:
@@ -193,31 +193,31 @@ def _result(ended: dict[str, Any]) -> Result | None:
     return None
 
 
-def node(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
+def node_record(record: dict[str, Any], node_id: str, state: NodeState) -> Node | None:
     """Return the node of a join, waiting or member record, of the coordinator's or of a roster."""
-    host, pid = record.get("host"), number(record, "pid")
+    host, pid = record.get("host"), number_field(record, "pid")
     if not isinstance(host, str) or pid is None:
         return None
     return Node(
         id=node_id,
-        host=plain(host),
+        host=one_line(host),
         pid=pid,
-        node_id=text(record, "node_id"),
-        domain=text(record, "domain"),
-        rank=number(record, "rank") if state in {"member", "missing"} else None,
-        address=text(record, "addr") or text(record, "master_addr"),
-        since=time(record, "at"),
-        until=time(record, "until"),
+        node_id=text_field(record, "node_id"),
+        domain=text_field(record, "domain"),
+        rank=number_field(record, "rank") if state in {"member", "missing"} else None,
+        address=text_field(record, "addr") or text_field(record, "master_addr"),
+        since=time_field(record, "at"),
+        until=time_field(record, "until"),
         lease_left_s=None,
         lease_ttl_s=None,
         state=state,
-        infra_rank=number(record, "infra_rank"),
+        infra_rank=number_field(record, "infra_rank"),
     )
 
 
-def roster(value: bytes) -> list[Node] | str:
+def roster_record(value: bytes) -> list[Node] | str:
     """Return the members that a part of a roster names, in its order, or why it names none."""
-    record = read(value)
+    record = read_record(value)
     if isinstance(record, str):
         return record
     entries, problem = record.get("members"), "is no list of members"
@@ -227,7 +227,7 @@ def roster(value: bytes) -> list[Node] | str:
     for entry in entries:
         named = entry.get("node") if isinstance(entry, dict) else None
         name = node_name(named) if isinstance(named, str) else None
-        made = node(entry, name, "missing") if name else None
+        made = node_record(entry, name, "missing") if name else None
         if made is None or made.rank is None:
             return problem
         found.append(made)
@@ -236,36 +236,36 @@ def roster(value: bytes) -> list[Node] | str:
 
 def round_record(value: bytes) -> RoundRecord | str:
     """Return a round of the history, or why it is none."""
-    record = read(value)
+    record = read_record(value)
     if isinstance(record, str):
         return record
-    round_, world = number(record, "round"), count(record, "world")
+    round_, world = number_field(record, "round"), positive_field(record, "world")
     if round_ is None or world is None:
         return "is no record of a round"
     return RoundRecord(
         round=round_,
         world=world,
-        why=text(record, "why"),
-        opened_at=time(record, "opened_at"),
-        opened_by=text(record, "opened_by"),
-        completed_at=time(record, "at"),
+        why=text_field(record, "why"),
+        opened_at=time_field(record, "opened_at"),
+        opened_by=text_field(record, "opened_by"),
+        completed_at=time_field(record, "at"),
     )
 
 
-def denial(name: str, value: bytes) -> Denial | str:
+def denial_record(name: str, value: bytes) -> Denial | str:
     """Return who may not join, or why that is not said."""
-    record = read(value)
+    record = read_record(value)
     if isinstance(record, str):
         return record
     return Denial(
-        name=plain(name),
-        by=text(record, "by") or "?",
-        reason=text(record, "reason") or "?",
-        at=time(record, "at"),
+        name=one_line(name),
+        by=text_field(record, "by") or "?",
+        reason=text_field(record, "reason") or "?",
+        at=time_field(record, "at"),
         **_whose(record),
     )
 
 
 def _whose(record: dict[str, Any]) -> dict[str, Any]:
-    host, pid = text(record, "host"), number(record, "pid")
+    host, pid = text_field(record, "host"), number_field(record, "pid")
     return {} if host is None or pid is None else {"host": host, "pid": pid}

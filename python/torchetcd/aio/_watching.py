@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 
-from torchetcd._etcd_errors import EtcdEventIndexCleared
-from torchetcd.aio._events import Follower, by_revision
-from torchetcd.aio._keys import RunKeys
-from torchetcd.aio._model import Event, LastCall, Snapshot
-from torchetcd.aio._raw import RawClient
+from torchetcd._run_model import Event, LastCall, Snapshot
+from torchetcd.aio._changes import Follower, by_revision
+from torchetcd.aio._raw_client import RawClient
 from torchetcd.aio._reading import ask_last_call, read_view
-from torchetcd.aio._view import RunView
+from torchetcd.aio._run_keys import RunKeys
+from torchetcd.aio._run_view import RunView
+from torchetcd.etcd import EtcdEventIndexCleared
 
 
 async def watch_run(raw: RawClient, keys: RunKeys) -> AsyncGenerator[Event, None]:

@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        from torchetcd.cli._app import run  # noqa: PLC0415 - what it needs may be missing
+        from torchetcd.cli.app import run  # noqa: PLC0415 - optional, comes with an extra
 
         return run(args)
     except KeyboardInterrupt:  # while modules are imported

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous.utils import _parse_rendezvous_config
 from torch.distributed.run import get_args_parser
 
 from support import ROOT
-from torchetcd._params import PARAMETERS
+from torchetcd._rendezvous.options import PARAMETERS
 from torchetcd.etcd import Client
 
 # Programs that are not ours are named here with what the pages need of them.
@@ -143,7 +143,7 @@ def torchetcd(arguments: list[str], _folder: Path) -> None:
     """By the command line's own parser."""
     import click
 
-    from torchetcd.cli._app import app
+    from torchetcd.cli.app import app
 
     name = next((word for word in arguments if not word.startswith("-")), "")
     _require(name in app.commands, f"torchetcd {name}?")

@@ -23,8 +23,9 @@ from typing import Any
 
 from support.etcd.metrics import metric, metric_text, read_metrics
 from support.waiting import eventually
+from torchetcd._etcd_process import _can_skip_fsync
 from torchetcd.etcd import Client
-from torchetcd.etcd_server import _can_skip_fsync, find_binary
+from torchetcd.etcd_server import find_binary
 
 # Below the range from which Linux takes the ports of outgoing connections: nobody takes the port of a
 # member while it is down.

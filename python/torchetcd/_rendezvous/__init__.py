@@ -1,0 +1,1 @@
+"""The rendezvous of torch's agents: what `torchetcd.etcd_rendezvous` and its backend are made of."""

@@ -1,0 +1,1 @@
+"""What `torchetcd doctor` looks at, and what it says about it."""

@@ -1,0 +1,32 @@
+"""Questions about runs that several commands have."""
+
+from __future__ import annotations
+
+from torchetcd.aio import Run, RunNotFoundError
+from torchetcd.cli.exit_codes import NOT_FOUND, Failure
+from torchetcd.cli.target import Target
+
+
+async def list_runs(target: Target) -> list[Run]:
+    """Ask for all runs below the prefix."""
+    async with target.client() as client:
+        return await client.list_runs(prefix=target.prefix)
+
+
+async def describe(target: Target, run: str, *, leases: bool = False) -> Run:
+    """Ask for a run.
+
+    Raises:
+        Failure: if there is none.
+    """
+    async with target.client() as client:
+        try:
+            return await client.describe(run, prefix=target.prefix, leases=leases)
+        except RunNotFoundError:
+            raise not_found(target, run) from None
+
+
+def not_found(target: Target, run: str) -> Failure:
+    """Say that there is no such run."""
+    message = f"There is no run '{run}' below {target.prefix}: see `torchetcd runs`."
+    return Failure(message, NOT_FOUND)
