@@ -17,9 +17,10 @@ mod keys;
 mod ops;
 mod queue;
 mod read;
+mod request;
 mod value;
 mod wait;
-mod waiter;
 
 pub use error::StoreError;
 pub use handle::Store;
+pub use request::{StoreReply, StoreRequest};

@@ -7,10 +7,9 @@ use tokio::time::Instant;
 use super::error::{StoreError, display};
 use super::handle::Store;
 use super::value::{Content, decode};
-use super::wait::timed_out;
-use super::waiter::{Waiter, Wake, seen};
+use super::wait::{Waiter, Wake, seen, timed_out};
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, prefix_end};
-use crate::etcd::{OnceOutcome, WatchSpec, unique};
+use crate::etcd::{Branch, OnceOutcome, WatchSpec, unique};
 
 impl Store {
     pub async fn queue_push(
@@ -92,12 +91,12 @@ impl Store {
         loop {
             let deadline = self.client.deadline_after(Some(request_timeout));
             let mine = Compare::create_revision(entry.key.clone(), entry.create_revision);
-            let txn = Txn::when([mine])
-                .then([Op::delete(entry.key.clone())])
-                .or_else([Op::Get(self.oldest_range(key))]);
+            let mut taken = Branch::default();
+            let oldest = taken.get(self.oldest_range(key));
+            let txn = Txn::when([mine]).then([Op::delete(entry.key.clone())]).or_else(taken);
             let popped = match self.write("queue_pop", key, &txn, deadline).await {
-                Ok(OnceOutcome::Answered(reply)) if !reply.succeeded => {
-                    match reply.range(0).kvs.into_iter().next() {
+                Ok(OnceOutcome::Answered(mut reply)) if !reply.succeeded => {
+                    match oldest.take(&mut reply.replies).kvs.into_iter().next() {
                         Some(next) => entry = next,
                         None => return Ok(None),
                     }
