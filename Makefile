@@ -268,6 +268,7 @@ verify: programs  ## Lint, types and the documentation; never writes the tree
 verify-rust: $(VENV)/.tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --profile $(PROFILE) -- -D warnings
+	$(BIN)/python tools/rust_layers.py
 
 .PHONY: verify-python
 verify-python: $(VENV)/.built
