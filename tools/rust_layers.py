@@ -32,7 +32,7 @@ _ITEM = re.compile(
 _USE = re.compile(r"(?P<public>pub(?:\([^)]*\))?\s+)?\buse\s+(?P<tree>[^;]+);")
 _MOD = re.compile(r"\bmod\s+(\w+)\s*;")
 _INLINE = re.compile(r"\bmod\s+(\w+)\s*\{")
-_PATH = re.compile(r"\b(?:crate|super|self)(?:\s*::\s*\w+)+")
+_PATH = re.compile(r"(?<!\(in )\b(?:crate|super|self)(?:\s*::\s*\w+)+")
 
 
 @dataclass

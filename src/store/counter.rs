@@ -11,8 +11,8 @@
 
 use tokio::time::Instant;
 
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{COUNTERS, Cell, CellSlot, Content, encode_base, leading_integer};
 use crate::etcd::kv::{Compare, Op, Ordering, Target, Txn, prefix_end};
 use crate::etcd::{Branch, Nested, OnceOutcome, Slot};
@@ -33,7 +33,12 @@ struct Addition {
 
 impl Store {
     /// Adds `n` to a counter that is 0 when it does not exist, and answers with its value then.
-    pub async fn add(&self, key: &[u8], n: i64, deadline: Instant) -> Result<i64, StoreError> {
+    pub(super) async fn add(
+        &self,
+        key: &[u8],
+        n: i64,
+        deadline: Instant,
+    ) -> Result<i64, StoreError> {
         if n == 0
             && let Some(value) = self.number(key, deadline).await?
         {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Result, Unstructured};
 
 use super::chunks::{MAX_BYTES, MAX_OPS, chunks};
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::keys::Keys;
 use super::request::{StoreReply, StoreRequest};
 use super::value::{COUNTERS, CellSlot, Content, decode, encode, encode_base, leading_integer};

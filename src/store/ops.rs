@@ -5,21 +5,26 @@ use std::collections::HashMap;
 use tokio::time::Instant;
 
 use super::chunks::{MAX_BYTES, MAX_OPS, OP_OVERHEAD, chunks};
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{Cell, encode};
 use crate::etcd::kv::{Compare, Op, Ordering, Target, Txn};
 use crate::etcd::{Branch, Nested, OnceOutcome, Repeat};
 
 impl Store {
-    pub async fn set(&self, key: &[u8], value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+    pub(super) async fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
         let put = self.put(key, value)?;
         self.write("set", key, &Txn::when([]).then([put]), deadline).await.map(drop)
     }
 
     /// Sets all keys, within etcd's limits at once, otherwise in several steps. Of a key that is named twice the
     /// last value counts.
-    pub async fn multi_set(
+    pub(super) async fn multi_set(
         &self,
         keys: &[Vec<u8>],
         values: &[Vec<u8>],
@@ -40,7 +45,11 @@ impl Store {
     }
 
     /// Whether the key was there.
-    pub async fn delete_key(&self, key: &[u8], deadline: Instant) -> Result<bool, StoreError> {
+    pub(super) async fn delete_key(
+        &self,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
         let own = self.keys.key(key);
         // The companions first, where this is done in two steps: without its key they would be added to the next
         // counter of that name.
@@ -56,7 +65,7 @@ impl Store {
         }
     }
 
-    pub async fn num_keys(&self, deadline: Instant) -> Result<i64, StoreError> {
+    pub(super) async fn num_keys(&self, deadline: Instant) -> Result<i64, StoreError> {
         let mut counts = Branch::default();
         let slots = self.keys.all().map(|range| counts.get(range.count_only()));
         let txn = Txn::when([]).then(counts);
@@ -65,14 +74,14 @@ impl Store {
     }
 
     /// All keys at one revision, in no order that means anything.
-    pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub(super) async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
         let (_, keys) = self.list(&self.keys.all(), deadline).await?;
         Ok(keys.iter().filter_map(|key| self.keys.decode(key)).collect())
     }
 
     /// Sets the key to `desired` if it has the value `expected`, or if it does not exist and
     /// `expected` is empty. Answers with the value it has then; with `expected` if it does not exist.
-    pub async fn compare_set(
+    pub(super) async fn compare_set(
         &self,
         key: &[u8],
         expected: &[u8],
@@ -142,7 +151,7 @@ impl Store {
     }
 
     /// Appends to the value, which is empty when the key does not exist.
-    pub async fn append(
+    pub(super) async fn append(
         &self,
         key: &[u8],
         suffix: &[u8],

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{Content, decode};
 use super::wait::{Waiter, Wake, seen, timed_out};
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, prefix_end};
 use crate::etcd::{Branch, OnceOutcome, WatchSpec, unique};
 
 impl Store {
-    pub async fn queue_push(
+    pub(super) async fn queue_push(
         &self,
         key: &[u8],
         value: &[u8],
@@ -36,13 +36,13 @@ impl Store {
         }
     }
 
-    pub async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
+    pub(super) async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
         let entries = Range::prefix(self.keys.queue(key)).count_only();
         Ok(self.client.range(&entries, deadline).await?.1.count)
     }
 
     /// Takes the oldest entry. When there is none: waits for one up to `timeout`, or with `None` fails.
-    pub async fn queue_pop(
+    pub(super) async fn queue_pop(
         &self,
         key: &[u8],
         timeout: Option<Duration>,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::chunks::{MAX_OPS, chunks};
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{Cell, CellSlot, Content, decode};
 use crate::etcd::kv::{Range, Txn};
 use crate::etcd::{Branch, EtcdError, Repeat};

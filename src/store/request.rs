@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::core::Store;
 use super::error::StoreError;
-use super::handle::Store;
 
 /// One operation of torch's `Store`. A `timeout` is how long the operation may wait for others.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -86,7 +86,8 @@ impl Connection {
             user: config.credentials.as_ref().map(|credentials| credentials.user.clone()),
             health: Health::default(),
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
-            // What a stream refused it would ask for again and again; etcd limits what it sends at once.
+            // A refused message would end the stream, and the next stream would get it again. etcd limits what it
+            // sends at once.
             watch: client.watch_client().max_decoding_message_size(usize::MAX),
             lease: client.lease_client(),
             client,

@@ -192,7 +192,8 @@ impl<'a> Session<'a> {
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         let theirs = response.watch_id();
         let id = if response.created() {
-            let asked = self.pending.pop_front()?;
+            // etcd confirms nothing that it was not asked for.
+            let Some(asked) = self.pending.pop_front() else { return None };
             // A refusal names none.
             let id = if theirs < 0 { asked } else { self.names.learn(theirs, asked) };
             if !self.watches.contains_key(&id) {
@@ -202,7 +203,8 @@ impl<'a> Session<'a> {
             }
             id
         } else {
-            self.names.ours(theirs)?
+            let Some(id) = self.names.ours(theirs) else { return None };
+            id
         };
         if response.canceled() {
             return self.canceled(id, &response);
@@ -211,7 +213,8 @@ impl<'a> Session<'a> {
         {
             self.doubt(id);
         }
-        let watching = self.watches.get_mut(&id)?;
+        // Else it was cancelled here, and etcd has not heard of that yet.
+        let Some(watching) = self.watches.get_mut(&id) else { return None };
         if response.created() {
             metrics().watch(if watching.opened { WatchEvent::Resumed } else { WatchEvent::Opened });
             watching.opened = true;

@@ -9,8 +9,8 @@ use super::waiter::{Over, Waiter, Wake, seen, timed_out, unless_aborted, watch_b
 use crate::etcd::kv::{Event, Txn};
 use crate::etcd::{Branch, Repeat};
 use crate::store::chunks::{MAX_OPS, chunks};
+use crate::store::core::Store;
 use crate::store::error::StoreError;
-use crate::store::handle::Store;
 use crate::store::read::Contents;
 use crate::store::value::{Content, decode};
 
@@ -18,13 +18,17 @@ use crate::store::value::{Content, decode};
 type Values = BTreeMap<Vec<u8>, Vec<u8>>;
 
 impl Store {
-    pub async fn get(&self, key: &[u8], timeout: Duration) -> Result<Vec<u8>, StoreError> {
+    pub(in crate::store) async fn get(
+        &self,
+        key: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<u8>, StoreError> {
         let mut values = self.multi_get(&[key.to_vec()], timeout).await?;
         Ok(values.pop().unwrap_or_default())
     }
 
     /// Waits until all keys are there, then the values in the order asked for.
-    pub async fn multi_get(
+    pub(in crate::store) async fn multi_get(
         &self,
         keys: &[Vec<u8>],
         timeout: Duration,

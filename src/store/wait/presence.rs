@@ -11,8 +11,8 @@ use super::waiter::{Over, Waiter, Wake, seen, timed_out, unless_aborted, watch_b
 use crate::etcd::kv::{Event, Range, Txn, prefix_end};
 use crate::etcd::{Branch, Repeat, WatchReceiver, WatchSpec};
 use crate::store::chunks::{MAX_OPS, chunks};
+use crate::store::core::Store;
 use crate::store::error::StoreError;
-use crate::store::handle::Store;
 use crate::store::keys::Keys;
 
 /// What a wait for keys has left to wait for.
@@ -25,13 +25,21 @@ struct Missing {
 
 impl Store {
     /// Whether all keys are there now, as values or as queues that are not empty.
-    pub async fn check(&self, keys: &[Vec<u8>], deadline: Instant) -> Result<bool, StoreError> {
+    pub(in crate::store) async fn check(
+        &self,
+        keys: &[Vec<u8>],
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
         let wanted = self.etcd_keys(keys);
         Ok(self.missing(&wanted, deadline).await?.keys.is_empty())
     }
 
     /// Waits until each key has been there, as a value or as a queue that is not empty.
-    pub async fn wait(&self, keys: &[Vec<u8>], timeout: Duration) -> Result<(), StoreError> {
+    pub(in crate::store) async fn wait(
+        &self,
+        keys: &[Vec<u8>],
+        timeout: Duration,
+    ) -> Result<(), StoreError> {
         let mut waiter = Waiter::new(self, timeout);
         let all = self.etcd_keys(keys);
         let mut wanted = all.clone();

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::etcd::kv::Event;
 use crate::etcd::{EtcdError, WatchMessage, WatchReceiver, WatchSpec, uniform};
+use crate::store::core::Store;
 use crate::store::error::{StoreError, display_some};
-use crate::store::handle::Store;
 
 /// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once. Less where
 /// the client has less for a request.
