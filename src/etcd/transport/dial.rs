@@ -132,3 +132,33 @@ where
         .await
         .map_err(|error| ConnectError::Unreachable(describe_error(&error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::endpoint::parse_endpoints;
+    use crate::etcd::verdict::{Verdict, classify};
+
+    #[tokio::test]
+    async fn a_request_on_a_connection_that_has_ended_was_not_sent() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let config = Config {
+            endpoints: parse_endpoints(&address.to_string(), false).expect("an endpoint"),
+            tls: TlsFiles::default(),
+            credentials: None,
+            connect_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(30),
+        };
+        let dialling = dial(&config, &config.endpoints[0], address);
+        let (dialled, accepted) = tokio::join!(dialling, listener.accept());
+        drop(accepted);
+        let Ok(Dialled { channel, .. }) = dialled else { panic!("no connection") };
+        let channel = etcd_client::Channel::Tonic(channel);
+        let mut client = etcd_client::Client::from_channel(channel, None).await.expect("a client");
+        // The first one may find the connection's end.
+        let _ = client.status().await;
+        let error = client.status().await.expect_err("nobody answers");
+        assert_eq!(classify(&error), Verdict::NotApplied, "{error:?}");
+    }
+}

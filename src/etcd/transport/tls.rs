@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
@@ -75,16 +75,20 @@ fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>,
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, EtcdError> {
     const WHAT: &str = "client key";
+    const BLOCK: &str = "PRIVATE KEY-----";
     let pem = read(path, WHAT)?;
-    if String::from_utf8_lossy(&pem).contains("ENCRYPTED") {
+    let text = String::from_utf8_lossy(&pem);
+    // The parser passes over blocks that it does not know.
+    if !text.contains(BLOCK) {
+        return Err(no_block(path, WHAT, BLOCK));
+    }
+    if text.contains("ENCRYPTED") {
         let why = "is encrypted, and there is nobody to ask for its password";
         return Err(unusable_file(path, WHAT, &why));
     }
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
-        pem::Error::NoItemsFound => no_block(path, WHAT, "PRIVATE KEY-----"),
-        // The error may quote the key.
-        _ => unusable_file(path, WHAT, &"holds no private key that can be read"),
-    })
+    // The error may quote the key.
+    PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| unusable_file(path, WHAT, &"holds no private key that can be read"))
 }
 
 fn read(path: &Path, what: &str) -> Result<Vec<u8>, EtcdError> {
