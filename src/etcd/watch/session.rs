@@ -188,12 +188,13 @@ impl<'a> Session<'a> {
         None
     }
 
+    /// Takes in what has come: `None` where the stream goes on.
     fn take(&mut self, response: WatchResponse) -> Option<End> {
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         let theirs = response.watch_id();
         let id = if response.created() {
             // etcd confirms nothing that it was not asked for.
-            let Some(asked) = self.pending.pop_front() else { return None };
+            let asked = self.pending.pop_front()?;
             // A refusal names none.
             let id = if theirs < 0 { asked } else { self.names.learn(theirs, asked) };
             if !self.watches.contains_key(&id) {
@@ -203,8 +204,7 @@ impl<'a> Session<'a> {
             }
             id
         } else {
-            let Some(id) = self.names.ours(theirs) else { return None };
-            id
+            self.names.ours(theirs)?
         };
         if response.canceled() {
             return self.canceled(id, &response);
@@ -214,7 +214,7 @@ impl<'a> Session<'a> {
             self.doubt(id);
         }
         // Else it was cancelled here, and etcd has not heard of that yet.
-        let Some(watching) = self.watches.get_mut(&id) else { return None };
+        let watching = self.watches.get_mut(&id)?;
         if response.created() {
             metrics().watch(if watching.opened { WatchEvent::Resumed } else { WatchEvent::Opened });
             watching.opened = true;
