@@ -269,6 +269,7 @@ verify: programs  ## Lint, types, words and the documentation; never writes the 
 verify-rust: $(VENV)/.tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets --profile $(PROFILE) -- -D warnings
+	$(BIN)/python tools/rust_layers.py
 
 .PHONY: verify-python
 verify-python: $(VENV)/.built

@@ -70,3 +70,8 @@ fn store_values() {
 fn store_chunks() {
     check("store_chunks", store::cut_chunks);
 }
+
+#[test]
+fn store_requests() {
+    check("store_requests", store::handle_requests);
+}

@@ -45,14 +45,14 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "blind retry of add (a repeated write has no receipt)",
-        "src/etcd/once.rs",
+        "src/etcd/once/receipt.rs",
         "Compare::new(self.receipt.key.clone(), Ordering::Equal, version)",
         "Compare::new(self.receipt.key.clone(), Ordering::NotEqual, Target::Version(-1))",
         ("tests/client/test_lost_answers.py", "-k", "add"),
     ),
     Mutant(
         "the same, found by random histories",
-        "src/etcd/once.rs",
+        "src/etcd/once/receipt.rs",
         "Compare::new(self.receipt.key.clone(), Ordering::Equal, version)",
         "Compare::new(self.receipt.key.clone(), Ordering::NotEqual, Target::Version(-1))",
         ("tests/faults/test_store_histories.py", "-k", "one_member or anything"),
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         "a watch is restarted without a revision",
-        "src/etcd/session.rs",
+        "src/etcd/watch/session.rs",
         "let start = if watching.opened { (watching.next - 1).max(1) } else { watching.next };",
         "let start = if watching.opened { 0 } else { watching.next };",
         (
@@ -86,7 +86,7 @@ MUTANTS = [
     ),
     Mutant(
         "an answer that was lost is taken as if nothing had happened",
-        "src/etcd/once.rs",
+        "src/etcd/once/receipt.rs",
         "Some(kv) if kv.value == self.mark(true) => Found::Wrote(kv.mod_revision),",
         "Some(kv) if kv.value == self.mark(true) => Found::NotApplied,",
         ("tests/client/test_lost_answers.py",),

@@ -1,12 +1,13 @@
 //! Between our plain values and etcd-client's types.
 
 use etcd_client as wire;
+use etcd_client::proto::{PbEvent, PbKeyValue, PbRangeResponse, PbResponseOp, PbTxnOpResponse};
 
 use super::kv::{
     Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn, TxnReply,
 };
 
-pub(super) fn txn(txn: &Txn) -> wire::Txn {
+pub fn txn(txn: &Txn) -> wire::Txn {
     wire::Txn::new()
         .when(txn.compares.iter().map(compare).collect::<Vec<_>>())
         .and_then(txn.success.iter().map(op).collect::<Vec<_>>())
@@ -53,14 +54,14 @@ fn put_options(lease: i64) -> wire::PutOptions {
     wire::PutOptions::new().with_lease(lease)
 }
 
-pub(super) fn delete_options(range_end: Option<&[u8]>) -> wire::DeleteOptions {
+pub fn delete_options(range_end: Option<&[u8]>) -> wire::DeleteOptions {
     match range_end {
         Some(end) => wire::DeleteOptions::new().with_range(end),
         None => wire::DeleteOptions::new(),
     }
 }
 
-pub(super) fn range_options(range: &Range) -> wire::GetOptions {
+pub fn range_options(range: &Range) -> wire::GetOptions {
     let mut options = wire::GetOptions::new().with_limit(range.limit).with_revision(range.revision);
     if let Some(end) = &range.range_end {
         options = options.with_range(end.clone());
@@ -74,51 +75,63 @@ pub(super) fn range_options(range: &Range) -> wire::GetOptions {
     options
 }
 
-pub(super) fn txn_reply(response: &wire::TxnResponse) -> TxnReply {
+pub fn txn_reply(response: wire::TxnResponse) -> TxnReply {
+    let response = response.0;
     TxnReply {
-        revision: response.header().map_or(0, wire::ResponseHeader::revision),
-        succeeded: response.succeeded(),
-        replies: response.op_responses().into_iter().map(op_reply).collect(),
+        revision: response.header.map_or(0, |header| header.revision),
+        succeeded: response.succeeded,
+        replies: response.responses.into_iter().map(op_reply).collect(),
     }
 }
 
-fn op_reply(response: wire::TxnOpResponse) -> OpReply {
-    match response {
-        wire::TxnOpResponse::Get(range) => OpReply::Get(range_reply(range)),
-        wire::TxnOpResponse::Put(_) => OpReply::Put,
-        wire::TxnOpResponse::Delete(deleted) => OpReply::Delete(deleted.deleted()),
-        wire::TxnOpResponse::Txn(inner) => OpReply::Txn {
-            succeeded: inner.succeeded(),
-            replies: inner.op_responses().into_iter().map(op_reply).collect(),
+fn op_reply(response: PbResponseOp) -> OpReply {
+    match response.response {
+        Some(PbTxnOpResponse::ResponseRange(range)) => OpReply::Get(range_of(range)),
+        Some(PbTxnOpResponse::ResponseDeleteRange(deleted)) => OpReply::Delete(deleted.deleted),
+        Some(PbTxnOpResponse::ResponseTxn(inner)) => OpReply::Txn {
+            succeeded: inner.succeeded,
+            replies: inner.responses.into_iter().map(op_reply).collect(),
         },
+        // etcd answers each operation.
+        Some(PbTxnOpResponse::ResponsePut(_)) | None => OpReply::Put,
     }
 }
 
-pub(super) fn range_reply(mut response: wire::GetResponse) -> RangeReply {
+pub fn range_reply(response: wire::GetResponse) -> RangeReply {
+    range_of(response.0)
+}
+
+fn range_of(response: PbRangeResponse) -> RangeReply {
     RangeReply {
-        count: response.count(),
-        more: response.more(),
-        kvs: response.take_kvs().into_iter().map(key_value).collect(),
+        count: response.count,
+        more: response.more,
+        kvs: response.kvs.into_iter().map(key_value).collect(),
     }
 }
 
-fn key_value(kv: wire::KeyValue) -> KeyValue {
-    let (create_revision, mod_revision, version, lease) =
-        (kv.create_revision(), kv.mod_revision(), kv.version(), kv.lease());
-    let (key, value) = kv.into_key_value();
+fn key_value(kv: PbKeyValue) -> KeyValue {
+    let PbKeyValue { key, create_revision, mod_revision, version, value, lease } = kv;
     KeyValue { key, value, create_revision, mod_revision, version, lease }
 }
 
+pub fn events(response: wire::WatchResponse) -> impl Iterator<Item = Event> {
+    response.0.events.into_iter().filter_map(event)
+}
+
 /// `None` for an event without a key, which etcd does not send.
-pub(super) fn event(event: &wire::Event) -> Option<Event> {
-    let mut kv = key_value(event.kv()?.clone());
-    Some(match event.event_type() {
-        wire::EventType::Put => Event::Put(kv),
-        wire::EventType::Delete => {
-            if let Some(previous) = event.prev_kv() {
-                kv.value = previous.value().to_vec();
-            }
-            Event::Delete(kv)
-        }
-    })
+fn event(event: PbEvent) -> Option<Event> {
+    let mut kv = key_value(event.kv?);
+    // Of the two types, `PUT` is 0.
+    if event.r#type == 0 {
+        return Some(Event::Put(kv));
+    }
+    if let Some(previous) = event.prev_kv {
+        kv.value = previous.value;
+    }
+    Some(Event::Delete(kv))
+}
+
+/// Whether a renewal was answered by etcd's word that it does not have the lease: etcd-client has this text only.
+pub fn is_lease_gone(error: &wire::Error) -> bool {
+    matches!(error, wire::Error::LeaseKeepAliveError(text) if text == "lease not found")
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use etcd_client::ResponseHeader;
 use tokio::sync::watch;
 
-pub(super) struct History {
+pub struct History {
     known: Mutex<Known>,
     /// Its number, so that the watches hear of the next one.
     number: watch::Sender<u64>,
@@ -15,7 +15,7 @@ pub(super) struct History {
 
 /// What is known of etcd, and was when a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Known {
+pub struct Known {
     /// Counts histories: what was sent in an earlier one says nothing of this one.
     number: u64,
     /// 0 before etcd has said it.

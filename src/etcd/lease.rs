@@ -8,12 +8,13 @@ use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
-use super::client::Client;
-use super::connection::Connection;
-use super::error::{Verdict, classify};
-use super::metrics::{Renewal as Counted, metrics};
+use super::cluster::{Backoff, Cluster};
+use super::convert::is_lease_gone;
+use super::metrics::{RenewalResult, metrics};
+use super::requests;
+use super::transport::Connection;
 use super::unique::uniform;
+use super::verdict::{Verdict, classify};
 
 /// Leases longer than this are renewed by a short call each time; shorter ones keep a stream open.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);
@@ -34,15 +35,16 @@ pub struct KeepAlive {
 
 impl KeepAlive {
     /// Renews it after `first` and then at a third of its TTL. Must be called within the runtime.
-    pub fn start(client: Client, id: i64, ttl: Duration, first: Duration) -> Self {
+    pub fn start(client: impl Into<Cluster>, id: i64, ttl: Duration, first: Duration) -> Self {
+        let cluster = client.into();
         let (sender, state) = watch::channel(LeaseState::Alive);
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = renew_until_lost(&client, id, ttl, first) => {
+                () = renew_until_lost(&cluster, id, ttl, first) => {
                     sender.send_replace(LeaseState::Lost);
                 }
                 // Nobody can renew it any more, which is no loss yet.
-                () = client.closed() => {}
+                () = cluster.closed() => {}
             }
         });
         Self { state, task }
@@ -67,7 +69,7 @@ impl Drop for KeepAlive {
     }
 }
 
-async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Duration) {
+async fn renew_until_lost(cluster: &Cluster, id: i64, ttl: Duration, first: Duration) {
     let mut period = ttl / 3;
     let mut due = Instant::now() + first;
     let mut backoff = Backoff::default();
@@ -78,12 +80,12 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
         // Measured from the request: the answer's travel must not stretch the period.
         let asked = Instant::now();
         let outcome = if ttl > STREAM_UP_TO {
-            renew_by_call(client, id).await
+            renew_by_call(cluster, id).await
         } else {
             // At first half of what is left of the lease, so that there is time for another stream.
             let all = period * (1 << backoff.attempts().min(3));
             let patience = Patience { limit: answer_limit(ttl), all };
-            renew_by_stream(client, id, patience, &mut way).await
+            renew_by_stream(cluster, id, patience, &mut way).await
         };
         // A second renewal was due before the first one came.
         let late = due.elapsed() > period;
@@ -100,12 +102,12 @@ async fn renew_until_lost(client: &Client, id: i64, ttl: Duration, first: Durati
             Renewal::Busy(connection) => {
                 way.stream = None;
                 busy += 1;
-                client.leave_if_busy(&connection, busy);
+                cluster.leave_if_busy(&connection, busy);
                 // Time for several attempts, but not for all to come at once.
                 tokio::time::sleep(period.mul_f64(uniform(0.25..=0.5))).await;
             }
             Renewal::Late(connection) => {
-                let beside = client.connection_beside(&connection);
+                let beside = cluster.connection_beside(&connection);
                 way = Way { stream: None, beside: in_time(period, beside).await };
                 // It is due.
                 let _ = backoff.pause();
@@ -131,19 +133,19 @@ enum Renewal {
 }
 
 impl Renewal {
-    fn counted(&self, late: bool) -> Counted {
+    fn counted(&self, late: bool) -> RenewalResult {
         match self {
-            Self::Renewed(_) if late => Counted::Late,
-            Self::Renewed(_) => Counted::InTime,
-            Self::Gone => Counted::Lost,
-            Self::Busy(_) => Counted::Busy,
-            Self::Late(_) | Self::Failed => Counted::Failed,
+            Self::Renewed(_) if late => RenewalResult::Late,
+            Self::Renewed(_) => RenewalResult::InTime,
+            Self::Gone => RenewalResult::Lost,
+            Self::Busy(_) => RenewalResult::Busy,
+            Self::Late(_) | Self::Failed => RenewalResult::Failed,
         }
     }
 }
 
-async fn renew_by_call(client: &Client, id: i64) -> Renewal {
-    match client.renew_once(id, Instant::now() + Duration::from_secs(30)).await {
+async fn renew_by_call(cluster: &Cluster, id: i64) -> Renewal {
+    match requests::renew_once(cluster, id, Instant::now() + Duration::from_secs(30)).await {
         Ok(true) => Renewal::Renewed(None),
         Ok(false) => Renewal::Gone,
         Err(_) => Renewal::Failed,
@@ -181,28 +183,30 @@ fn answer_limit(ttl: Duration) -> Duration {
     (ttl / 6).min(Duration::from_secs(3))
 }
 
-async fn renew_by_stream(client: &Client, id: i64, patience: Patience, way: &mut Way) -> Renewal {
-    let Some(opened) = &mut way.stream else { return open_stream(client, id, patience, way).await };
+async fn renew_by_stream(cluster: &Cluster, id: i64, patience: Patience, way: &mut Way) -> Renewal {
+    let Some(opened) = &mut way.stream else {
+        return open_stream(cluster, id, patience, way).await;
+    };
     let answer = async {
         opened.keeper.keep_alive().await?;
         opened.answers.message().await
     };
-    match while_it_answers(client, &opened.connection, patience, answer).await {
+    match while_it_answers(cluster, &opened.connection, patience, answer).await {
         Some(Ok(Some(answer))) if answer.ttl() > 0 => {
             Renewal::Renewed(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
         }
         Some(Ok(Some(_))) => Renewal::Gone,
         Some(Ok(None)) => {
-            client.discard(&opened.connection);
+            cluster.discard(&opened.connection);
             Renewal::Failed
         }
-        Some(Err(error)) => failed(client, &opened.connection, opened.epoch, &error).await,
+        Some(Err(error)) => failed(cluster, &opened.connection, opened.epoch, &error).await,
         None => late(&opened.connection),
     }
 }
 
 fn late(connection: &Arc<Connection>) -> Renewal {
-    if connection.is_silent() { Renewal::Failed } else { Renewal::Late(connection.clone()) }
+    if connection.health.is_silent() { Renewal::Failed } else { Renewal::Late(connection.clone()) }
 }
 
 /// How long an answer is waited for: each time it is late, until the member has to prove that it is there,
@@ -219,7 +223,7 @@ struct Patience {
 /// fallen silent it holds the stream for 7 s (etcd's `ReqTimeout`), whoever leads by then; a member that is
 /// being defragmented renews nothing.
 async fn while_it_answers<T>(
-    client: &Client,
+    cluster: &Cluster,
     connection: &Arc<Connection>,
     patience: Patience,
     answer: impl Future<Output = T>,
@@ -231,12 +235,12 @@ async fn while_it_answers<T>(
     loop {
         let late = end.min(Instant::now() + limit);
         if let Ok(answer) = tokio::time::timeout_at(late, &mut answer).await {
-            connection.note_answer(true);
+            connection.health.note_answer(true);
             return Some(answer);
         }
         tokio::select! {
             answer = &mut answer => return Some(answer),
-            silent = client.leave_if_silent(connection, patience.limit, &mut applied) => {
+            silent = cluster.leave_if_silent(connection, patience.limit, &mut applied) => {
                 if silent {
                     return None;
                 }
@@ -248,36 +252,30 @@ async fn while_it_answers<T>(
 }
 
 /// Opening a stream renews the lease: etcd-client sends the first request with it.
-async fn open_stream(client: &Client, id: i64, patience: Patience, way: &mut Way) -> Renewal {
+async fn open_stream(cluster: &Cluster, id: i64, patience: Patience, way: &mut Way) -> Renewal {
     let connection = match &way.beside {
         Some(connection) => connection.clone(),
-        None => loop {
-            match client.connection().await {
-                Ok(Some(connection)) => break connection,
-                // The next attempt to connect pauses by itself.
-                Ok(None) => {}
-                Err(_) => return Renewal::Failed,
-            }
+        None => match cluster.connected().await {
+            Ok(connection) => connection,
+            Err(_) => return Renewal::Failed,
         },
     };
     let epoch = connection.token_epoch();
     let opening = async { connection.lease().keep_alive(id).await };
-    match while_it_answers(client, &connection, patience, opening).await {
+    match while_it_answers(cluster, &connection, patience, opening).await {
         Some(Ok((keeper, answers))) => {
             way.stream = Some(Stream { keeper, answers, connection, epoch });
             Renewal::Renewed(None)
         }
-        Some(Err(etcd_client::Error::LeaseKeepAliveError(text))) if text == "lease not found" => {
-            Renewal::Gone
-        }
-        Some(Err(error)) => failed(client, &connection, epoch, &error).await,
+        Some(Err(error)) if is_lease_gone(&error) => Renewal::Gone,
+        Some(Err(error)) => failed(cluster, &connection, epoch, &error).await,
         None => late(&connection),
     }
 }
 
 /// Sees to it that the next stream can do better.
 async fn failed(
-    client: &Client,
+    cluster: &Cluster,
     connection: &Arc<Connection>,
     epoch: u64,
     error: &etcd_client::Error,
@@ -288,7 +286,7 @@ async fn failed(
     }
     let stale = verdict == Verdict::StaleToken;
     if !(stale && connection.renew_token(epoch).await) {
-        client.discard(connection);
+        cluster.discard(connection);
     }
     Renewal::Failed
 }

@@ -3,7 +3,9 @@
 use etcd_client::{AlarmAction, AlarmType, ResponseHeader};
 use tokio::time::Instant;
 
-use super::client::{Client, Repeat};
+use super::call::{Repeat, call};
+use super::client::Client;
+use super::cluster::Cluster;
 use super::config::Config;
 use super::endpoint::Endpoint;
 use super::error::EtcdError;
@@ -53,36 +55,13 @@ impl Client {
         endpoint: Option<Endpoint>,
         deadline: Instant,
     ) -> Result<MemberStatus, EtcdError> {
-        let Some(endpoint) = endpoint else { return self.own_status(deadline).await };
-        let alone = Self::new(Config { endpoints: vec![endpoint], ..self.config().clone() });
-        alone.own_status(deadline).await
-    }
-
-    async fn own_status(&self, deadline: Instant) -> Result<MemberStatus, EtcdError> {
-        self.call_as(Rpc::Status, Repeat::Read, deadline, |connection| async move {
-            let told = connection.client().status().await?;
-            let header = told.header();
-            Ok(MemberStatus {
-                version: told.version().into(),
-                cluster: header.map_or(0, ResponseHeader::cluster_id),
-                member: header.map_or(0, ResponseHeader::member_id),
-                revision: header.map_or(0, ResponseHeader::revision),
-                leader: told.leader(),
-                is_learner: told.is_learner(),
-                raft_term: told.raft_term(),
-                raft_index: told.raft_index(),
-                raft_applied_index: told.raft_applied_index(),
-                db_size: told.db_size(),
-                db_size_in_use: told.raft_used_db_size(),
-                db_quota: told.db_size_quota(),
-                errors: told.errors().to_vec(),
-            })
-        })
-        .await
+        let Some(endpoint) = endpoint else { return status(self.cluster(), deadline).await };
+        let alone = Config { endpoints: vec![endpoint], ..self.config().clone() };
+        status(&Cluster::new(alone), deadline).await
     }
 
     pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
-        Ok(self.own_status(deadline).await?.version)
+        Ok(status(self.cluster(), deadline).await?.version)
     }
 
     pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
@@ -91,7 +70,7 @@ impl Client {
     }
 
     pub async fn members(&self, deadline: Instant) -> Result<Vec<Member>, EtcdError> {
-        self.call_as(Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
+        call(self.cluster(), Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
             let response = connection.client().member_list().await?;
             let members = response.members().iter().map(|member| Member {
                 id: member.id(),
@@ -106,7 +85,7 @@ impl Client {
     }
 
     pub async fn alarms(&self, deadline: Instant) -> Result<Vec<Alarm>, EtcdError> {
-        self.call_as(Rpc::Alarm, Repeat::Read, deadline, |connection| async move {
+        call(self.cluster(), Rpc::Alarm, Repeat::Read, deadline, |connection| async move {
             let response =
                 connection.client().alarm(AlarmAction::Get, AlarmType::None, None).await?;
             let alarms = response.alarms().iter().map(|alarm| Alarm {
@@ -121,4 +100,27 @@ impl Client {
         })
         .await
     }
+}
+
+async fn status(cluster: &Cluster, deadline: Instant) -> Result<MemberStatus, EtcdError> {
+    call(cluster, Rpc::Status, Repeat::Read, deadline, |connection| async move {
+        let told = connection.client().status().await?;
+        let header = told.header();
+        Ok(MemberStatus {
+            version: told.version().into(),
+            cluster: header.map_or(0, ResponseHeader::cluster_id),
+            member: header.map_or(0, ResponseHeader::member_id),
+            revision: header.map_or(0, ResponseHeader::revision),
+            leader: told.leader(),
+            is_learner: told.is_learner(),
+            raft_term: told.raft_term(),
+            raft_index: told.raft_index(),
+            raft_applied_index: told.raft_applied_index(),
+            db_size: told.db_size(),
+            db_size_in_use: told.raft_used_db_size(),
+            db_quota: told.db_size_quota(),
+            errors: told.errors().to_vec(),
+        })
+    })
+    .await
 }

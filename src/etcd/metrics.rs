@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::error::{ConnectError, EtcdError, Refusal, Verdict};
 use crate::process::PerProcess;
 
 static METRICS: PerProcess<Metrics> = PerProcess::new();
@@ -85,7 +84,7 @@ labels! {
 
 labels! {
     /// What became of watches.
-    Watching {
+    WatchEvent {
         Opened = "opened",
         Resumed = "resumed",
         Compacted = "compacted",
@@ -96,7 +95,7 @@ labels! {
 
 labels! {
     /// One attempt to renew a lease.
-    Renewal {
+    RenewalResult {
         InTime = "in_time",
         Late = "late",
         Busy = "busy",
@@ -125,8 +124,8 @@ pub struct Metrics {
     retries: Counters<{ Retry::LABELS.len() }>,
     connects: Counters<{ Connect::LABELS.len() }>,
     log_ins: Counters<{ LogIn::LABELS.len() }>,
-    watches: Counters<{ Watching::LABELS.len() }>,
-    renewals: Counters<{ Renewal::LABELS.len() }>,
+    watches: Counters<{ WatchEvent::LABELS.len() }>,
+    renewals: Counters<{ RenewalResult::LABELS.len() }>,
 }
 
 fn count(counter: &AtomicU64) {
@@ -160,12 +159,12 @@ impl Metrics {
         count(&self.log_ins[if ok { LogIn::Ok } else { LogIn::Failed } as usize]);
     }
 
-    pub fn watch(&self, watching: Watching) {
-        count(&self.watches[watching as usize]);
+    pub fn watch(&self, event: WatchEvent) {
+        count(&self.watches[event as usize]);
     }
 
-    pub fn renewal(&self, renewal: Renewal) {
-        count(&self.renewals[renewal as usize]);
+    pub fn renewal(&self, result: RenewalResult) {
+        count(&self.renewals[result as usize]);
     }
 
     /// Each number by itself is right; those of different counters may be of different moments.
@@ -185,8 +184,8 @@ impl Metrics {
                 ("retries", labelled(Retry::LABELS, &self.retries)),
                 ("connections", labelled(Connect::LABELS, &self.connects)),
                 ("logins", labelled(LogIn::LABELS, &self.log_ins)),
-                ("watches", labelled(Watching::LABELS, &self.watches)),
-                ("lease_renewals", labelled(Renewal::LABELS, &self.renewals)),
+                ("watches", labelled(WatchEvent::LABELS, &self.watches)),
+                ("lease_renewals", labelled(RenewalResult::LABELS, &self.renewals)),
             ],
         }
     }
@@ -209,62 +208,6 @@ pub struct Calls {
 pub struct Snapshot {
     pub calls: Vec<Calls>,
     pub groups: Vec<(&'static str, Labelled)>,
-}
-
-impl Ended {
-    pub fn of<T>(rpc: Rpc, result: &Result<T, EtcdError>) -> Self {
-        match result {
-            Ok(_) => Self::Ok,
-            // What was asked for is so.
-            Err(EtcdError::Refused { kind, .. })
-                if matches!(
-                    (rpc, kind),
-                    (Rpc::LeaseGrant, Refusal::LeaseExists)
-                        | (Rpc::LeaseRevoke, Refusal::LeaseNotFound)
-                ) =>
-            {
-                Self::Ok
-            }
-            Err(EtcdError::Refused { .. }) => Self::Refused,
-            Err(EtcdError::Unreachable { .. }) => Self::Unreachable,
-            Err(EtcdError::Ambiguous { .. }) => Self::Ambiguous,
-            Err(EtcdError::Compacted { .. }) => Self::Compacted,
-            Err(
-                EtcdError::Untrusted { .. }
-                | EtcdError::HistoryLost
-                | EtcdError::Closed
-                | EtcdError::Configuration(_),
-            ) => Self::Failed,
-        }
-    }
-}
-
-impl Connect {
-    pub(super) fn of<T>(opened: &Result<T, ConnectError>, connected_before: bool) -> Self {
-        match opened {
-            Ok(_) if connected_before => Self::Again,
-            Ok(_) => Self::First,
-            Err(ConnectError::Unreachable(_)) => Self::Failed,
-            Err(ConnectError::Untrusted(_)) => Self::Untrusted,
-            Err(ConnectError::LogInRefused(_) | ConnectError::Final(EtcdError::Refused { .. })) => {
-                Self::LogInRefused
-            }
-            Err(ConnectError::Final(_)) => Self::Misconfigured,
-        }
-    }
-}
-
-impl Retry {
-    /// `None` for what ends a call.
-    pub(super) fn of(verdict: &Verdict) -> Option<Self> {
-        match verdict {
-            Verdict::NotApplied | Verdict::NoAuthentication => Some(Self::NotApplied),
-            Verdict::Busy => Some(Self::Busy),
-            Verdict::MaybeApplied => Some(Self::AnswerLost),
-            Verdict::StaleToken => Some(Self::StaleToken),
-            Verdict::Compacted | Verdict::Final(_) => None,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -292,10 +235,10 @@ mod tests {
     fn every_label_has_its_own_counter() {
         let metrics = Metrics::default();
         metrics.retry(Retry::StaleToken);
-        metrics.renewal(Renewal::Lost);
+        metrics.renewal(RenewalResult::Lost);
         metrics.connect(Connect::Misconfigured);
         metrics.log_in(false);
-        metrics.watch(Watching::Refused);
+        metrics.watch(WatchEvent::Refused);
         for (name, counters) in metrics.snapshot().groups {
             let (last, others) = counters.split_last().expect("labels");
             assert_eq!(last.1, 1, "{name}");

@@ -5,16 +5,14 @@
 //! leaves to its users: the choice of the endpoint, the meaning of every error, watches that resume, and
 //! leases that are renewed for as long as etcd has them.
 
-mod backoff;
-mod candidates;
+mod branch;
+mod call;
 mod client;
+mod cluster;
 mod config;
-mod connection;
 mod convert;
-mod dial;
 mod endpoint;
 mod error;
-mod full;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod history;
@@ -22,19 +20,21 @@ pub mod kv;
 mod lease;
 mod maintenance;
 pub mod metrics;
-mod names;
+mod nospace;
 mod once;
 #[cfg(test)]
 mod overload;
-mod race;
-mod session;
+mod requests;
 #[cfg(test)]
 pub mod test_server;
-mod tls;
+mod transport;
 mod unique;
+mod verdict;
 mod watch;
 
-pub use client::{Client, Repeat};
+pub use branch::{Branch, Nested, Slot};
+pub use call::Repeat;
+pub use client::Client;
 pub use config::{Config, Credentials, Password, TlsFiles};
 pub use endpoint::{Endpoint, InvalidEndpoint, parse_endpoints};
 pub use error::{EtcdError, Refusal};

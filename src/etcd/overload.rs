@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Client, Repeat};
+use super::call::Repeat;
+use super::client::Client;
 use super::error::EtcdError;
 use super::kv::{Op, Range, Txn};
 use super::test_server::{Server, binary};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyList, PyTuple};
 
 use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
@@ -207,9 +207,4 @@ impl PyClient {
         let deadline = client.deadline_after(timeout);
         wait(py, request(client, deadline))?.map_err(|error| etcd_error(py, &error))
     }
-}
-
-#[pyfunction]
-pub fn prefix_end<'py>(py: Python<'py>, prefix: &[u8]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &etcd::kv::prefix_end(prefix))
 }

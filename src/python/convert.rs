@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::etcd::kv::{
-    Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn,
+    self, Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn,
 };
 
 /// Longer than any job; keeps sums of times within their types.
@@ -165,4 +165,9 @@ pub fn event<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple
         Event::Delete(_) => "delete",
     };
     (kind, key_value(py, event.kv())?, py.None()).into_pyobject(py)
+}
+
+#[pyfunction]
+pub fn prefix_end<'py>(py: Python<'py>, prefix: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &kv::prefix_end(prefix))
 }

@@ -4,10 +4,12 @@ mod aio;
 mod client;
 mod convert;
 mod errors;
+mod lifecycle;
 mod metrics;
 mod rendezvous;
 mod runtime;
 mod store;
+mod store_methods;
 mod wait;
 
 use pyo3::prelude::*;
@@ -15,15 +17,17 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _torchetcd {
     #[pymodule_export]
-    use super::aio::{AsyncClient, AsyncStore, AsyncWatch, run_lease};
+    use super::aio::{AsyncClient, AsyncStore, AsyncWatch};
     #[pymodule_export]
-    use super::client::{PyClient, prefix_end};
+    use super::client::PyClient;
+    #[pymodule_export]
+    use super::convert::prefix_end;
+    #[pymodule_export]
+    use super::lifecycle::{begin_end, shutdown};
     #[pymodule_export]
     use super::metrics::metrics;
     #[pymodule_export]
-    use super::rendezvous::{PyRendezvous, protocol_version, reopening};
-    #[pymodule_export]
-    use super::runtime::{begin_end, shutdown};
+    use super::rendezvous::{PyRendezvous, protocol_version, reopening, run_lease};
     #[pymodule_export]
     use super::store::PyStore;
 }

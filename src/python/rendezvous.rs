@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 use super::client::PyClient;
 use super::convert::{self, duration};
 use super::errors::{rendezvous_error, state_error};
-use super::runtime;
 use super::store::PyStore;
 use super::wait::{wait, wait_until};
+use super::{lifecycle, runtime};
 use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
@@ -80,6 +80,12 @@ impl PyRendezvous {
 #[pyfunction]
 pub fn protocol_version() -> u32 {
     VERSION
+}
+
+/// The lease that all nodes of a run share, by the run's prefix.
+#[pyfunction]
+pub fn run_lease(run_prefix: &str) -> i64 {
+    Keys::new(run_prefix).run_lease()
 }
 
 /// The one way to reopen a closed run, for operators: what a transaction must check and write, as
@@ -202,7 +208,7 @@ impl PyRendezvous {
 
     /// Starts to join the next round, offering this address to the workers if the node becomes rank 0.
     fn join(&self, master_addr: String, master_port: u16) -> PyResult<()> {
-        if runtime::ending() {
+        if lifecycle::ending() {
             // A daemon thread would come back after it was taken out of its run.
             return Err(PyRuntimeError::new_err(
                 "The interpreter is ending: no round is joined any more.",

@@ -12,7 +12,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 
@@ -22,9 +21,6 @@ use crate::process::PerProcess;
 const LINGER: Duration = Duration::from_millis(2);
 /// In a long row of calls it looks less and less often, at last so often.
 const LINGER_MOST: Duration = Duration::from_millis(16);
-
-/// How long the end of the interpreter waits for the own thread.
-const END: Duration = Duration::from_secs(1);
 
 static ENGINE: PerProcess<Engine> = PerProcess::new();
 
@@ -206,7 +202,7 @@ pub fn run<F: Future>(future: Pin<&mut F>, limit: Duration, drive: bool) -> Opti
     if drive { engine().drive(future, limit) } else { engine().park(future, limit) }
 }
 
-/// Whether [`shutdown`] was called.
+/// Whether [`end`] was called.
 pub fn ended() -> bool {
     ENGINE.get().is_some_and(Engine::ended)
 }
@@ -217,32 +213,14 @@ fn engine() -> &'static Engine {
     engine
 }
 
-/// The interpreter ends: nodes take leave, and none may join after that.
-static ENDING: AtomicBool = AtomicBool::new(false);
-
-/// Whether [`begin_end`] was called. Looked at with the GIL held, under which it is called.
-pub fn ending() -> bool {
-    ENDING.load(Ordering::SeqCst)
-}
-
-/// Says that the interpreter is about to end.
-#[pyfunction]
-pub fn begin_end() {
-    ENDING.store(true, Ordering::SeqCst);
-}
-
-/// Ends the runtime's thread and that of asyncio's futures. Registered with `atexit` by the package: a thread that outlives the
-/// interpreter can crash it (pyo3-async-runtimes issue 40).
-#[pyfunction]
-pub fn shutdown(py: Python<'_>) {
-    if let Some(engine) = ENGINE.get() {
-        engine.ended.store(true, Ordering::SeqCst);
-        engine.step_aside.notify_one();
-        engine.wake_own_thread();
-        let deadline = Instant::now() + END;
-        while !engine.finished.load(Ordering::SeqCst) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+/// Ends the runtime's thread, and waits for that as long as `limit`.
+pub fn end(limit: Duration) {
+    let Some(engine) = ENGINE.get() else { return };
+    engine.ended.store(true, Ordering::SeqCst);
+    engine.step_aside.notify_one();
+    engine.wake_own_thread();
+    let deadline = Instant::now() + limit;
+    while !engine.finished.load(Ordering::SeqCst) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
     }
-    super::aio::end(py, END);
 }

@@ -11,41 +11,61 @@
 
 use tokio::time::Instant;
 
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
-use super::value::{COUNTERS, Cell, Content, encode_base, leading_integer};
-use crate::etcd::OnceOutcome;
-use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Target, Txn, prefix_end};
+use super::value::{COUNTERS, Cell, CellSlot, Content, encode_base, leading_integer};
+use crate::etcd::kv::{Compare, Op, Ordering, Target, Txn, prefix_end};
+use crate::etcd::{Branch, Nested, OnceOutcome, Slot};
 
 /// A counter with more companions than this (so many different `n` were added) is folded into its base.
 const FOLD_ABOVE: usize = 32;
 
+/// A transaction that adds to a counter, makes one, or reads what else there is.
+struct Addition {
+    txn: Txn,
+    /// The counter that was added to.
+    counter: CellSlot,
+    /// What is done where there is no counter: one is made, where the key does not exist.
+    otherwise: Slot<Nested>,
+    /// Within that, the key that exists.
+    literal: CellSlot,
+}
+
 impl Store {
     /// Adds `n` to a counter that is 0 when it does not exist, and answers with its value then.
-    pub async fn add(&self, key: &[u8], n: i64, deadline: Instant) -> Result<i64, StoreError> {
+    pub(super) async fn add(
+        &self,
+        key: &[u8],
+        n: i64,
+        deadline: Instant,
+    ) -> Result<i64, StoreError> {
         if n == 0
             && let Some(value) = self.number(key, deadline).await?
         {
             return Ok(value);
         }
+        let addition = self.add_to_counter(key, n);
         loop {
-            let cell = match self.write("add", key, &self.add_to_counter(key, n), deadline).await? {
-                OnceOutcome::Answered(reply) => match reply.replies.first() {
-                    Some(OpReply::Txn { succeeded: true, .. }) => return Ok(n),
-                    Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
-                    _ => Cell::from_replies(key, &reply.replies, 1)?,
-                },
+            let cell = match self.write("add", key, &addition.txn, deadline).await? {
+                OnceOutcome::Answered(mut reply) if reply.succeeded => {
+                    addition.counter.take(key, &mut reply.replies)?
+                }
+                OnceOutcome::Answered(mut reply) => {
+                    let Nested { succeeded, mut replies } =
+                        addition.otherwise.take(&mut reply.replies);
+                    if succeeded {
+                        return Ok(n);
+                    }
+                    addition.literal.take(key, &mut replies)?
+                }
                 // Right after it: a counter was added to or made, a literal left as it was.
                 OnceOutcome::AppliedAt(revision) => {
                     self.cell_of_write("add", key, revision, deadline).await?
                 }
             };
             let cell = cell.ok_or_else(|| StoreError::Foreign { key: display(key) })?;
-            let (cell, value) = match cell.content {
-                Content::Counter(base) => {
-                    let value = base.wrapping_add(cell.added);
-                    (cell, value)
-                }
+            let value = match cell.content {
+                Content::Counter(base) => base.wrapping_add(cell.added),
                 Content::Literal(_) => match self.convert(key, n, &cell, deadline).await? {
                     Some(converted) => converted,
                     None => continue,
@@ -65,22 +85,29 @@ impl Store {
         let Some(cell) = self.cell(key, 0, deadline).await? else { return Ok(None) };
         let value = cell.value();
         let number = leading_integer(&value);
-        Ok(number.filter(|number| number.to_string().as_bytes() == value))
+        Ok(number.filter(|number| number.to_string().as_bytes() == &*value))
     }
 
-    fn add_to_counter(&self, key: &[u8], n: i64) -> Txn {
+    fn add_to_counter(&self, key: &[u8], n: i64) -> Addition {
         let own = self.keys.key(key);
         let count = Op::put(self.keys.companion(key, n), "", self.lease);
-        let [read, read_companions] = self.cell_ops(key, 0);
         let compare = |ordering, limit: &[u8]| {
             Compare::new(own.clone(), ordering, Target::Value(limit.to_vec()))
         };
+        let mut exists = Branch::default();
+        let literal = self.read_cell(&mut exists, key, 0);
         let create = Txn::when([Compare::absent(own.clone())])
             .then([Op::put(own.clone(), encode_base(0), self.lease), count.clone()])
-            .or_else([read.clone(), read_companions.clone()]);
-        Txn::when([compare(Ordering::Greater, COUNTERS.0), compare(Ordering::Less, COUNTERS.1)])
-            .then([count, read, read_companions])
-            .or_else([Op::Txn(create)])
+            .or_else(exists);
+        let mut added = Branch::default();
+        added.add(count);
+        let counter = self.read_cell(&mut added, key, 0);
+        let mut none = Branch::default();
+        let otherwise = none.txn(create);
+        let is_counter =
+            [compare(Ordering::Greater, COUNTERS.0), compare(Ordering::Less, COUNTERS.1)];
+        let txn = Txn::when(is_counter).then(added).or_else(none);
+        Addition { txn, counter, otherwise, literal }
     }
 
     /// Makes a literal a counter and adds `n`; `None` when the key was changed meanwhile.
@@ -90,7 +117,7 @@ impl Store {
         n: i64,
         cell: &Cell,
         deadline: Instant,
-    ) -> Result<Option<(Cell, i64)>, StoreError> {
+    ) -> Result<Option<i64>, StoreError> {
         let text = cell.value();
         let number = leading_integer(&text)
             .ok_or_else(|| StoreError::NotAnInteger { key: display(key), value: display(&text) })?;
@@ -104,7 +131,7 @@ impl Store {
             OnceOutcome::Answered(reply) => reply.succeeded,
             OnceOutcome::AppliedAt(_) => true,
         };
-        Ok(converted.then(|| (cell.clone(), number.wrapping_add(n))))
+        Ok(converted.then(|| number.wrapping_add(n)))
     }
 
     /// Guards that hold while nobody writes the key, its counter included.

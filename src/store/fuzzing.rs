@@ -1,12 +1,17 @@
 //! What the fuzz targets in `fuzz/` run of the store. A failed assertion is a finding.
 
-use arbitrary::{Arbitrary, Unstructured};
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
 
 use super::chunks::{MAX_BYTES, MAX_OPS, chunks};
-use super::error::display;
+use super::core::Store;
+use super::error::{StoreError, display};
 use super::keys::Keys;
-use super::value::{COUNTERS, Cell, Content, decode, encode, encode_base, leading_integer};
-use crate::etcd::kv::{KeyValue, OpReply, RangeReply, prefix_end};
+use super::request::{StoreReply, StoreRequest};
+use super::value::{COUNTERS, CellSlot, Content, decode, encode, encode_base, leading_integer};
+use crate::etcd::kv::{KeyValue, OpReply, Range, RangeReply, prefix_end};
+use crate::etcd::{Branch, Client, Config, EtcdError, TlsFiles, parse_endpoints};
 
 /// Names, versions and revisions.
 type Companions = Vec<(Vec<u8>, i64, i64)>;
@@ -35,12 +40,13 @@ pub fn read_values(data: &[u8]) {
         KeyValue { key, mod_revision, version, ..KeyValue::default() }
     });
     let own = KeyValue { value: encode_base(base), ..KeyValue::default() };
-    let replies = [vec![own], companions.collect()]
-        .map(|kvs| OpReply::Get(RangeReply { count: 0, more: false, kvs }));
-    let cell = Cell::from_replies(b"k", &replies, 0);
+    let get = |kvs| OpReply::Get(RangeReply { count: 0, more: false, kvs });
+    let companions: Vec<_> = companions.collect();
+    let slot = CellSlot::new(&mut Branch::default(), Range::default(), Range::default());
+    let cell = slot.take(b"k", &mut [get(vec![own]), get(companions.clone())]);
     let Ok(Some(cell)) = cell else { panic!("{cell:?}") };
     assert!(leading_integer(&cell.value()).is_some());
-    assert_eq!(Cell::from_replies(b"k", &replies[1..], 1), Ok(None));
+    assert_eq!(slot.take(b"k", &mut [get(Vec::new()), get(companions)]), Ok(None));
 }
 
 /// Reads the bytes as an etcd key below a store, and finds its own keys again.
@@ -84,4 +90,58 @@ pub fn cut_chunks(data: &[u8]) {
         assert!((1..=MAX_OPS).contains(&chunk.len()));
         assert!(chunk.len() == 1 || chunk.iter().sum::<usize>() <= MAX_BYTES);
     }
+}
+
+/// Asks a store whose client is closed: all that happens before a request is sent, for any request.
+pub fn handle_requests(data: &[u8]) {
+    let Ok(request) = request(&mut Unstructured::new(data)) else { return };
+    let client = Client::new(Config {
+        endpoints: parse_endpoints("127.0.0.1", false).unwrap_or_default(),
+        tls: TlsFiles::default(),
+        credentials: None,
+        connect_timeout: Duration::from_secs(1),
+        request_timeout: Duration::from_secs(1),
+    });
+    client.close();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let Ok(runtime) = runtime else { return };
+    let store = Store::new(client, b"/p", 0, None);
+    let answer = runtime.block_on(store.handle(request.clone(), Duration::from_secs(1)));
+    match (&request, &answer) {
+        // Of nothing all is there.
+        (StoreRequest::MultiGet { keys, .. }, Ok(StoreReply::Values(values)))
+        | (StoreRequest::MultiSet { keys, values }, Ok(StoreReply::Done)) => {
+            assert!(keys.is_empty() && values.is_empty());
+        }
+        (StoreRequest::Check { keys }, Ok(StoreReply::Bool(true)))
+        | (StoreRequest::Wait { keys, .. }, Ok(StoreReply::Done)) => assert!(keys.is_empty()),
+        (StoreRequest::MultiSet { keys, values }, Err(StoreError::UnevenLists { .. })) => {
+            assert_ne!(keys.len(), values.len());
+        }
+        (_, Err(StoreError::Etcd(EtcdError::Closed) | StoreError::TooLarge { .. })) => {}
+        _ => panic!("{request:?}: {answer:?}"),
+    }
+}
+
+fn request(u: &mut Unstructured<'_>) -> Result<StoreRequest> {
+    use StoreRequest as Ask;
+    let timeout = Duration::from_millis(u.arbitrary::<u16>()?.into());
+    let key = u.arbitrary()?;
+    Ok(match u.int_in_range(0..=14)? {
+        0 => Ask::Set { key, value: u.arbitrary()? },
+        1 => Ask::Get { key, timeout },
+        2 => Ask::Add { key, n: u.arbitrary()? },
+        3 => Ask::Check { keys: u.arbitrary()? },
+        4 => Ask::Wait { keys: u.arbitrary()?, timeout },
+        5 => Ask::CompareSet { key, expected: u.arbitrary()?, desired: u.arbitrary()? },
+        6 => Ask::DeleteKey { key },
+        7 => Ask::NumKeys,
+        8 => Ask::ListKeys,
+        9 => Ask::Append { key, value: u.arbitrary()? },
+        10 => Ask::MultiGet { keys: u.arbitrary()?, timeout },
+        11 => Ask::MultiSet { keys: u.arbitrary()?, values: u.arbitrary()? },
+        12 => Ask::QueuePush { key, value: u.arbitrary()? },
+        13 => Ask::QueuePop { key, timeout: u.arbitrary::<bool>()?.then_some(timeout) },
+        _ => Ask::QueueLen { key },
+    })
 }

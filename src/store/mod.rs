@@ -4,22 +4,23 @@
 //! `PyTorch`'s own `EtcdStore` lays them out. What else a store keeps lies beside them under names that
 //! begin with a `.`, which base64 does not have: see [`keys`].
 //!
-//! Writes take effect exactly once ([`crate::etcd::OnceTxns`]). Where an answer was lost, what the write
+//! [`Store::handle`] is the one way in. Writes take effect exactly once ([`crate::etcd::OnceTxns`]). Where an answer was lost, what the write
 //! saw and did is read from etcd's history at its revision.
 
 mod chunks;
+mod core;
 mod counter;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod handle;
 mod keys;
 mod ops;
 mod queue;
 mod read;
+mod request;
 mod value;
 mod wait;
-mod waiter;
 
+pub use self::core::Store;
 pub use error::StoreError;
-pub use handle::Store;
+pub use request::{StoreReply, StoreRequest};

@@ -5,21 +5,26 @@ use std::collections::HashMap;
 use tokio::time::Instant;
 
 use super::chunks::{MAX_BYTES, MAX_OPS, OP_OVERHEAD, chunks};
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{Cell, encode};
-use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Target, Txn};
-use crate::etcd::{OnceOutcome, Repeat};
+use crate::etcd::kv::{Compare, Op, Ordering, Target, Txn};
+use crate::etcd::{Branch, Nested, OnceOutcome, Repeat};
 
 impl Store {
-    pub async fn set(&self, key: &[u8], value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+    pub(super) async fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
         let put = self.put(key, value)?;
         self.write("set", key, &Txn::when([]).then([put]), deadline).await.map(drop)
     }
 
     /// Sets all keys, within etcd's limits at once, otherwise in several steps. Of a key that is named twice the
     /// last value counts.
-    pub async fn multi_set(
+    pub(super) async fn multi_set(
         &self,
         keys: &[Vec<u8>],
         values: &[Vec<u8>],
@@ -40,7 +45,11 @@ impl Store {
     }
 
     /// Whether the key was there.
-    pub async fn delete_key(&self, key: &[u8], deadline: Instant) -> Result<bool, StoreError> {
+    pub(super) async fn delete_key(
+        &self,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
         let own = self.keys.key(key);
         // The companions first, where this is done in two steps: without its key they would be added to the next
         // counter of that name.
@@ -56,21 +65,23 @@ impl Store {
         }
     }
 
-    pub async fn num_keys(&self, deadline: Instant) -> Result<i64, StoreError> {
-        let counts = self.keys.all().map(|range| Op::Get(range.count_only()));
-        let reply = self.client.txn(&Txn::when([]).then(counts), Repeat::Safely, deadline).await?;
-        Ok(reply.range(0).count + reply.range(1).count)
+    pub(super) async fn num_keys(&self, deadline: Instant) -> Result<i64, StoreError> {
+        let mut counts = Branch::default();
+        let slots = self.keys.all().map(|range| counts.get(range.count_only()));
+        let txn = Txn::when([]).then(counts);
+        let mut reply = self.client.txn(&txn, Repeat::Safely, deadline).await?;
+        Ok(slots.iter().map(|slot| slot.take(&mut reply.replies).count).sum())
     }
 
     /// All keys at one revision, in no order that means anything.
-    pub async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub(super) async fn list_keys(&self, deadline: Instant) -> Result<Vec<Vec<u8>>, StoreError> {
         let (_, keys) = self.list(&self.keys.all(), deadline).await?;
         Ok(keys.iter().filter_map(|key| self.keys.decode(key)).collect())
     }
 
     /// Sets the key to `desired` if it has the value `expected`, or if it does not exist and
     /// `expected` is empty. Answers with the value it has then; with `expected` if it does not exist.
-    pub async fn compare_set(
+    pub(super) async fn compare_set(
         &self,
         key: &[u8],
         expected: &[u8],
@@ -83,29 +94,31 @@ impl Store {
             return self.compare_set_here(key, expected, desired, &put, deadline).await;
         }
         let own = self.keys.key(key);
-        let read = self.cell_ops(key, 0);
-        let differs = if expected.is_empty() {
+        let mut differs = Branch::default();
+        let slot = self.read_cell(&mut differs, key, 0);
+        let created = expected.is_empty().then(|| {
             let create = Txn::when([Compare::absent(own.clone())]).then([put.clone()]);
-            vec![Op::Txn(create.or_else(read.clone()))]
-        } else {
-            read.to_vec()
-        };
+            let read = std::mem::take(&mut differs);
+            differs.txn(create.or_else(read))
+        });
         let equal = Compare::new(own, Ordering::Equal, Target::Value(operand));
         let swap = Txn::when([equal]).then([put.clone()]).or_else(differs);
         loop {
             let found = match self.write("compare_set", key, &swap, deadline).await? {
-                OnceOutcome::Answered(reply) if reply.succeeded => return Ok(desired.to_vec()),
-                OnceOutcome::Answered(reply) => match reply.replies.first() {
-                    Some(OpReply::Txn { succeeded: true, .. }) => return Ok(desired.to_vec()),
-                    Some(OpReply::Txn { replies, .. }) => Cell::from_replies(key, replies, 0)?,
-                    _ => Cell::from_replies(key, &reply.replies, 0)?,
+                OnceOutcome::Answered(mut reply) if !reply.succeeded => match &created {
+                    Some(created) => match created.take(&mut reply.replies) {
+                        Nested { succeeded: true, .. } => return Ok(desired.to_vec()),
+                        Nested { mut replies, .. } => slot.take(key, &mut replies)?,
+                    },
+                    None => slot.take(key, &mut reply.replies)?,
                 },
-                OnceOutcome::AppliedAt(_) => return Ok(desired.to_vec()),
+                OnceOutcome::Answered(_) | OnceOutcome::AppliedAt(_) => {
+                    return Ok(desired.to_vec());
+                }
             };
             let Some(cell) = found else { return Ok(expected.to_vec()) };
-            let value = cell.value();
-            if value != expected {
-                return Ok(value);
+            if *cell.value() != *expected {
+                return Ok(cell.into_value());
             }
             // A counter of that value, which the comparison in etcd could not see.
             if self.replace_if_unchanged("compare_set", key, &cell, put.clone(), deadline).await? {
@@ -128,9 +141,8 @@ impl Store {
             let Some(cell) = self.cell(key, 0, deadline).await? else {
                 return Ok(expected.to_vec());
             };
-            let value = cell.value();
-            if value != expected {
-                return Ok(value);
+            if *cell.value() != *expected {
+                return Ok(cell.into_value());
             }
             if self.replace_if_unchanged("compare_set", key, &cell, put.clone(), deadline).await? {
                 return Ok(desired.to_vec());
@@ -139,25 +151,27 @@ impl Store {
     }
 
     /// Appends to the value, which is empty when the key does not exist.
-    pub async fn append(
+    pub(super) async fn append(
         &self,
         key: &[u8],
         suffix: &[u8],
         deadline: Instant,
     ) -> Result<(), StoreError> {
-        let own = self.keys.key(key);
-        let create = Txn::when([Compare::absent(own)])
+        let mut exists = Branch::default();
+        let slot = self.read_cell(&mut exists, key, 0);
+        let create = Txn::when([Compare::absent(self.keys.key(key))])
             .then([self.put(key, suffix)?])
-            .or_else(self.cell_ops(key, 0));
+            .or_else(exists);
         loop {
             let found = match self.write("append", key, &create, deadline).await? {
-                OnceOutcome::Answered(reply) if reply.succeeded => return Ok(()),
-                OnceOutcome::Answered(reply) => Cell::from_replies(key, &reply.replies, 0)?,
-                OnceOutcome::AppliedAt(_) => return Ok(()),
+                OnceOutcome::Answered(mut reply) if !reply.succeeded => {
+                    slot.take(key, &mut reply.replies)?
+                }
+                OnceOutcome::Answered(_) | OnceOutcome::AppliedAt(_) => return Ok(()),
             };
             let mut current = found;
             while let Some(cell) = current {
-                let put = self.put(key, &[cell.value(), suffix.to_vec()].concat())?;
+                let put = self.put(key, &[&*cell.value(), suffix].concat())?;
                 if self.replace_if_unchanged("append", key, &cell, put, deadline).await? {
                     return Ok(());
                 }

@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
 use super::value::{Content, decode};
-use super::wait::timed_out;
-use super::waiter::{Waiter, Wake, seen};
+use super::wait::{Waiter, Wake, seen, timed_out};
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Range, Txn, prefix_end};
-use crate::etcd::{OnceOutcome, WatchSpec, unique};
+use crate::etcd::{Branch, OnceOutcome, WatchSpec, unique};
 
 impl Store {
-    pub async fn queue_push(
+    pub(super) async fn queue_push(
         &self,
         key: &[u8],
         value: &[u8],
@@ -37,13 +36,13 @@ impl Store {
         }
     }
 
-    pub async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
+    pub(super) async fn queue_len(&self, key: &[u8], deadline: Instant) -> Result<i64, StoreError> {
         let entries = Range::prefix(self.keys.queue(key)).count_only();
         Ok(self.client.range(&entries, deadline).await?.1.count)
     }
 
     /// Takes the oldest entry. When there is none: waits for one up to `timeout`, or with `None` fails.
-    pub async fn queue_pop(
+    pub(super) async fn queue_pop(
         &self,
         key: &[u8],
         timeout: Option<Duration>,
@@ -92,12 +91,12 @@ impl Store {
         loop {
             let deadline = self.client.deadline_after(Some(request_timeout));
             let mine = Compare::create_revision(entry.key.clone(), entry.create_revision);
-            let txn = Txn::when([mine])
-                .then([Op::delete(entry.key.clone())])
-                .or_else([Op::Get(self.oldest_range(key))]);
+            let mut taken = Branch::default();
+            let oldest = taken.get(self.oldest_range(key));
+            let txn = Txn::when([mine]).then([Op::delete(entry.key.clone())]).or_else(taken);
             let popped = match self.write("queue_pop", key, &txn, deadline).await {
-                Ok(OnceOutcome::Answered(reply)) if !reply.succeeded => {
-                    match reply.range(0).kvs.into_iter().next() {
+                Ok(OnceOutcome::Answered(mut reply)) if !reply.succeeded => {
+                    match oldest.take(&mut reply.replies).kvs.into_iter().next() {
                         Some(next) => entry = next,
                         None => return Ok(None),
                     }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::chunks::{MAX_OPS, chunks};
+use super::core::Store;
 use super::error::{StoreError, display};
-use super::handle::Store;
-use super::value::{Cell, Content, decode};
-use crate::etcd::kv::{Op, Range, Txn, range_of};
-use crate::etcd::{EtcdError, Repeat};
+use super::value::{Cell, CellSlot, Content, decode};
+use crate::etcd::kv::{Range, Txn};
+use crate::etcd::{Branch, EtcdError, Repeat};
 
 /// Keys of one page of a listing.
 const PAGE: i64 = if cfg!(test) { 2 } else { 5000 };
@@ -25,11 +25,11 @@ pub(super) struct Contents {
 }
 
 impl Store {
-    /// "Get the key, get its companions": [`Cell::from_replies`] reads the answer.
-    pub(super) fn cell_ops(&self, key: &[u8], revision: i64) -> [Op; 2] {
-        let companions = Range { revision, ..Range::prefix(self.keys.companions(key)) };
+    /// Adds "get the key, get its companions" to a branch.
+    pub(super) fn read_cell(&self, branch: &mut Branch, key: &[u8], revision: i64) -> CellSlot {
         let own = Range { revision, ..Range::key(self.keys.key(key)) };
-        [Op::Get(own), Op::Get(companions)]
+        let companions = Range { revision, ..Range::prefix(self.keys.companions(key)) };
+        CellSlot::new(branch, own, companions)
     }
 
     /// What a key and its counter are at `revision`; 0 for now.
@@ -39,9 +39,11 @@ impl Store {
         revision: i64,
         deadline: Instant,
     ) -> Result<Option<Cell>, StoreError> {
-        let txn = Txn::when([]).then(self.cell_ops(key, revision));
-        let reply = self.client.txn(&txn, Repeat::Safely, deadline).await?;
-        Cell::from_replies(key, &reply.replies, 0)
+        let mut gets = Branch::default();
+        let slot = self.read_cell(&mut gets, key, revision);
+        let txn = Txn::when([]).then(gets);
+        let mut reply = self.client.txn(&txn, Repeat::Safely, deadline).await?;
+        slot.take(key, &mut reply.replies)
     }
 
     /// As [`Store::cell`], at a revision where a write whose answer was lost took effect.
@@ -74,10 +76,13 @@ impl Store {
             rest = &rest[chunk.len()..];
             let mut size = 0;
             let revision = contents.revision;
-            let gets =
-                chunk.iter().map(|key| Op::Get(Range { revision, ..Range::key((*key).clone()) }));
-            let txn = Txn::when([]).then(gets.collect::<Vec<_>>());
-            let reply = match self.client.txn(&txn, Repeat::Safely, deadline).await {
+            let mut gets = Branch::default();
+            let slots = chunk
+                .iter()
+                .map(|key| gets.get(Range { revision, ..Range::key((*key).clone()) }))
+                .collect::<Vec<_>>();
+            let txn = Txn::when([]).then(gets);
+            let mut reply = match self.client.txn(&txn, Repeat::Safely, deadline).await {
                 // Compacted since the first chunk was read: the rest is read as it is now.
                 Err(EtcdError::Compacted { .. }) => {
                     return Box::pin(self.contents(wanted, deadline)).await;
@@ -87,8 +92,8 @@ impl Store {
             if contents.revision == 0 {
                 contents.revision = reply.revision;
             }
-            for index in 0..chunk.len() {
-                for kv in range_of(&reply.replies, index).kvs {
+            for slot in slots {
+                for kv in slot.take(&mut reply.replies).kvs {
                     let key = wanted.get(&kv.key).copied().unwrap_or_default();
                     size += kv.value.len();
                     let content = decode(key, &kv.value)?;

@@ -1,11 +1,14 @@
 //! What a store's key holds in etcd.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::error::{StoreError, display};
 use super::keys::Keys;
-use crate::etcd::kv::{KeyValue, OpReply, range_of};
+use crate::etcd::kv::{KeyValue, OpReply, Range, RangeReply};
+use crate::etcd::{Branch, Slot};
 
 /// No base64 begins with it; `#5` is a counter whose companions are added to 5.
 const COUNTER: u8 = b'#';
@@ -54,29 +57,48 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// From the replies to "get the key, get its companions" at `index` and after; `None` when the key
-    /// does not exist.
-    pub fn from_replies(
-        key: &[u8],
-        replies: &[OpReply],
-        index: usize,
-    ) -> Result<Option<Self>, StoreError> {
-        let companions = range_of(replies, index + 1).kvs;
-        let Some(kv) = range_of(replies, index).kvs.into_iter().next() else { return Ok(None) };
-        Ok(Some(Self {
+    pub fn value(&self) -> Cow<'_, [u8]> {
+        match &self.content {
+            Content::Literal(value) => Cow::Borrowed(value),
+            Content::Counter(base) => Cow::Owned(self.sum(*base)),
+        }
+    }
+
+    pub fn into_value(self) -> Vec<u8> {
+        match self.content {
+            Content::Counter(base) => self.sum(base),
+            Content::Literal(value) => value,
+        }
+    }
+
+    fn sum(&self, base: i64) -> Vec<u8> {
+        base.wrapping_add(self.added).to_string().into_bytes()
+    }
+}
+
+/// Where the answers come to "get the key, get its companions".
+#[derive(Debug)]
+pub(super) struct CellSlot {
+    own: Slot<RangeReply>,
+    companions: Slot<RangeReply>,
+}
+
+impl CellSlot {
+    pub fn new(branch: &mut Branch, own: Range, companions: Range) -> Self {
+        Self { own: branch.get(own), companions: branch.get(companions) }
+    }
+
+    /// `None` when the key does not exist. `key` is only for the error.
+    pub fn take(&self, key: &[u8], replies: &mut [OpReply]) -> Result<Option<Cell>, StoreError> {
+        let companions = self.companions.take(replies).kvs;
+        let Some(kv) = self.own.take(replies).kvs.into_iter().next() else { return Ok(None) };
+        Ok(Some(Cell {
             content: decode(key, &kv.value)?,
             added: sum(&companions),
             companions: companions.len(),
             mod_revision: kv.mod_revision,
             added_revision: companions.iter().map(|kv| kv.mod_revision).max().unwrap_or(0),
         }))
-    }
-
-    pub fn value(&self) -> Vec<u8> {
-        match &self.content {
-            Content::Literal(value) => value.clone(),
-            Content::Counter(base) => base.wrapping_add(self.added).to_string().into_bytes(),
-        }
     }
 }
 
@@ -157,7 +179,7 @@ mod tests {
             mod_revision: 1,
             added_revision: 1,
         };
-        assert_eq!(cell.value(), b"5");
+        assert_eq!(&*cell.value(), b"5");
     }
 
     #[test]
@@ -169,6 +191,6 @@ mod tests {
             mod_revision: 1,
             added_revision: 1,
         };
-        assert_eq!(cell.value(), i64::MIN.to_string().into_bytes());
+        assert_eq!(&*cell.value(), i64::MIN.to_string().as_bytes());
     }
 }

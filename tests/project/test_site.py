@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from support import ROOT
-
-sys.path.append(str(ROOT / "tools"))
 
 SITE = "https://torchetcd.github.io/torchetcd/"
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from support import ROOT
-
-sys.path.append(str(ROOT / "tools"))
 import words
 
 FILE = Path("page.md")

@@ -14,7 +14,6 @@ use crate::python::client::PyClient;
 use crate::python::convert;
 use crate::python::errors::{etcd_error, invalid_endpoint};
 use crate::python::runtime;
-use crate::rendezvous::Keys;
 
 /// A view of a `Client`: it has no connection of its own.
 #[pyclass(module = "torchetcd._torchetcd", frozen)]
@@ -247,10 +246,4 @@ impl AsyncClient {
             Err(error) => Err(etcd_error(py, &error)),
         })
     }
-}
-
-/// The lease that all nodes of a run share, by the run's prefix.
-#[pyfunction]
-pub fn run_lease(run_prefix: &str) -> i64 {
-    Keys::new(run_prefix).run_lease()
 }

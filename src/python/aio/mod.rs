@@ -11,6 +11,6 @@ mod store;
 mod watch;
 
 pub use bridge::end;
-pub use client::{AsyncClient, run_lease};
+pub use client::AsyncClient;
 pub use store::AsyncStore;
 pub use watch::AsyncWatch;

@@ -30,7 +30,7 @@ struct Watch {
     /// `None` once it was closed.
     receiver: Option<WatchReceiver>,
     /// What was received and not taken: a call that is cancelled must lose nothing.
-    message: Option<WatchMessage>,
+    message: Option<Arc<WatchMessage>>,
 }
 
 impl AsyncWatch {
@@ -60,16 +60,16 @@ impl AsyncWatch {
             let Watch { receiver, message } = &mut *watch;
             if let (Some(receiver), None) = (receiver, &*message) {
                 tokio::select! {
-                    next = receiver.next() => *message = Some(next),
+                    next = receiver.next() => *message = Some(Arc::new(next)),
                     _ = closed.wait_for(|closed| *closed) => {}
                 }
             }
-            message.clone().unwrap_or(WatchMessage::Failed(EtcdError::Closed))
+            message.clone().unwrap_or_else(|| Arc::new(WatchMessage::Failed(EtcdError::Closed)))
         };
         ask(py, next, move |py, message| {
-            let error = match message {
+            let error = match &*message {
                 WatchMessage::Started(revision) => {
-                    return (revision, py.None()).into_py_any(py);
+                    return (*revision, py.None()).into_py_any(py);
                 }
                 WatchMessage::Events(events) => {
                     let revision = events.last().map_or(0, |event| event.kv().mod_revision);
@@ -78,11 +78,12 @@ impl AsyncWatch {
                     return (revision, events).into_py_any(py);
                 }
                 WatchMessage::Compacted { oldest } => {
+                    let oldest = *oldest;
                     known.store(oldest, Ordering::SeqCst);
                     EtcdError::Compacted { requested, oldest }
                 }
                 WatchMessage::HistoryLost => EtcdError::HistoryLost,
-                WatchMessage::Failed(error) => error,
+                WatchMessage::Failed(error) => error.clone(),
             };
             Err(etcd_error(py, &error))
         })

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::error::StoreError;
-use super::handle::Store;
 use crate::etcd::kv::Event;
 use crate::etcd::{EtcdError, WatchMessage, WatchReceiver, WatchSpec, uniform};
+use crate::store::core::Store;
+use crate::store::error::{StoreError, display_some};
 
 /// What a read may take whatever the timeout of the wait is: even a timeout of 0 reads once. Less where
 /// the client has less for a request.
@@ -26,7 +26,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Longer than any job; keeps sums of times within their types.
 const LONGEST: Duration = Duration::from_secs(365 * 86400);
 
-pub(super) struct Waiter {
+pub struct Waiter {
     started: Instant,
     deadline: Instant,
     timeout: Duration,
@@ -36,7 +36,7 @@ pub(super) struct Waiter {
 }
 
 /// Why a wait went on.
-pub(super) enum Wake {
+pub enum Wake {
     /// Nothing after this revision will be missed: what a new watch says first.
     Started(i64),
     Events(Vec<Event>),
@@ -48,7 +48,7 @@ pub(super) enum Wake {
     Over(Over),
 }
 
-pub(super) enum Over {
+pub enum Over {
     TimedOut,
     Aborted(String),
 }
@@ -137,7 +137,7 @@ fn next_look() -> Instant {
 }
 
 /// What a look has found; `None` where etcd cannot be reached, as the next one may.
-pub(super) fn seen<T>(look: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+pub fn seen<T>(look: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match look {
         Err(StoreError::Etcd(EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. })) => {
             Ok(None)
@@ -147,7 +147,7 @@ pub(super) fn seen<T>(look: Result<T, StoreError>) -> Result<Option<T>, StoreErr
 }
 
 /// Watches from the smallest to the largest of some etcd keys, from now on; `None` for none.
-pub(super) fn watch_between<'a>(
+pub fn watch_between<'a>(
     store: &Store,
     mut keys: impl DoubleEndedIterator<Item = &'a [u8]>,
 ) -> Option<WatchReceiver> {
@@ -159,4 +159,29 @@ pub(super) fn watch_between<'a>(
         start_revision: 0,
         ..WatchSpec::default()
     }))
+}
+
+/// The result of the last look: where the wait was ended by its maker, that is the error to report.
+pub fn unless_aborted<T>(
+    over: &Over,
+    look: Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    match (look, over) {
+        (Ok(found), _) => Ok(Some(found)),
+        (Err(_), Over::Aborted(_)) => Ok(None),
+        (Err(error), Over::TimedOut) => Err(error),
+    }
+}
+
+/// The error of a wait that is over.
+pub fn timed_out(waiter: &Waiter, over: Over, wanted: usize, missing: &[&[u8]]) -> StoreError {
+    match over {
+        Over::Aborted(reason) => StoreError::MemberLost { reason },
+        Over::TimedOut => StoreError::Timeout {
+            waited: waiter.timeout(),
+            wanted,
+            missing: missing.len(),
+            named: display_some(missing.iter().copied()),
+        },
+    }
 }

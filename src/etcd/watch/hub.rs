@@ -7,46 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::backoff::Backoff;
-use super::client::Client;
-use super::error::EtcdError;
-use super::kv::Event;
-use super::metrics::{Watching as Counted, metrics};
+use super::message::{Command, WatchMessage, WatchSpec, Watching};
 use super::session::{End, OPEN, Patience, Session};
+use crate::etcd::cluster::{Backoff, Cluster};
+use crate::etcd::error::EtcdError;
+use crate::etcd::metrics::{WatchEvent, metrics};
 
 /// Our ids begin here, so that they are told from those that a server gives.
 const FIRST_ID: i64 = 1 << 40;
-
-/// What to watch. `range_end` of `None` watches one key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WatchSpec {
-    pub key: Vec<u8>,
-    pub range_end: Option<Vec<u8>>,
-    /// The first revision of interest; 0 means from now on.
-    pub start_revision: i64,
-    /// Only deletions.
-    pub deletes_only: bool,
-    /// What was deleted comes with the deletion; etcd reads it for each of them.
-    pub with_previous: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WatchMessage {
-    /// The watch sees all that happens after this revision. Comes first and once, where no
-    /// revision was asked for. A watch that begins in the past waits up to 100 ms for its events, since
-    /// etcd looks after those only so often (`watchable_store.go`, `syncWatchersLoop`); one that begins
-    /// now does not. So who cannot wait watches first and reads then.
-    Started(i64),
-    /// Events in the order of their revisions, none twice and none left out.
-    Events(Vec<Event>),
-    /// Events are missing: read the range, then watch anew. The watch has ended.
-    Compacted { oldest: i64 },
-    /// etcd has another history than before: what was read is of no more use, and leases are gone or
-    /// from before. The watch has ended.
-    HistoryLost,
-    /// The watch has ended and would end again.
-    Failed(EtcdError),
-}
 
 /// The receiving end of one watch.
 pub struct WatchReceiver {
@@ -68,31 +36,20 @@ impl Drop for WatchReceiver {
     }
 }
 
-pub(super) enum Command {
-    Add(i64, Watching),
-    Cancel(i64),
-}
-
-pub(super) struct Watching {
-    pub spec: WatchSpec,
-    /// The revision to resume from; 0 until etcd said what "now" is.
-    pub next: i64,
-    /// etcd has confirmed it before.
-    pub opened: bool,
-    /// The history that its revisions are of.
-    pub history: u64,
-    pub sender: UnboundedSender<WatchMessage>,
-}
-
 /// The way to the task that serves a client's watches; it starts with the first one.
-#[derive(Clone, Default)]
-pub(super) struct WatchHub {
+#[derive(Clone)]
+pub struct WatchHub {
+    cluster: Cluster,
     commands: Arc<Mutex<Option<UnboundedSender<Command>>>>,
     ids: Arc<AtomicI64>,
 }
 
 impl WatchHub {
-    pub(super) fn add(&self, client: &Client, spec: WatchSpec) -> WatchReceiver {
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster, commands: Arc::default(), ids: Arc::default() }
+    }
+
+    pub fn add(&self, spec: WatchSpec) -> WatchReceiver {
         let id = FIRST_ID + self.ids.fetch_add(1, Ordering::Relaxed);
         let (sender, messages) = unbounded_channel();
         let commands = {
@@ -102,13 +59,13 @@ impl WatchHub {
                 Some(commands) if !commands.is_closed() => commands.clone(),
                 _ => {
                     let (commands, receiver) = unbounded_channel();
-                    tokio::spawn(serve(client.without_watches(), receiver));
+                    tokio::spawn(serve(self.cluster.clone(), receiver));
                     held.insert(commands).clone()
                 }
             }
         };
         let next = spec.start_revision;
-        let history = client.history().number();
+        let history = self.cluster.history().number();
         let watching = Watching { next, opened: false, history, spec, sender };
         // Where it is closed by now the receiver says so.
         let _ = commands.send(Command::Add(id, watching));
@@ -116,11 +73,11 @@ impl WatchHub {
     }
 }
 
-async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
+async fn serve(cluster: Cluster, mut commands: UnboundedReceiver<Command>) {
     let mut watches = BTreeMap::new();
     let mut backoff = Backoff::default();
     let mut open = Patience::default();
-    let mut histories = client.history().numbers();
+    let mut histories = cluster.history().numbers();
     loop {
         end_those_of_another_history(&mut watches, *histories.borrow_and_update());
         while watches.is_empty() {
@@ -130,40 +87,38 @@ async fn serve(client: Client, mut commands: UnboundedReceiver<Command>) {
                 Some(Command::Cancel(_)) => {}
             }
         }
-        match client.connection().await {
+        match cluster.connected().await {
             Err(error) => {
                 for watching in std::mem::take(&mut watches).into_values() {
                     let _ = watching.sender.send(WatchMessage::Failed(error.clone()));
                 }
                 continue;
             }
-            // The next attempt to connect pauses by itself.
-            Ok(None) => continue,
-            Ok(Some(connection)) => {
+            Ok(connection) => {
                 let epoch = connection.token_epoch();
-                let mut session = Session::new(&client, &connection, &mut watches);
+                let mut session = Session::new(&cluster, &connection, &mut watches);
                 let ended = tokio::select! {
                     ended = session.run(&mut commands, &mut backoff, &mut open) => ended,
-                    () = connection.fell_silent() => End::Broken,
-                    // The next look at the client finds out.
-                    () = client.closed() => continue,
-                    // Cannot fail: the sender is the client's.
+                    () = connection.health.fell_silent() => End::Broken,
+                    // The next look at the cluster finds out.
+                    () = cluster.closed() => continue,
+                    // Cannot fail: the sender is the cluster's.
                     _ = histories.changed() => continue,
                 };
                 match ended {
                     End::HubGone => return,
                     End::StaleToken => {
                         if !connection.renew_token(epoch).await {
-                            client.discard(&connection);
+                            cluster.discard(&connection);
                         }
                     }
-                    End::Broken => client.discard(&connection),
+                    End::Broken => cluster.discard(&connection),
                     End::Late => {
-                        if client.leave_if_silent(&connection, OPEN, &mut None).await {
+                        if cluster.leave_if_silent(&connection, OPEN, &mut None).await {
                             open = Patience::default();
                         } else if open.was_in_vain() {
                             // Its other calls may be answered all the same.
-                            client.leave_for_another(&connection);
+                            cluster.leave_for_another(&connection);
                         }
                     }
                 }
@@ -178,7 +133,7 @@ fn end_those_of_another_history(watches: &mut BTreeMap<i64, Watching>, present: 
     watches.retain(|_, watching| {
         let lasts = watching.history == present;
         if !lasts {
-            metrics().watch(Counted::HistoryLost);
+            metrics().watch(WatchEvent::HistoryLost);
             let _ = watching.sender.send(WatchMessage::HistoryLost);
         }
         lasts
@@ -187,8 +142,8 @@ fn end_those_of_another_history(watches: &mut BTreeMap<i64, Watching>, present: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_server::{Server, binary};
     use super::*;
+    use crate::etcd::test_server::{Server, binary};
 
     #[test]
     fn a_task_that_has_panicked_is_started_again() {
@@ -197,12 +152,12 @@ mod tests {
         runtime.expect("one").block_on(async {
             let server = Server::start(&binary).await;
             let client = server.client();
-            let hub = WatchHub::default();
+            let hub = WatchHub::new(client.into());
             // What a panic leaves.
             *hub.commands.lock().expect("whole") = Some(unbounded_channel().0);
             let spec = WatchSpec { key: b"k".to_vec(), ..WatchSpec::default() };
             for _ in 0..2 {
-                let first = hub.add(&client, spec.clone()).next().await;
+                let first = hub.add(spec.clone()).next().await;
                 assert!(matches!(first, WatchMessage::Started(_)), "{first:?}");
             }
         });

@@ -3,24 +3,22 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::config::Config;
-use super::connection::{Connection, Reached};
-use super::dial::{addresses, silent};
-use super::endpoint::Endpoint;
-use super::error::ConnectError;
 use super::race::{Progress, race};
-use super::unique::unique;
+use crate::etcd::config::Config;
+use crate::etcd::endpoint::Endpoint;
+use crate::etcd::transport::{ConnectError, Connection, Reached, addresses, silent};
+use crate::etcd::unique::unique;
 
 type Opened = Result<Connection, ConnectError>;
 
 /// Whether nothing is left to try, for better or worse.
-pub(super) fn decides(opened: &Opened) -> bool {
+pub fn decides(opened: &Opened) -> bool {
     matches!(opened, Ok(_) | Err(ConnectError::Final(_) | ConnectError::LogInRefused(_)))
 }
 
 /// Opens a connection to the first address of the endpoint that serves. Of those that serve at the same time
 /// one logs in, by `log_in`: etcd works for long on that.
-pub(super) async fn open_endpoint(
+pub async fn open_endpoint(
     config: &Config,
     endpoint: &Endpoint,
     left: Option<SocketAddr>,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 /// How the server names the watches of a stream.
-pub(super) enum Names {
+pub enum Names {
     /// It has named none yet. Until it has, one watch at a time is opened.
     Unknown,
     /// By our ids, as etcd does since 3.4.

@@ -7,25 +7,26 @@ use etcd_client::{WatchFilterType, WatchOptions, WatchResponse};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
-use super::client::Client;
-use super::connection::Connection;
-use super::convert;
-use super::error::{EtcdError, Refusal, Verdict, classify, classify_message};
-use super::history::Known;
-use super::kv::Range;
-use super::metrics::{Watching as Counted, metrics};
+use super::message::{Command, WatchMessage, Watching};
 use super::names::Names;
-use super::watch::{Command, WatchMessage, Watching};
+use crate::etcd::cluster::{Backoff, Cluster};
+use crate::etcd::convert;
+use crate::etcd::error::{EtcdError, Refusal};
+use crate::etcd::history::Known;
+use crate::etcd::kv::Range;
+use crate::etcd::metrics::{WatchEvent, metrics};
+use crate::etcd::requests;
+use crate::etcd::transport::Connection;
+use crate::etcd::verdict::{Verdict, classify, classify_message};
 
 /// What the opening of a stream may take, at first: twice as long each time that the member proves to be there.
-pub(super) const OPEN: Duration = Duration::from_secs(5);
+pub const OPEN: Duration = Duration::from_secs(5);
 const OPEN_AT_MOST: Duration = Duration::from_secs(80);
 /// So often it is tried at a member that proves to be there.
 const TRIES: u32 = 2;
 
 /// How long the opening of a stream, or of a watch on it, may take.
-pub(super) struct Patience {
+pub struct Patience {
     limit: Duration,
     /// In a row.
     late: u32,
@@ -51,7 +52,7 @@ impl Patience {
     }
 }
 
-pub(super) enum End {
+pub enum End {
     Broken,
     /// It could not be opened in time.
     Late,
@@ -63,8 +64,8 @@ pub(super) enum End {
 type Denial = (i64, Option<EtcdError>);
 
 /// One stream, from its opening to its end.
-pub(super) struct Session<'a> {
-    client: &'a Client,
+pub struct Session<'a> {
+    cluster: &'a Cluster,
     connection: &'a Connection,
     watches: &'a mut BTreeMap<i64, Watching>,
     /// Watches that are to be opened.
@@ -83,19 +84,19 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub fn new(
-        client: &'a Client,
+        cluster: &'a Cluster,
         connection: &'a Connection,
         watches: &'a mut BTreeMap<i64, Watching>,
     ) -> Self {
         Self {
-            client,
+            cluster,
             connection,
             wanted: watches.keys().copied().collect(),
             watches,
             pending: VecDeque::new(),
             names: Names::Unknown,
             unwanted: Vec::new(),
-            known: client.history().known(),
+            known: cluster.history().known(),
             doubted: false,
             denials: unbounded_channel(),
         }
@@ -108,8 +109,8 @@ impl<'a> Session<'a> {
         open: &mut Patience,
     ) -> End {
         let Some((key, opened)) = self.next_to_open() else { return End::Broken };
-        let mut client = self.connection.watch();
-        let stream = tokio::time::timeout(open.limit, client.watch(key, Some(opened))).await;
+        let mut stub = self.connection.watch();
+        let stream = tokio::time::timeout(open.limit, stub.watch(key, Some(opened))).await;
         let (mut requests, mut responses) = match stream {
             Ok(Ok(stream)) => stream.split(),
             Ok(Err(error)) => return end_of(&error),
@@ -131,7 +132,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 command = commands.recv() => match command {
                     None => return End::HubGone,
-                    Some(Command::Add(_, watching)) if watching.history != self.client.history().number() => {
+                    Some(Command::Add(_, watching)) if watching.history != self.cluster.history().number() => {
                         let _ = watching.sender.send(WatchMessage::HistoryLost);
                     }
                     Some(Command::Add(id, watching)) => {
@@ -158,14 +159,14 @@ impl<'a> Session<'a> {
                     Err(error) => return end_of(&error),
                     Ok(None) => return End::Broken,
                     Ok(Some(response)) => {
-                        self.connection.note_answer(!response.canceled());
+                        self.connection.health.note_answer(!response.canceled());
                         late = open.until();
                         // A refusal is an answer too, but no success.
                         if !response.canceled() {
                             backoff.reset();
                             *open = Patience::default();
                         }
-                        if let Some(end) = self.take(&response) {
+                        if let Some(end) = self.take(response) {
                             return end;
                         }
                     }
@@ -187,10 +188,12 @@ impl<'a> Session<'a> {
         None
     }
 
-    fn take(&mut self, response: &WatchResponse) -> Option<End> {
+    /// Takes in what has come: `None` where the stream goes on.
+    fn take(&mut self, response: WatchResponse) -> Option<End> {
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         let theirs = response.watch_id();
         let id = if response.created() {
+            // etcd confirms nothing that it was not asked for.
             let asked = self.pending.pop_front()?;
             // A refusal names none.
             let id = if theirs < 0 { asked } else { self.names.learn(theirs, asked) };
@@ -204,14 +207,16 @@ impl<'a> Session<'a> {
             self.names.ours(theirs)?
         };
         if response.canceled() {
-            return self.canceled(id, response);
+            return self.canceled(id, &response);
         }
-        if response.created() && !self.client.history().watch_began(response.header(), self.known) {
+        if response.created() && !self.cluster.history().watch_began(response.header(), self.known)
+        {
             self.doubt(id);
         }
+        // Else it was cancelled here, and etcd has not heard of that yet.
         let watching = self.watches.get_mut(&id)?;
         if response.created() {
-            metrics().watch(if watching.opened { Counted::Resumed } else { Counted::Opened });
+            metrics().watch(if watching.opened { WatchEvent::Resumed } else { WatchEvent::Opened });
             watching.opened = true;
             if watching.next == 0 {
                 watching.next = revision + 1;
@@ -220,16 +225,15 @@ impl<'a> Session<'a> {
             }
             return None;
         }
-        let events = response.events().iter().filter_map(convert::event);
+        let next = watching.next;
+        let header = response.header().cloned();
         let fresh: Vec<_> =
-            events.filter(|event| event.kv().mod_revision >= watching.next).collect();
-        if let (Some(last), Some(header)) = (fresh.last(), response.header()) {
-            self.client.history().heard(header, self.known);
+            convert::events(response).filter(|event| event.kv().mod_revision >= next).collect();
+        if let (Some(last), Some(header)) = (fresh.last(), header) {
+            self.cluster.history().heard(&header, self.known);
             watching.next = last.kv().mod_revision + 1;
-            if watching.sender.send(WatchMessage::Events(fresh)).is_err() {
-                // The receiver is gone and its cancellation on the way.
-                return None;
-            }
+            // Where it fails the receiver is gone and its cancellation on the way.
+            let _ = watching.sender.send(WatchMessage::Events(fresh));
         }
         None
     }
@@ -243,10 +247,10 @@ impl<'a> Session<'a> {
         }
         // A key that may be read, as it may be watched.
         let range = Range::key(watching.spec.key.clone()).count_only();
-        let client = self.client.without_watches();
+        let cluster = self.cluster.clone();
         tokio::spawn(async move {
             loop {
-                match client.range(&range, client.deadline_after(None)).await {
+                match requests::range(&cluster, &range, cluster.deadline_after(None)).await {
                     Err(EtcdError::Unreachable { .. } | EtcdError::Ambiguous { .. }) => {}
                     // Nothing can be learnt where it is refused, or the client was closed.
                     _ => return,
@@ -261,14 +265,15 @@ impl<'a> Session<'a> {
         let Some(Watching { spec, .. }) = self.watches.get(&id) else { return };
         let (key, range_end) = (spec.key.clone(), spec.range_end.clone());
         let range = Range { key, range_end, limit: 1, ..Range::default() }.keys_only();
-        let (client, verdicts) = (self.client.without_watches(), self.denials.0.clone());
+        let (cluster, verdicts) = (self.cluster.clone(), self.denials.0.clone());
         tokio::spawn(async move {
-            let refusal = match client.range(&range, client.deadline_after(None)).await {
-                Err(error @ EtcdError::Refused { kind: Refusal::PermissionDenied, .. }) => {
-                    Some(error)
-                }
-                _ => None,
-            };
+            let refusal =
+                match requests::range(&cluster, &range, cluster.deadline_after(None)).await {
+                    Err(error @ EtcdError::Refused { kind: Refusal::PermissionDenied, .. }) => {
+                        Some(error)
+                    }
+                    _ => None,
+                };
             // The session may be over.
             let _ = verdicts.send((id, refusal));
         });
@@ -279,7 +284,7 @@ impl<'a> Session<'a> {
         self.names.forget(id);
         if let Some(watching) = self.watches.remove(&id) {
             let compacted = matches!(last, WatchMessage::Compacted { .. });
-            metrics().watch(if compacted { Counted::Compacted } else { Counted::Refused });
+            metrics().watch(if compacted { WatchEvent::Compacted } else { WatchEvent::Refused });
             let _ = watching.sender.send(last);
         }
     }

@@ -19,7 +19,7 @@ const APART_CONNECTED: Duration = Duration::from_secs(1);
 
 /// How far an attempt has come.
 #[derive(Default)]
-pub(super) struct Progress(AtomicBool);
+pub struct Progress(AtomicBool);
 
 impl Progress {
     pub fn connected(&self) {
@@ -29,7 +29,7 @@ impl Progress {
 
 /// Runs `attempt` for each candidate until one gives what `decides`. Gives all that came by then, in the order
 /// in which it came; attempts that were still under way are dropped.
-pub(super) async fn race<C, T, Fut: Future<Output = T>>(
+pub async fn race<C, T, Fut: Future<Output = T>>(
     candidates: Vec<C>,
     attempt: impl Fn(C, Arc<Progress>) -> Fut,
     decides: impl Fn(&T) -> bool,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::unique::uniform;
+use crate::etcd::unique::uniform;
 
 const FIRST: Duration = Duration::from_millis(25);
 const LONGEST: Duration = Duration::from_secs(1);

@@ -6,12 +6,28 @@
 
 use tokio::time::Instant;
 
-use super::client::{Client, Repeat};
+use super::call::Repeat;
+use super::cluster::Cluster;
 use super::error::EtcdError;
 use super::kv::{Op, OpReply, Range, Txn, TxnReply};
+use super::requests;
+
+/// Runs a transaction that was refused by parts, where that does the same; otherwise `None`.
+pub async fn apart(
+    cluster: &Cluster,
+    txn: &Txn,
+    repeat: Repeat,
+    deadline: Instant,
+) -> Option<Result<TxnReply, EtcdError>> {
+    if let Some(ranges) = ranges(txn) {
+        return Some(read_apart(cluster, &ranges, deadline).await);
+    }
+    let deletions = deletes(txn)?;
+    Some(delete_apart(cluster, &deletions, repeat, deadline).await)
+}
 
 /// The ranges of a transaction that does nothing else, whatever it compares; otherwise `None`.
-pub(super) fn ranges(txn: &Txn) -> Option<Vec<&Range>> {
+fn ranges(txn: &Txn) -> Option<Vec<&Range>> {
     if !txn.compares.is_empty() {
         return None;
     }
@@ -25,8 +41,8 @@ pub(super) fn ranges(txn: &Txn) -> Option<Vec<&Range>> {
 }
 
 /// Reads range after range, all at the revision of the first.
-pub(super) async fn read_apart(
-    client: &Client,
+async fn read_apart(
+    cluster: &Cluster,
     ranges: &[&Range],
     deadline: Instant,
 ) -> Result<TxnReply, EtcdError> {
@@ -34,12 +50,17 @@ pub(super) async fn read_apart(
         let mut reply = TxnReply { succeeded: true, ..TxnReply::default() };
         for &range in ranges {
             let revision = if range.revision == 0 { reply.revision } else { range.revision };
-            let (read_at, answer) =
-                match client.range(&Range { revision, ..range.clone() }, deadline).await {
-                    // Since the first was read, which asked for what there is now.
-                    Err(EtcdError::Compacted { .. }) if range.revision == 0 => continue 'anew,
-                    other => other?,
-                };
+            let (read_at, answer) = match requests::range(
+                cluster,
+                &Range { revision, ..range.clone() },
+                deadline,
+            )
+            .await
+            {
+                // Since the first was read, which asked for what there is now.
+                Err(EtcdError::Compacted { .. }) if range.revision == 0 => continue 'anew,
+                other => other?,
+            };
             if reply.revision == 0 {
                 reply.revision = read_at;
             }
@@ -50,7 +71,7 @@ pub(super) async fn read_apart(
 }
 
 /// The deletions of a transaction that does nothing else, whatever there is; otherwise `None`.
-pub(super) fn deletes(txn: &Txn) -> Option<Vec<Deletion<'_>>> {
+fn deletes(txn: &Txn) -> Option<Vec<Deletion<'_>>> {
     if !txn.compares.is_empty() {
         return None;
     }
@@ -67,15 +88,15 @@ pub(super) fn deletes(txn: &Txn) -> Option<Vec<Deletion<'_>>> {
 type Deletion<'a> = (&'a [u8], Option<&'a [u8]>);
 
 /// Deletes range after range. Nobody puts anything in between: etcd is full.
-pub(super) async fn delete_apart(
-    client: &Client,
+async fn delete_apart(
+    cluster: &Cluster,
     deletions: &[Deletion<'_>],
     repeat: Repeat,
     deadline: Instant,
 ) -> Result<TxnReply, EtcdError> {
     let mut reply = TxnReply { succeeded: true, ..TxnReply::default() };
     for &(key, range_end) in deletions {
-        match client.delete(key, range_end, repeat, deadline).await {
+        match requests::delete(cluster, key, range_end, repeat, deadline).await {
             Ok((revision, deleted)) => {
                 reply.revision = revision;
                 reply.replies.push(OpReply::Delete(deleted));

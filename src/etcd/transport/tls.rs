@@ -1,4 +1,4 @@
-//! TLS towards etcd: whom we trust, what we show, and what a refusal means for whoever set it up.
+//! TLS towards etcd: whom we trust and what we show.
 
 use std::fmt;
 use std::path::Path;
@@ -11,19 +11,18 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-use super::config::TlsFiles;
-use super::error::EtcdError;
+use crate::etcd::config::TlsFiles;
+use crate::etcd::error::EtcdError;
 
 /// What etcd's gRPC server speaks above TLS.
-pub(super) const HTTP2: &[u8] = b"h2";
+pub const HTTP2: &[u8] = b"h2";
 
 /// Reads the files anew for each connection, so that a certificate replaced on disk is taken up. It blocks: a
 /// file may be on a file system that hangs.
-pub(super) fn client_config(files: &TlsFiles) -> Result<ClientConfig, EtcdError> {
+pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, EtcdError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let trusted = match &files.ca_cert {
         Some(path) => certificates(path, "CA certificate")?,
@@ -62,21 +61,28 @@ fn unusable(files: &TlsFiles, why: &dyn fmt::Display) -> EtcdError {
     EtcdError::Configuration(format!("The TLS settings for etcd cannot be used{named}: {why}."))
 }
 
-/// What the first lines of PEM blocks hold.
-const CERTIFICATE: &str = "BEGIN CERTIFICATE-----";
-const PRIVATE_KEY: &str = "PRIVATE KEY-----";
-
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, EtcdError> {
-    let pem = read(path, what, CERTIFICATE)?;
-    CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable_file(path, what, &format!("is not valid PEM: {error}")))
+    let found =
+        CertificateDer::pem_slice_iter(&read(path, what)?)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| unusable_file(path, what, &format!("is not valid PEM: {error}")))?;
+    // A CA file without one would only show as a server that is not trusted.
+    if found.is_empty() {
+        return Err(no_block(path, what, "BEGIN CERTIFICATE-----"));
+    }
+    Ok(found)
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, EtcdError> {
     const WHAT: &str = "client key";
-    let pem = read(path, WHAT, PRIVATE_KEY)?;
-    if String::from_utf8_lossy(&pem).contains("ENCRYPTED") {
+    const BLOCK: &str = "PRIVATE KEY-----";
+    let pem = read(path, WHAT)?;
+    let text = String::from_utf8_lossy(&pem);
+    // The parser passes over blocks that it does not know.
+    if !text.contains(BLOCK) {
+        return Err(no_block(path, WHAT, BLOCK));
+    }
+    if text.contains("ENCRYPTED") {
         let why = "is encrypted, and there is nobody to ask for its password";
         return Err(unusable_file(path, WHAT, &why));
     }
@@ -85,15 +91,13 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, EtcdError> {
         .map_err(|_| unusable_file(path, WHAT, &"holds no private key that can be read"))
 }
 
-/// Reads a file in which there must be a PEM block: a CA file without one would only show as a server
-/// that is not trusted.
-fn read(path: &Path, what: &str, block: &str) -> Result<Vec<u8>, EtcdError> {
-    let pem = std::fs::read(path)
-        .map_err(|error| unusable_file(path, what, &format!("cannot be read: {error}")))?;
-    if !String::from_utf8_lossy(&pem).contains(block) {
-        return Err(unusable_file(path, what, &format!("holds no PEM block '{block}'")));
-    }
-    Ok(pem)
+fn read(path: &Path, what: &str) -> Result<Vec<u8>, EtcdError> {
+    std::fs::read(path)
+        .map_err(|error| unusable_file(path, what, &format!("cannot be read: {error}")))
+}
+
+fn no_block(path: &Path, what: &str, block: &str) -> EtcdError {
+    unusable_file(path, what, &format!("holds no PEM block '{block}'"))
 }
 
 fn unusable_file(path: &Path, what: &str, why: &dyn fmt::Display) -> EtcdError {
@@ -188,93 +192,9 @@ fn is_of_a_ca(error: &CertificateError) -> bool {
 }
 
 /// What rustls has no name for.
-fn webpki_error(error: &CertificateError) -> Option<&webpki::Error> {
+pub fn webpki_error(error: &CertificateError) -> Option<&webpki::Error> {
     match error {
         CertificateError::Other(other) => other.0.downcast_ref(),
         _ => None,
     }
-}
-
-/// What a failure of TLS means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// One side refuses the other's certificate or its version of TLS.
-    Untrusted(String),
-    /// The other side speaks no TLS.
-    NoTls(String),
-    Other(String),
-}
-
-/// Says what rustls' error means for whoever set this up.
-pub(super) fn explain(files: &TlsFiles, error: &Error) -> Failure {
-    match error {
-        Error::InvalidCertificate(why) => Failure::Untrusted(not_trusted(files, why, error)),
-        Error::AlertReceived(alert) => refused(files, *alert, error),
-        Error::PeerIncompatible(_) => Failure::Untrusted(no_common_ground("", error)),
-        Error::InvalidMessage(_) => Failure::NoTls(error.to_string()),
-        _ => Failure::Other(error.to_string()),
-    }
-}
-
-fn not_trusted(files: &TlsFiles, why: &CertificateError, error: &Error) -> String {
-    match (why, &files.ca_cert) {
-        (CertificateError::UnknownIssuer, Some(path)) => {
-            format!("its certificate is not signed by a CA in '{}' ({error})", path.display())
-        }
-        (CertificateError::UnknownIssuer, None) => format!(
-            "its certificate is not signed by a CA that this system trusts, and no CA certificate \
-             was given ({error})"
-        ),
-        (CertificateError::NotValidForName, _) => format!("{error}; {NAMES}"),
-        (CertificateError::NotValidForNameContext { presented, .. }, _) if presented.is_empty() => {
-            format!("{error}; {NAMES}")
-        }
-        _ => match webpki_error(why) {
-            Some(webpki::Error::CaUsedAsEndEntity) => format!(
-                "its certificate is a CA's (basicConstraints CA:TRUE), and only where the CA file \
-                 holds this very certificate can a server use it: make the server's own with \
-                 `openssl req -x509 -CA ... -CAkey ... -addext basicConstraints=CA:FALSE` ({error})"
-            ),
-            Some(webpki::Error::UnsupportedCertVersion) => format!(
-                "its certificate is an X.509 one of version 1, which names no host: make one of \
-                 version 3, with `-addext subjectAltName=DNS:...` ({error})"
-            ),
-            _ => error.to_string(),
-        },
-    }
-}
-
-/// Go's clients look nowhere else either.
-const NAMES: &str = "the names are those of the extension subjectAltName (with openssl: \
-                     `-addext subjectAltName=DNS:name,IP:address`), not the common name";
-
-fn refused(files: &TlsFiles, alert: AlertDescription, error: &Error) -> Failure {
-    use AlertDescription as Alert;
-    match alert {
-        Alert::NoCertificate
-        | Alert::BadCertificate
-        | Alert::UnsupportedCertificate
-        | Alert::CertificateRevoked
-        | Alert::CertificateExpired
-        | Alert::CertificateUnknown
-        | Alert::CertificateRequired
-        | Alert::UnknownCA
-        | Alert::AccessDenied => Failure::Untrusted(match files.identity() {
-            Some(files) => format!("it refuses the client certificate ({files}): {error}"),
-            None => format!("it wants a client certificate, and none was given: {error}"),
-        }),
-        Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity => {
-            // With TLS 1.2, OpenSSL says no more than this of a missing certificate.
-            let hint = match files.identity() {
-                Some(_) => "",
-                None => ", or wants a client certificate, and none was given",
-            };
-            Failure::Untrusted(no_common_ground(hint, error))
-        }
-        _ => Failure::Other(error.to_string()),
-    }
-}
-
-fn no_common_ground(hint: &str, error: &Error) -> String {
-    format!("it speaks no TLS 1.2 or 1.3 with a cipher that we have{hint}: {error}")
 }

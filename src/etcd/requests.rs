@@ -1,0 +1,132 @@
+//! What is asked of a cluster: one function for each request, with what an answer to it says of etcd's history.
+
+use std::time::Duration;
+
+use etcd_client::{LeaseGrantOptions, ResponseHeader};
+use tokio::time::Instant;
+
+use super::call::{Repeat, call};
+use super::cluster::Cluster;
+use super::convert;
+use super::error::{EtcdError, Refusal};
+use super::kv::{Range, RangeReply, Txn, TxnReply};
+use super::metrics::Rpc;
+
+pub async fn txn(
+    cluster: &Cluster,
+    txn: &Txn,
+    repeat: Repeat,
+    deadline: Instant,
+) -> Result<TxnReply, EtcdError> {
+    let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
+    call(cluster, Rpc::Txn, repeat, deadline, |connection| async move {
+        // One without operations is answered by the member alone, which may be behind the others.
+        let empty = txn.success.is_empty() && txn.failure.is_empty();
+        let known = cluster.history().known();
+        let known = if empty { known.at_any_revision() } else { known };
+        let response = connection.kv().txn(convert::txn(txn)).await?;
+        cluster.history().answered(response.header(), known);
+        Ok(convert::txn_reply(response))
+    })
+    .await
+}
+
+/// Deletes a key, or all up to an end. Answers with the revision and with how many there were.
+pub async fn delete(
+    cluster: &Cluster,
+    key: &[u8],
+    range_end: Option<&[u8]>,
+    repeat: Repeat,
+    deadline: Instant,
+) -> Result<(i64, i64), EtcdError> {
+    call(cluster, Rpc::DeleteRange, repeat, deadline, |connection| async move {
+        let known = cluster.history().known();
+        let options = convert::delete_options(range_end);
+        let response = connection.kv().delete(key, Some(options)).await?;
+        cluster.history().answered(response.header(), known);
+        Ok((response.header().map_or(0, ResponseHeader::revision), response.deleted()))
+    })
+    .await
+}
+
+/// Answers with the revision the range was read at.
+pub async fn range(
+    cluster: &Cluster,
+    range: &Range,
+    deadline: Instant,
+) -> Result<(i64, RangeReply), EtcdError> {
+    call(cluster, Rpc::Range, Repeat::Read, deadline, |connection| async move {
+        let options = convert::range_options(range);
+        let known = cluster.history().known();
+        let response = connection.kv().get(range.key.clone(), Some(options)).await?;
+        cluster.history().answered(response.header(), known);
+        let revision = response.header().map_or(0, ResponseHeader::revision);
+        Ok((revision, convert::range_reply(response)))
+    })
+    .await
+}
+
+/// Grants a lease under an id of the caller's choice, so that a repeated request is recognised.
+/// A lease that is there already under this id is taken as granted. Answers with the TTL that it has.
+pub async fn grant(
+    cluster: &Cluster,
+    id: i64,
+    ttl: Duration,
+    deadline: Instant,
+) -> Result<Duration, EtcdError> {
+    let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+    let granted =
+        call(cluster, Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| async move {
+            let options = LeaseGrantOptions::new().with_id(id);
+            Ok(connection.lease().grant(ttl_s, Some(options)).await?.ttl())
+        });
+    match granted.await {
+        Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
+            let known = time_to_live(cluster, id, deadline).await?;
+            // It may have run out between the two: then the first use of it says so.
+            Ok(known.map_or(ttl, |(_, granted)| granted))
+        }
+        other => other.map(|ttl| Duration::from_secs(u64::try_from(ttl).unwrap_or(0))),
+    }
+}
+
+/// A lease that is not there counts as revoked.
+pub async fn revoke(cluster: &Cluster, id: i64, deadline: Instant) -> Result<(), EtcdError> {
+    let revoked =
+        call(cluster, Rpc::LeaseRevoke, Repeat::Safely, deadline, |connection| async move {
+            connection.lease().revoke(id).await.map(drop)
+        });
+    match revoked.await {
+        Err(EtcdError::Refused { kind: Refusal::LeaseNotFound, .. }) => Ok(()),
+        other => other,
+    }
+}
+
+/// The remaining and the granted time of a lease; `None` when etcd does not have it.
+pub async fn time_to_live(
+    cluster: &Cluster,
+    id: i64,
+    deadline: Instant,
+) -> Result<Option<(Duration, Duration)>, EtcdError> {
+    let told =
+        call(cluster, Rpc::LeaseTimeToLive, Repeat::Read, deadline, |connection| async move {
+            let response = connection.lease().time_to_live(id, None).await?;
+            Ok((response.ttl(), response.granted_ttl()))
+        });
+    let (ttl, granted) = told.await?;
+    let Ok(ttl_s) = u64::try_from(ttl) else { return Ok(None) };
+    let granted = Duration::from_secs(u64::try_from(granted).unwrap_or(0));
+    Ok(Some((Duration::from_secs(ttl_s), granted)))
+}
+
+/// Renews a lease once; `false` when it is gone.
+pub async fn renew_once(cluster: &Cluster, id: i64, deadline: Instant) -> Result<bool, EtcdError> {
+    call(cluster, Rpc::LeaseKeepAlive, Repeat::Safely, deadline, |connection| async move {
+        match connection.lease().keep_alive(id).await {
+            Err(error) if convert::is_lease_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+            Ok(_) => Ok(true),
+        }
+    })
+    .await
+}
