@@ -63,19 +63,10 @@ where
     };
     let result = tokio::select! {
         result = call.run(request) => result,
-        () = ended(cluster, rpc == Rpc::Txn && repeat == Repeat::Read) => Err(EtcdError::Closed),
+        () = cluster.closed() => Err(EtcdError::Closed),
     };
     metrics().call(rpc, counted(rpc, &result), started.elapsed());
     result
-}
-
-/// Returns when a call is to end as the client is closed. etcd 3.5.1 ends with a panic when a transaction that
-/// only reads is cancelled: its answer may still come.
-async fn ended(cluster: &Cluster, only_reads: bool) {
-    cluster.closed().await;
-    if only_reads {
-        tokio::time::sleep(LATE).await;
-    }
 }
 
 fn counted<T>(rpc: Rpc, result: &Result<T, EtcdError>) -> Ended {

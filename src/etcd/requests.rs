@@ -1,5 +1,6 @@
 //! What is asked of a cluster: one function for each request, with what an answer to it says of etcd's history.
 
+use std::future::Future;
 use std::time::Duration;
 
 use etcd_client::{LeaseGrantOptions, ResponseHeader};
@@ -12,23 +13,47 @@ use super::error::{EtcdError, Refusal};
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::metrics::Rpc;
 
+/// How long after its deadline an answer that nobody waits for may still come.
+const GRACE: Duration = Duration::from_secs(30);
+
 pub async fn txn(
     cluster: &Cluster,
     txn: &Txn,
     repeat: Repeat,
     deadline: Instant,
 ) -> Result<TxnReply, EtcdError> {
-    let repeat = if txn.is_read_only() { Repeat::Read } else { repeat };
+    let reads = txn.is_read_only();
+    let repeat = if reads { Repeat::Read } else { repeat };
     call(cluster, Rpc::Txn, repeat, deadline, |connection| async move {
         // One without operations is answered by the member alone, which may be behind the others.
         let empty = txn.success.is_empty() && txn.failure.is_empty();
         let known = cluster.history().known();
         let known = if empty { known.at_any_revision() } else { known };
-        let response = connection.kv().txn(convert::txn(txn)).await?;
+        let (mut kv, request) = (connection.kv(), convert::txn(txn));
+        let response = if reads {
+            to_its_end(deadline + GRACE, async move { kv.txn(request).await }).await?
+        } else {
+            kv.txn(request).await?
+        };
         cluster.history().answered(response.header(), known);
         Ok(convert::txn_reply(response))
     })
     .await
+}
+
+/// Runs a request that goes on until it is answered, or until then, also when its caller stops waiting. An etcd without
+/// pull request 14178, such as 3.5.1, panics when a transaction that only reads is cancelled ("unexpected error during
+/// txn"): by a signal handler, by asyncio, by a deadline or by `close`.
+async fn to_its_end<T: Send + 'static>(
+    until: Instant,
+    request: impl Future<Output = T> + Send + 'static,
+) -> T {
+    match tokio::spawn(tokio::time::timeout_at(until, request)).await {
+        Ok(Ok(answer)) => answer,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The deadline of the call, or the end of the runtime, ends the caller.
+        Ok(Err(_)) | Err(_) => std::future::pending().await,
+    }
 }
 
 /// Deletes a key, or all up to an end. Answers with the revision and with how many there were.

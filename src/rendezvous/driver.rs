@@ -251,15 +251,9 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Txn(call, txn, deadline) => {
-                let only_reads = txn.is_read_only();
                 self.ask(call, deadline, move |client, at| async move {
                     client.txn(&txn, Repeat::Safely, at).await.map(Answer::Txn)
                 });
-                if only_reads {
-                    // It changes nothing when it goes on, and etcd 3.5.1 ends with a panic when a transaction that
-                    // only reads is cancelled ("unexpected error during txn").
-                    self.calls.remove(&call);
-                }
             }
             Action::Grant(call, lease, ttl, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
