@@ -6,7 +6,6 @@ import contextlib
 import json
 import pickle
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
+from support.processes.zygote import Zygote, run_forked
 from torchetcd._closed import SHUTDOWN, Closed, closed_text, how_it_ended
 from torchetcd._ending import SUCCEEDED, Ending, ending, failure_of_agent, under_way
 from torchetcd._errors import RendezvousOverError
@@ -239,7 +239,7 @@ class TestOver:
         assert main() is None
 
     @pytest.mark.parametrize("decorated", ["", "@record"])
-    def test_the_end_of_the_interpreter(self, decorated: str) -> None:
+    def test_the_end_of_the_interpreter(self, decorated: str, torch_alone: Zygote) -> None:
         program = f"""
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchetcd._errors import RendezvousOverError
@@ -251,13 +251,7 @@ def main():
         raise
 main()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run_forked(torch_alone, program)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
