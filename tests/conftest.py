@@ -30,6 +30,8 @@ _ETCD_FIXTURES = {"etcd_server", "server", "zygote", "agent_zygote", "bench"}
 #: Stands in for etcd where there must not be one, and says so.
 _NO_ETCD = Path(__file__).parent / "support" / "etcd" / "absent.sh"
 
+_WITH_TORCH_ALONE = {"tests/project/test_package.py", "tests/unit/test_ending.py"}
+
 _benches: list[Bench] = []
 
 
@@ -46,16 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each process the next test, in this order, but those of `faults/` all to one of them.
+    """Give each process the next test, in this order, but some of them all to one.
 
-    There a bench is made once. With two of them on two cores, members that nothing is done to find no leader
-    for many seconds. (The groups of pytest-xdist do nothing with pytest 9.)
+    Those of `_WITH_TORCH_ALONE` share a process that has imported torch. In `faults/` a bench is made once:
+    with two of them on two cores, members that nothing is done to find no leader for many seconds. (The
+    groups of pytest-xdist do nothing with pytest 9.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "bench" if "/faults/" in nodeid else nodeid
+            if "/faults/" in nodeid:
+                return "bench"
+            return "torch alone" if nodeid.partition("::")[0] in _WITH_TORCH_ALONE else nodeid
 
     config.option.loadscopereorder = False
     return Scheduler(config, log)
@@ -165,6 +170,15 @@ def agent_zygote() -> Iterator[Zygote]:
     from support.processes.zygote import Zygote
 
     with Zygote("torch.distributed.run", TORCH_LOGS="torchetcd") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def torch_alone() -> Iterator[Zygote]:
+    """Provide a process that has imported torch but for the last line, which loads what is beside it."""
+    from support.processes.zygote import Zygote
+
+    with Zygote("torch", TORCH_DEVICE_BACKEND_AUTOLOAD="0") as made:
         yield made
 
 

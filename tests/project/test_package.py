@@ -18,6 +18,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBa
 
 import torchetcd
 from support import ROOT
+from support.processes.zygote import Zygote, run_forked
 from torchetcd._environment import VARIABLES
 from torchetcd._rendezvous.options import PARAMETERS
 
@@ -34,20 +35,50 @@ TORCHS_OWN = "torch.distributed.elastic.rendezvous.registry"
 OURS = "torchetcd._registration"
 
 
+def _environment(env: dict[str, str] | None) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHETCD_", "TORCH_"))}
+    return inherited | (env or {})
+
+
 def _run(
     source: str | Path, folder: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a text or a file as a program."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHETCD_", "TORCH_"))}
     program = [str(source)] if isinstance(source, Path) else ["-c", source]
     return subprocess.run(
         [sys.executable, *program],
         cwd=folder,
-        env=inherited | (env or {}),
+        env=_environment(env),
         capture_output=True,
         text=True,
         check=True,
     )
+
+
+# What remains of the start of the interpreter, and of the import of torch.
+BEGINS = """
+import os, sys
+os.chdir({folder!r})
+sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+sys.modules.pop("sitecustomize", None)
+try:
+    import sitecustomize
+except ImportError:
+    pass
+import torch
+if torch._is_device_backend_autoload_enabled():
+    torch._import_device_backends()
+"""
+
+
+def _run_with(
+    torch_alone: Zygote, source: str, folder: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a text as a program, but for the 3 s that it takes to import torch."""
+    program = BEGINS.format(folder=str(folder)) + source
+    done = run_forked(torch_alone, program, _environment(env))
+    assert not done.returncode, done.stderr
+    return done
 
 
 class TestNames:
@@ -144,6 +175,10 @@ print("ok")
 class TestRegistration:
     """In processes of their own: torch registers once, when its rendezvous package is imported."""
 
+    @pytest.fixture(autouse=True)
+    def _zygote(self, torch_alone: Zygote) -> None:
+        self._torch_alone = torch_alone
+
     @pytest.fixture
     def python_etcd(self, tmp_path: Path) -> str:
         """Where a module named as python-etcd's is found."""
@@ -158,7 +193,7 @@ class TestRegistration:
         if python_etcd is not None:
             paths = [python_etcd, os.environ.get("PYTHONPATH", "")]
             env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        done = _run(SHOW_REGISTRY.format(then=then), env=env)
+        done = _run_with(self._torch_alone, SHOW_REGISTRY.format(then=then), env=env)
         shown = dict(line.split() for line in done.stdout.splitlines())
         assert shown.pop("c10d") == shown.pop("static") == TORCHS_OWN
         assert shown["etcd-v3"] == OURS
@@ -215,14 +250,18 @@ class TestImportOfTorch:
 
     @pytest.mark.parametrize("kind", ["file", "package"])
     @pytest.mark.parametrize("of_agent", ["", "yes"])
-    def test_another_module_of_the_name(self, tmp_path: Path, kind: str, of_agent: str) -> None:
+    def test_another_module_of_the_name(
+        self, tmp_path: Path, kind: str, of_agent: str, torch_alone: Zygote
+    ) -> None:
         """Such as a script of the user's."""
         hides = tmp_path / ("torchetcd.py" if kind == "file" else "torchetcd/__init__.py")
         hides.parent.mkdir(exist_ok=True)
         hides.write_text("print('was run')\n")
-        done = _run(
-            "import torch; print('imported')", tmp_path, {"TORCHETCD_WORKER_STORE": of_agent}
-        )
+        source, env = "import torch; print('imported')", {"TORCHETCD_WORKER_STORE": of_agent}
+        if kind == "file" and of_agent:  # one of them as it is
+            done = _run(source, tmp_path, env)
+        else:
+            done = _run_with(torch_alone, source, tmp_path, env)
         assert done.stdout == "imported\n"
         assert (f"{hides} hides the installed package torchetcd" in done.stderr) == bool(of_agent)
 
@@ -242,7 +281,7 @@ except ImportError as exc:
         ]  # fmt: skip
 
     @pytest.mark.parametrize("missing", ["register_rendezvous_handler", "_rendezvous_handlers"])
-    def test_a_torch_that_cannot_be_told(self, missing: str) -> None:
+    def test_a_torch_that_cannot_be_told(self, missing: str, torch_alone: Zygote) -> None:
         """The only one of both that torch promises is the first."""
         source = f"""
 import torch.distributed, sys
@@ -253,12 +292,12 @@ torchetcd_entry.autoload()
 print("went on")
 """
         told = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "TORCHETCD_WORKER_STORE": "yes"}
-        done = _run(source, env=told)
+        done = _run_with(torch_alone, source, env=told)
         assert done.stdout == "went on\n"
         assert done.stderr.startswith("torchetcd cannot serve this process")
         assert missing in done.stderr or "handler of env:// can be replaced" in done.stderr
 
-    def test_a_torch_whose_names_cannot_be_taken_over(self) -> None:
+    def test_a_torch_whose_names_cannot_be_taken_over(self, torch_alone: Zygote) -> None:
         source = """
 import logging
 logging.basicConfig(format="%(name)s: %(message)s")
@@ -272,7 +311,7 @@ package.rendezvous_handler_registry = api.rendezvous_handler_registry = Other()
 import torchetcd
 torchetcd.register(override=True)
 """
-        done = _run(source)
+        done = _run_with(torch_alone, source)
         assert done.stdout == "registered etcd-v3\n"
         assert "'etcd' and 'etcd-v2', so they stay its own: use 'etcd-v3'" in done.stderr
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import pickle
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -239,7 +238,7 @@ class TestOver:
         assert main() is None
 
     @pytest.mark.parametrize("decorated", ["", "@record"])
-    def test_the_end_of_the_interpreter(self, decorated: str) -> None:
+    def test_the_end_of_the_interpreter(self, decorated: str, torch_alone: Zygote) -> None:
         program = f"""
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchetcd.errors import RendezvousOverError
@@ -251,13 +250,7 @@ def main():
         raise
 main()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run_forked(torch_alone, program)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

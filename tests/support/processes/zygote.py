@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from types import TracebackType
 
@@ -173,15 +174,21 @@ class Program:
 
 
 class Forked:
-    """A process that runs a program and writes into a file: what of `subprocess.Popen` its tests use."""
+    """A process that runs a program and writes into files: what of `subprocess.Popen` its tests use."""
 
     def __init__(
-        self, zygote: Zygote, source: str, args: list[str], env: dict[str, str], output: int
+        self,
+        zygote: Zygote,
+        source: str,
+        args: list[str],
+        env: dict[str, str],
+        output: int,
+        errors: int | None = None,
     ) -> None:
         self._zygote = zygote
         self.returncode: int | None = None
         with open(os.devnull) as nothing:
-            fds = (nothing.fileno(), output, output)
+            fds = (nothing.fileno(), output, output if errors is None else errors)
             pid = zygote.ask(("start", [source, ["program", *args], env]), fds)
         assert pid is not None
         self.pid = pid
@@ -212,3 +219,17 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def run_forked(
+    zygote: Zygote, source: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, and return what it has written."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        files = out.fileno(), errors.fileno()
+        code = Forked(zygote, source, [], dict(os.environ) if env is None else env, *files).wait(
+            120
+        )
+        for file in (out, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(source, code, out.read(), errors.read())
