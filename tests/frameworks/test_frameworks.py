@@ -32,10 +32,8 @@ def _here(source: str, server: EtcdServer, job: str) -> str:
     for written, meant in (
         (CLUSTER, server.get_endpoint()),
         # As `accelerate launch` puts it together.
-        (
-            "etcd-1:2379,etcd-2:2379,etcd-3 --main_process_port 2379",
-            f"{host} --main_process_port {port}",
-        ),
+        ("--main_process_ip etcd-1:2379,etcd-2:2379,etcd-3 ", f"--main_process_ip {host} "),
+        ("--main_process_port 2379", f"--main_process_port {port}"),
         ("my-job", job),
         ("--nproc-per-node 8", "--nproc-per-node 1"),
         ("--num_processes 16", "--num_processes 2"),
