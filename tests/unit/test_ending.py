@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError
 
+from support.processes.zygote import Zygote, run_forked
 from torchetcd._closed_run import SHUTDOWN, Closed, closed_text, how_it_ended
 from torchetcd._rendezvous.job_ending import SUCCEEDED, Ending, ending, failure_of_agent, under_way
 from torchetcd.errors import RendezvousOverError
