@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::history::History;
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::metrics::{Connect, Ended, Retry, Rpc, metrics};
 use super::race::{Progress, race};
-use super::unique::unique;
+use super::unique::{nth_lease_id, unique};
 use super::watch::{WatchHub, WatchReceiver, WatchSpec};
 
 /// How long an answer may take before the member is asked whether it is there at all; doubled each time
@@ -210,7 +211,30 @@ impl Client {
         .await
     }
 
-    /// Grants a lease under an id of the caller's choice, so that a repeated request is recognised.
+    /// Grants a lease of the caller's own. Each attempt has an id of its own, see [`nth_lease_id`]. Answers with
+    /// the id and the TTL. What an attempt whose answer was lost has granted holds no key, and runs out.
+    pub async fn grant_new(
+        &self,
+        first: i64,
+        ttl: Duration,
+        deadline: Instant,
+    ) -> Result<(i64, Duration), EtcdError> {
+        let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+        let attempts = AtomicU32::new(0);
+        let (id, granted) = self
+            .call_as(Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| {
+                let attempt = attempts.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                let id = nth_lease_id(first, attempt);
+                async move {
+                    let options = etcd_client::LeaseGrantOptions::new().with_id(id);
+                    Ok((id, connection.lease().grant(ttl_s, Some(options)).await?.ttl()))
+                }
+            })
+            .await?;
+        Ok((id, Duration::from_secs(u64::try_from(granted).unwrap_or(0))))
+    }
+
+    /// Grants a lease that others may have been granted as well, under an id that all know.
     /// A lease that is there already under this id is taken as granted. Answers with the TTL that it has.
     pub async fn grant(
         &self,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::machine::{
     Action, Answer, CallId, Close, Input, Machine, Outcome, RendezvousError, Settings, Status,
-    Time, WatchId,
+    Time, Wanted, WatchId,
 };
 use super::phases::{Phases, Stopwatch};
 use super::records::{Master, RoundId};
@@ -263,7 +263,11 @@ impl Driver {
             }
             Action::Grant(call, lease, ttl, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
-                    client.grant(lease, ttl, at).await.map(Answer::Granted)
+                    let (lease, ttl) = match lease {
+                        Wanted::New(first) => client.grant_new(first, ttl, at).await?,
+                        Wanted::Shared(lease) => (lease, client.grant(lease, ttl, at).await?),
+                    };
+                    Ok(Answer::Granted(lease, ttl))
                 });
             }
             Action::TimeToLive(call, lease, deadline) => {

@@ -10,7 +10,7 @@ use super::denied::Denial;
 use super::keys::{Keys, NodeId, escape, node_of, unescape};
 use super::labels::Labels;
 use super::machine::{
-    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, WatchId,
+    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, Wanted, WatchId,
 };
 use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
@@ -238,7 +238,7 @@ impl Run {
                     assert!(ops <= 128, "etcd takes 128 operations");
                     self.call = Some((call, Some(txn)));
                 }
-                Action::Grant(call, lease, ..) => {
+                Action::Grant(call, Wanted::New(lease) | Wanted::Shared(lease), ..) => {
                     assert!(lease > 0);
                     calls += 1;
                     self.call = Some((call, None));
@@ -332,7 +332,7 @@ impl Run {
         let Some(txn) = txn else {
             let left = Some(Duration::from_secs(u.arbitrary()?));
             return Ok(Ok(if u.arbitrary()? {
-                Answer::Granted(Duration::from_secs(u.int_in_range(0..=20)?))
+                Answer::Granted(self.lease(u)?, Duration::from_secs(u.int_in_range(0..=20)?))
             } else {
                 Answer::TimeToLive(left.filter(|left| !left.is_zero()))
             }));

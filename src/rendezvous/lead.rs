@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::chronicle::{Former, Past, ROUNDS_KEPT, Roster, RosterEntry};
 use super::denied::Denied;
 use super::keys::{NodeId, node_of};
-use super::machine::{Answer, Machine, Place, Settings, Step, Time, WatchId};
+use super::machine::{Answer, Machine, Place, Settings, Step, Time, Wanted, WatchId};
 use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
     Control, Final, Join, LastCall, Member, Previous, Reader, RoundId, State, Story,
@@ -73,7 +73,7 @@ fn remark(order: RankOrder, candidates: &[Candidate<'_>], roll: &Roll<Join>) -> 
 pub(super) enum LeadStep {
     Load,
     AskLastCall,
-    GrantLastCall(i64),
+    GrantLastCall,
     PutLastCall,
     ClearLastCall,
     Report { joined: usize, last_call: bool },
@@ -323,8 +323,8 @@ impl Machine {
                 }
                 match saved {
                     Saved::No => {
-                        let lease = self.random_lease();
-                        let step = Step::Lead(LeadStep::GrantLastCall(lease));
+                        let lease = Wanted::New(self.random_lease());
+                        let step = Step::Lead(LeadStep::GrantLastCall);
                         return self.grant(step, lease, last_call, deadline);
                     }
                     Saved::Granted(lease) => return self.put_last_call(lease, deadline),
@@ -640,7 +640,7 @@ impl Machine {
                     lead.last_call = Clock::Running { deadline, saved: Saved::Yes };
                 }
             }
-            (LeadStep::GrantLastCall(lease), Answer::Granted(_)) => {
+            (LeadStep::GrantLastCall, Answer::Granted(lease, _)) => {
                 if let Some(Clock::Running { saved, .. }) = self.last_call() {
                     *saved = Saved::Granted(lease);
                 }

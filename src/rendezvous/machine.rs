@@ -101,17 +101,27 @@ pub struct Close {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Txn(TxnReply),
-    /// For so long, by etcd's own word.
-    Granted(Duration),
+    /// This lease, for so long by etcd's own word.
+    Granted(i64, Duration),
     /// What the lease has left; `None` when it is gone.
     TimeToLive(Option<Duration>),
+}
+
+/// Which lease is to be granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// One of the node's own. The first attempt asks for this id, each later one for another
+    /// (`etcd::nth_lease_id`).
+    New(i64),
+    /// One that others may have been granted already, whose id all know.
+    Shared(i64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Run it as often as needed until it is answered: repeating it is harmless.
     Txn(CallId, Txn, Time),
-    Grant(CallId, i64, Duration, Time),
+    Grant(CallId, Wanted, Duration, Time),
     TimeToLive(CallId, i64, Time),
     /// Best effort: a lease that cannot be revoked runs out.
     Revoke(i64),
@@ -344,7 +354,7 @@ pub(super) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Asked at this time.
-    GrantNode(i64, Time),
+    GrantNode(Time),
     GrantRun,
     ReadHead,
     JoinRound(u64),
@@ -1163,12 +1173,9 @@ impl Machine {
 
     /// The answer of the call under way is not wanted any more.
     pub(super) fn drop_call(&mut self) {
-        let Some((call, step)) = self.call.take() else { return };
+        // A lease that has been granted all the same holds no key, and runs out.
+        let Some((call, _)) = self.call.take() else { return };
         self.act(Action::Cancel(call));
-        if let Step::GrantNode(lease, _) = step {
-            // It may have been granted.
-            self.act(Action::Revoke(lease));
-        }
     }
 
     pub(super) fn txn(&mut self, step: Step, txn: Txn, deadline: Time) {
@@ -1178,7 +1185,7 @@ impl Machine {
         self.act(Action::Txn(id, txn, deadline));
     }
 
-    pub(super) fn grant(&mut self, step: Step, lease: i64, ttl: Duration, deadline: Time) {
+    pub(super) fn grant(&mut self, step: Step, lease: Wanted, ttl: Duration, deadline: Time) {
         let id = self.new_id();
         self.call = Some((id, step));
         self.act(Action::Grant(id, lease, ttl, deadline));
@@ -1265,7 +1272,10 @@ mod tests {
         let mut node = machine();
         let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
         let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
-        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted(Duration::from_secs(10)))));
+        node.handle(
+            Time::ZERO,
+            Input::Answer(*call, Ok(Answer::Granted(7, Duration::from_secs(10)))),
+        );
         // etcd does not say where the watch of the head begins, so nothing else can be done.
         node.handle(Time::ZERO, Input::Observe);
         let due = node.next_deadline().expect("a deadline");
@@ -1282,7 +1292,10 @@ mod tests {
         let mut node = machine();
         let actions = node.handle(Time::ZERO, Input::Join(Master { addr: "a".into(), port: 1 }));
         let Some(Action::Grant(call, ..)) = actions.last() else { panic!("{actions:?}") };
-        node.handle(Time::ZERO, Input::Answer(*call, Ok(Answer::Granted(Duration::from_secs(10)))));
+        node.handle(
+            Time::ZERO,
+            Input::Answer(*call, Ok(Answer::Granted(7, Duration::from_secs(10)))),
+        );
         node.handle(Duration::from_secs(55), Input::Close(Close::default()));
         assert_eq!(node.next_deadline(), Some(Duration::from_secs(65)));
     }

@@ -47,7 +47,7 @@ pub use keys::{Keys, NodeId};
 pub use labels::{LONGEST_LABEL, Labels};
 pub use machine::{
     Action, Answer, CallId, Close, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
-    RendezvousError, Settings, Status, Time, WatchId,
+    RendezvousError, Settings, Status, Time, Wanted, WatchId,
 };
 pub use phases::Phases;
 pub use ranks::RankOrder;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::lead::Lead;
 use super::machine::{
-    Action, Answer, Joining, Machine, Outcome, Place, RendezvousError, Step, Time,
+    Action, Answer, Joining, Machine, Outcome, Place, RendezvousError, Step, Time, Wanted,
 };
 use super::member::is_same;
 use super::records::{
@@ -47,8 +47,8 @@ impl Machine {
             return self.turn_away(error, deadline);
         }
         let Some(lease) = self.lease else {
-            let lease = self.random_lease();
-            self.grant(Step::GrantNode(lease, now), lease, self.settings.ttl, deadline);
+            let lease = Wanted::New(self.random_lease());
+            self.grant(Step::GrantNode(now), lease, self.settings.ttl, deadline);
             return false;
         };
         if !self.know_head(deadline) {
@@ -191,7 +191,7 @@ impl Machine {
 
     pub(super) fn answered(&mut self, now: Time, step: Step, answer: Answer) {
         match (step, answer) {
-            (Step::GrantNode(lease, asked), Answer::Granted(ttl)) => {
+            (Step::GrantNode(asked), Answer::Granted(lease, ttl)) => {
                 self.lease = Some(lease);
                 // The TTL runs from when etcd granted it, and the answer may have taken long. Thousands that came
                 // at once need not renew at once.
@@ -199,7 +199,7 @@ impl Machine {
                 let due = asked.saturating_add(ttl / 3).saturating_sub(self.jitter(ttl / 12));
                 self.act(Action::KeepAlive(lease, ttl, due.saturating_sub(now)));
             }
-            (Step::GrantRun, Answer::Granted(ttl)) => {
+            (Step::GrantRun, Answer::Granted(_, ttl)) => {
                 self.hold_run_lease(ttl);
             }
             (Step::ReadHead, Answer::Txn(reply)) => {
@@ -317,7 +317,7 @@ impl Machine {
     /// `false` while the run's lease is being granted.
     pub(super) fn ensure_run_lease(&mut self, deadline: Time) -> bool {
         if self.run_lease.is_none() {
-            let lease = self.settings.keys.run_lease();
+            let lease = Wanted::Shared(self.settings.keys.run_lease());
             self.grant(Step::GrantRun, lease, self.settings.run_ttl, deadline);
         }
         self.run_lease.is_some()

@@ -7,8 +7,8 @@ use super::model::refused;
 use super::node::{Call, Health, KeepAlive, NodeIx, Request};
 use super::world::{Event, World};
 use crate::etcd::kv::{Op, OpReply, RangeReply, Txn};
-use crate::etcd::{EtcdError, Refusal};
-use crate::rendezvous::machine::{Answer, CallId, Input, Time};
+use crate::etcd::{EtcdError, Refusal, nth_lease_id};
+use crate::rendezvous::machine::{Answer, CallId, Input, Time, Wanted};
 
 pub type Reply = Result<Answer, EtcdError>;
 
@@ -91,7 +91,7 @@ impl World {
             self.note(|| format!("n{node} a late copy of call {call} takes effect"));
         }
         let before = self.etcd.revision();
-        let reply = self.apply(node, request);
+        let reply = self.apply(node, attempt, request);
         self.note(|| format!("etcd: n{node} {} -> {}", call, super::trace::reply(&reply)));
         if ghost {
             let wrote = self.etcd.revision() > before;
@@ -105,7 +105,7 @@ impl World {
         }
     }
 
-    fn apply(&mut self, node: NodeIx, request: &Request) -> Reply {
+    fn apply(&mut self, node: NodeIx, attempt: u32, request: &Request) -> Reply {
         if self.nodes[node].forbidden && !matches!(request, Request::Revoke(_)) {
             return Err(refused(Refusal::PermissionDenied, "permission denied"));
         }
@@ -114,20 +114,23 @@ impl World {
             Request::Txn(txn) if self.etcd_full && self.etcd.would_put(txn) => no_space(),
             Request::Grant(..) if self.etcd_full => no_space(),
             Request::Txn(txn) => self.etcd.txn(txn).map(Answer::Txn),
-            Request::Grant(lease, ttl) => match self.etcd.grant(self.now, *lease, *ttl) {
-                // As the client does: the id is the caller's own, and the TTL that of the first grant.
-                Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
-                    Ok(Answer::Granted(self.etcd.granted(*lease).unwrap_or(*ttl)))
+            Request::Grant(wanted, ttl) => {
+                let lease = lease_of(*wanted, attempt);
+                match self.etcd.grant(self.now, lease, *ttl) {
+                    // As the client does: it is the lease that is shared, and the TTL that of the first grant.
+                    Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
+                        Ok(Answer::Granted(lease, self.etcd.granted(lease).unwrap_or(*ttl)))
+                    }
+                    other => other.map(|()| Answer::Granted(lease, *ttl)),
                 }
-                other => other.map(|()| Answer::Granted(*ttl)),
-            },
+            }
             Request::TimeToLive(lease) => {
                 let left = self.etcd.time_to_live(self.now, *lease);
                 Ok(Answer::TimeToLive(left.map(|(left, _)| left)))
             }
             Request::Revoke(lease) => {
                 self.etcd.revoke(*lease);
-                Ok(Answer::Granted(Duration::ZERO))
+                Ok(Answer::Granted(*lease, Duration::ZERO))
             }
         }
     }
@@ -207,6 +210,14 @@ impl World {
             let travel = self.travel();
             self.after(travel, Event::LeaseLost(node, lease));
         }
+    }
+}
+
+/// Which lease this attempt asks for, as the client does.
+pub fn lease_of(wanted: Wanted, attempt: u32) -> i64 {
+    match wanted {
+        Wanted::New(first) => nth_lease_id(first, attempt),
+        Wanted::Shared(lease) => lease,
     }
 }
 

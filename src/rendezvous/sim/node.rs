@@ -8,7 +8,7 @@ use super::agent::Agent;
 use crate::etcd::WatchSpec;
 use crate::etcd::kv::Txn;
 use crate::rendezvous::keys::NodeId;
-use crate::rendezvous::machine::{CallId, Machine, Time, WatchId};
+use crate::rendezvous::machine::{CallId, Machine, Time, Wanted, WatchId};
 
 /// Which node of the world: never used again for another one.
 pub type NodeIx = usize;
@@ -28,7 +28,7 @@ pub enum Health {
 #[derive(Clone, Debug)]
 pub enum Request {
     Txn(Txn),
-    Grant(i64, Duration),
+    Grant(Wanted, Duration),
     TimeToLive(i64),
     Revoke(i64),
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::model::{Etcd, refused};
+use super::network::lease_of;
 use super::node::Request;
 use super::scenario::Scenario;
 use crate::etcd::kv::{Event, Op, Target, Txn};
@@ -28,6 +29,8 @@ struct Single {
     keys: Keys,
     now: Time,
     call: Option<(CallId, Request)>,
+    /// How often that was sent so far.
+    attempts: u32,
     watches: BTreeMap<WatchId, WatchSpec>,
     /// Watches that have yet to begin.
     starting: Vec<WatchId>,
@@ -46,6 +49,7 @@ impl Single {
             etcd,
             now: Time::ZERO,
             call: None,
+            attempts: 0,
             watches: BTreeMap::new(),
             starting: Vec::new(),
             joined: None,
@@ -54,6 +58,9 @@ impl Single {
 
     fn feed(&mut self, input: Input) {
         for action in self.machine.handle(self.now, input) {
+            if let Action::Txn(..) | Action::Grant(..) = &action {
+                self.attempts = 0;
+            }
             match action {
                 Action::Txn(call, txn, _) => self.call = Some((call, Request::Txn(txn))),
                 Action::Grant(call, lease, ttl, _) => {
@@ -82,12 +89,14 @@ impl Single {
     /// The call that is under way reaches etcd, and its answer is lost: it will be sent again.
     fn lose_the_answer(&mut self) -> Option<(CallId, Answer)> {
         let (call, request) = self.call.clone()?;
+        self.attempts += 1;
         let answer = match request {
             Request::Txn(txn) => Answer::Txn(self.etcd.txn(&txn).expect("an answer")),
             Request::Grant(lease, ttl) => {
                 // Of the run's lease, which is there already, etcd says so.
+                let lease = lease_of(lease, self.attempts);
                 let _ = self.etcd.grant(self.now, lease, ttl);
-                Answer::Granted(ttl)
+                Answer::Granted(lease, ttl)
             }
             _ => return None,
         };
@@ -252,6 +261,25 @@ fn who_is_alone_sees_its_own_key_go() {
     node.go_on();
     assert_eq!(node.joined, Some(Ok(0)));
     assert_eq!(node.machine.status().waiting, 0);
+}
+
+/// Seeds 386831 and 388954: it was evicted, and believed for as long as a lease lives that it had joined. The answer
+/// to the first request for its lease had been lost, and a late copy of that brought the lease back.
+#[test]
+fn no_late_copy_of_a_grant_brings_a_lease_back_that_was_revoked() {
+    let mut node = Single::new(2, None);
+    node.another_opens();
+    node.join();
+    let Some((_, Request::Grant(wanted, ttl))) = node.call.clone() else { panic!("no grant") };
+    let first = lease_of(wanted, 1);
+    // The first copy is on its way still.
+    node.attempts = 1;
+    node.go_on();
+    let lease = node.machine.lease.expect("a lease");
+    assert_eq!(node.etcd.list(&node.keys.joins(1)).len(), 1);
+    assert!(node.etcd.revoke(lease));
+    let _ = node.etcd.grant(node.now, first, ttl);
+    assert!(!node.etcd.has_lease(lease), "the lease is there again, and its keys are not");
 }
 
 /// It came back when it had stopped its workers, and replaced the agent that had replaced it.
