@@ -1,11 +1,13 @@
 //! One line for each thing that happens, for who has to understand a failed seed.
 
+use std::fmt::Write as _;
+
 use super::model::Touched;
 use super::network::Reply;
 use super::node::Node;
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Event, Op, Txn};
-use crate::rendezvous::machine::{Action, Answer, Input};
+use crate::rendezvous::machine::{Action, Answer, Input, Time};
 
 pub fn input(input: &Input) -> String {
     match input {
@@ -59,6 +61,32 @@ pub fn touched(touched: &Touched) -> String {
     let verb = if touched.deleted { "deletes" } else { "writes" };
     let (key, value) = (text(&kv.key), text(&kv.value));
     format!("etcd: {} {verb} {key} {value}", kv.mod_revision)
+}
+
+/// Whatever is done, when and by which node, as one number: FNV-1a over the whole of each action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceHash(pub u64);
+
+impl Default for TraceHash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl TraceHash {
+    pub fn add(&mut self, now: Time, node: usize, action: &Action) {
+        // Writing to it cannot fail.
+        let _ = write!(self, "{} {node} {action:?}", now.as_nanos());
+    }
+}
+
+impl std::fmt::Write for TraceHash {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
 }
 
 fn event(event: &Event) -> String {

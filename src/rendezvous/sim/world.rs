@@ -12,6 +12,7 @@ use super::model::Etcd;
 use super::node::{Health, Node, NodeIx, Request};
 use super::rng::Rng;
 use super::scenario::{Link, Scenario};
+use super::trace::TraceHash;
 use super::watchers::Watchers;
 use crate::rendezvous::keys::Keys;
 use crate::rendezvous::machine::{Action, CallId, Input, Machine, Settings, Time, WatchId};
@@ -122,6 +123,8 @@ pub struct World {
     deferred: BTreeMap<NodeIx, Vec<Event>>,
     trace: Option<VecDeque<String>>,
     trace_lines: usize,
+    /// Of all actions so far, where it is asked for.
+    pub hash: Option<TraceHash>,
 }
 
 impl World {
@@ -154,6 +157,7 @@ impl World {
             deferred: BTreeMap::new(),
             trace: None,
             trace_lines: 0,
+            hash: None,
         };
         world.after(EXPIRY, Event::Expire);
         world.after(CHECK, Event::Check);
@@ -371,6 +375,9 @@ impl World {
         let (results, others): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_result);
         for action in others.into_iter().chain(results) {
             self.note(|| format!("n{node} -> {}", super::trace::action(&action)));
+            if let Some(hash) = &mut self.hash {
+                hash.add(self.now, node, &action);
+            }
             self.perform(node, action);
         }
         self.schedule_tick(node);
