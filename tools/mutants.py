@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant(
         "final is written without its guard",
         "src/rendezvous/lead.rs",
-        "if wrong(Variant::UnguardedCompletion) {",
+        "if self.settings.wrong(Variant::UnguardedCompletion) {",
         "if true {",
         ("every_seed_keeps_the_invariants",),
         rust=True,

@@ -9,7 +9,7 @@ use super::keys::{self, NodeId};
 use super::labels::Labels;
 use super::machine::Machine;
 use super::records::{NodeInfo, Reader, for_people, is_unknown};
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::kv::{Event, KeyValue};
 
 /// No name of a node is longer; what is there beyond it is nobody's.
@@ -148,7 +148,7 @@ impl Machine {
     /// Why this node may not take part; by what it was called before as well, or the loss of its lease
     /// would make it another one that is not denied.
     pub(super) fn denial(&self) -> Option<DeniedNode> {
-        if self.denied.is_empty() || wrong(Variant::IgnoresDenial) {
+        if self.denied.is_empty() || self.settings.wrong(Variant::IgnoresDenial) {
             return None;
         }
         let nodes: Vec<NodeId> =

@@ -10,7 +10,8 @@ use super::denied::Denial;
 use super::keys::{Keys, NodeId, escape, node_of, unescape};
 use super::labels::Labels;
 use super::machine::{
-    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, Wanted, WatchId,
+    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, Tuning, Wanted,
+    WatchId,
 };
 use super::ranks::{Candidate, RankOrder, assign};
 use super::records::{
@@ -199,6 +200,7 @@ impl Run {
             order,
             epoch: Duration::ZERO,
             seed: u.arbitrary()?,
+            tuning: Tuning::default(),
         };
         Ok(Self {
             machine: Machine::new(settings),
@@ -302,8 +304,8 @@ impl Run {
 
     fn lease(&self, u: &mut Unstructured<'_>) -> Result<i64> {
         Ok(match u.int_in_range(0..=4)? {
-            0 | 1 => self.machine.lease.unwrap_or(0),
-            2 => self.machine.settings.keys.run_lease(),
+            0 | 1 => self.machine.node().unwrap_or(0),
+            2 => self.machine.settings().keys.run_lease(),
             3 => u.int_in_range(1..=4)?,
             _ => u.arbitrary()?,
         })
@@ -496,7 +498,7 @@ impl Run {
     }
 
     fn any_key(&self, u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
-        let keys = &self.machine.settings.keys;
+        let keys = &self.machine.settings().keys;
         let (round, node) = (round(u)?, self.lease(u)?);
         Ok(match u.int_in_range(0..=11)? {
             9 => format!("{}{}", keys.denials(), text(u)?),

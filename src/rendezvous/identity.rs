@@ -5,7 +5,7 @@
 use super::keys::NodeId;
 use super::machine::{Action, Machine, Observed, RendezvousError};
 use super::records::NodeInfo;
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::kv::{Compare, Event, KeyValue, Op};
 
 /// How many of its former leases a node knows as its own.
@@ -55,7 +55,7 @@ impl Machine {
 
     /// The guard of what this node puts under its lease: its `node_id` is as it knows it.
     pub(super) fn identity_unchanged(&self) -> Option<Compare> {
-        if wrong(Variant::FightsBack) {
+        if self.settings.wrong(Variant::FightsBack) {
             return None;
         }
         let key = self.holder_key()?;
@@ -120,7 +120,7 @@ impl Machine {
 
     /// Another agent has this node's `node_id` now.
     pub(super) fn replaced(&self) -> Option<RendezvousError> {
-        if !self.identity.held || wrong(Variant::FightsBack) {
+        if !self.identity.held || self.settings.wrong(Variant::FightsBack) {
             return None;
         }
         // A backup may bring the one back that this node has replaced.

@@ -13,28 +13,10 @@ use super::records::{
 };
 use super::roll::Roll;
 use super::steps::number;
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Compare, Event, Op, Ordering, Range, Target, Txn, TxnReply, prefix_end};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-
-/// etcd takes 128 operations in a transaction.
-fn members_per_txn() -> usize {
-    #[cfg(test)]
-    if let Some(few) = super::sim::hooks::get().members_per_txn {
-        return few;
-    }
-    120
-}
-
-/// How many join keys are read at once.
-pub(super) fn page() -> i64 {
-    #[cfg(test)]
-    if let Some(few) = super::sim::hooks::get().page {
-        return few;
-    }
-    2000
-}
 
 /// How often the coordinator tells how many have joined: growing pauses, since everybody is told.
 pub(super) const FIRST_REPORT: Duration = Duration::from_secs(1);
@@ -299,7 +281,7 @@ impl Machine {
             }
             now < until
         };
-        if wrong(Variant::LastCallLeavesSurvivors) {
+        if self.settings.wrong(Variant::LastCallLeavesSurvivors) {
             if placeable >= full && !survivors {
                 return self.begin_attempt(deadline);
             }
@@ -317,7 +299,7 @@ impl Machine {
                 lead.last_call = Clock::Running { deadline: now + last_call, saved: Saved::No };
             }
             if let Clock::Running { deadline: ends, saved } = lead.last_call {
-                let leaves = wrong(Variant::LastCallLeavesSurvivors);
+                let leaves = self.settings.wrong(Variant::LastCallLeavesSurvivors);
                 if !waits(ends) && (leaves || !(survivors && waits(grace))) {
                     return self.begin_attempt(deadline);
                 }
@@ -382,7 +364,7 @@ impl Machine {
         let page = Range {
             key: lead.load.from.clone().unwrap_or_else(|| joins.clone().into()),
             range_end: Some(prefix_end(joins.as_bytes())),
-            limit: page(),
+            limit: self.settings.tuning.join_page,
             revision: lead.load.revision,
             ..Range::default()
         };
@@ -409,7 +391,7 @@ impl Machine {
             lead.load.revision = reply.revision;
             if let Some(kv) = reply.range(1).kvs.first()
                 && let Ok(LastCall { lease }) = reader.record("", &kv.value)
-                && !wrong(Variant::ForgetsLastCall)
+                && !self.settings.wrong(Variant::ForgetsLastCall)
             {
                 lead.last_call = Clock::Inherited(lease);
             }
@@ -516,7 +498,7 @@ impl Machine {
         let remark = remark(order, &candidates, &lead.roll);
         self.attempts += 1;
         let mut id = format!("{:x}.{}", self.lease.unwrap_or(0), self.attempts);
-        if wrong(Variant::AnyAttempt) {
+        if self.settings.wrong(Variant::AnyAttempt) {
             id = "all".into();
         }
         // The first round, at the first attempt of who opened it, has left nothing.
@@ -536,7 +518,7 @@ impl Machine {
             return self.complete(deadline);
         }
         let id = RoundId { round, attempt: attempt.id.clone() };
-        let to = attempt.members.len().min(attempt.written + members_per_txn());
+        let to = attempt.members.len().min(attempt.written + self.settings.tuning.members_per_txn);
         let mut writes = Vec::with_capacity(to - attempt.written + 1);
         let mut roster = Roster::default();
         for (rank, node) in attempt.members.iter().enumerate().take(to).skip(attempt.written) {
@@ -548,7 +530,8 @@ impl Machine {
                 return;
             };
             let mut next = attempt.members[(rank + 1) % attempt.members.len()];
-            if wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len() {
+            if self.settings.wrong(Variant::LastWatchesNobody) && rank + 1 == attempt.members.len()
+            {
                 next = 0;
             }
             let member = Member {
@@ -562,7 +545,7 @@ impl Machine {
             let key = self.settings.keys.member(&id, *node);
             writes.push(Op::put(key, self.encode(&member), *node));
         }
-        let part = attempt.written / members_per_txn();
+        let part = attempt.written / self.settings.tuning.members_per_txn;
         let key = self.settings.keys.roster(&id, part);
         writes.push(Op::put(key, self.encode(&roster), self.settings.keys.run_lease()));
         let txn = Txn::when(self.still_coordinator()).then(writes).or_else(self.get_head());
@@ -594,7 +577,7 @@ impl Machine {
             writes.push(Op::delete(keys.history(old)));
         }
         let mut guards = self.still_coordinator();
-        if wrong(Variant::UnguardedCompletion) {
+        if self.settings.wrong(Variant::UnguardedCompletion) {
             guards.remove(0);
         }
         let txn = Txn::when(guards).then(writes).or_else(self.get_head());

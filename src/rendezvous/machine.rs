@@ -21,7 +21,7 @@ use super::records::{
 };
 use super::sweep::Sweep;
 use super::usher::Ushering;
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::kv::{Compare, Event, KeyValue, Op, Ordering, Target, Txn, TxnReply, prefix_end};
 use crate::etcd::{EtcdError, Refusal, WatchMessage, WatchSpec};
 
@@ -66,6 +66,49 @@ pub struct Settings {
     pub epoch: Duration,
     /// For lease ids and for pauses that must differ between nodes.
     pub seed: u64,
+    pub tuning: Tuning,
+}
+
+/// What is the same for all nodes, and other than that only for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// etcd takes 128 operations in a transaction.
+    pub members_per_txn: usize,
+    /// How many join keys are read at once.
+    pub join_page: i64,
+    /// The guard that is missing.
+    #[cfg(test)]
+    pub variant: Option<Variant>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            members_per_txn: 120,
+            join_page: 2000,
+            #[cfg(test)]
+            variant: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Whether this node does without a guard of the protocol, for the simulator to see that it notices.
+    #[cfg(test)]
+    pub fn wrong(&self, variant: Variant) -> bool {
+        self.tuning.variant == Some(variant)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "tests look")]
+    pub const fn wrong(&self, _: Variant) -> bool {
+        false
+    }
+
+    /// The number alone comes back, when an operator has deleted the run's keys.
+    pub fn is_same(&self, a: &RoundId, b: &RoundId) -> bool {
+        if self.wrong(Variant::RoundByNumber) { a.round == b.round } else { a == b }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -593,6 +636,15 @@ impl Machine {
         if own { Duration::from_secs(1) } else { Duration::ZERO }
     }
 
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Who this node is at present: the id of its lease.
+    pub fn node(&self) -> Option<NodeId> {
+        self.lease
+    }
+
     pub fn status(&self) -> Status {
         // Where a newer version has begun the run anew, what was closed is no more.
         let is_newer =
@@ -724,7 +776,8 @@ impl Machine {
         };
         let is_news = self.control.as_of > known || self.head_is_known();
         is_news
-            && (self.is_closed() || (self.reopened() > before && !wrong(Variant::MissesReopening)))
+            && (self.is_closed()
+                || (self.reopened() > before && !self.settings.wrong(Variant::MissesReopening)))
     }
 
     /// The first that is known of the run after this node was to close it.
@@ -760,7 +813,9 @@ impl Machine {
     fn closed_record(&self, wish: Close) -> Control {
         let Close { by, reason, at, ended, .. } = wish;
         let known = self.control.value.as_ref();
-        let last = known.and_then(Control::last).filter(|_| !wrong(Variant::ForgetsPrevious));
+        let last = known
+            .and_then(Control::last)
+            .filter(|_| !self.settings.wrong(Variant::ForgetsPrevious));
         let state = State::Closed(Closed { by, reason, at, last, ended });
         match known {
             Some(control) => control.then(control.round, state),
@@ -1081,7 +1136,8 @@ impl Machine {
         match record? {
             Ok(record) => Some(record),
             Err(error) => {
-                if error.is_of_another_version() && !wrong(Variant::TakesNewerRecords) {
+                if error.is_of_another_version() && !self.settings.wrong(Variant::TakesNewerRecords)
+                {
                     self.unreadable.insert(name, error);
                 }
                 None
@@ -1148,14 +1204,14 @@ impl Machine {
     }
 
     pub(super) fn run_ttl_s(&self) -> u64 {
-        let known = self.run_lease.filter(|_| !wrong(Variant::KnowsLeaseOfLastRun));
+        let known = self.run_lease.filter(|_| !self.settings.wrong(Variant::KnowsLeaseOfLastRun));
         known.unwrap_or(self.settings.run_ttl).as_secs()
     }
 
     /// The TTL of the run's lease, as the run's record has it.
     pub(super) fn run_ttl(&self) -> Duration {
         let known = self.control.value.as_ref().map_or(0, |control| control.run_ttl);
-        if known == 0 || wrong(Variant::OwnTtl) {
+        if known == 0 || self.settings.wrong(Variant::OwnTtl) {
             self.run_lease.unwrap_or(self.settings.run_ttl)
         } else {
             Duration::from_secs(known)
@@ -1238,6 +1294,25 @@ impl Machine {
     }
 }
 
+/// What the simulator looks at, and a driver has no use for.
+#[cfg(test)]
+impl Machine {
+    /// Who it was, as far as it remembers.
+    pub fn former_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.formers.iter().copied()
+    }
+
+    /// Wants to be in the next round.
+    pub fn is_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
+    /// The watch of the head, where all that is there has been read.
+    pub fn known_head(&self) -> Option<WatchId> {
+        self.head.filter(|head| head.is_known()).map(|head| head.watch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1262,6 +1337,7 @@ mod tests {
             order: RankOrder::Stable,
             epoch: Duration::ZERO,
             seed: 1,
+            tuning: Tuning::default(),
         })
     }
 

@@ -1,9 +1,11 @@
 //! Between rounds: what a member of a world learns from its watches, without asking etcd.
 
 use super::keys::{NodeId, node_of};
-use super::machine::{Broken, Cause, Machine, OnMemberLoss, Outcome, Step, Time, WatchId};
+use super::machine::{
+    Broken, Cause, Machine, OnMemberLoss, Outcome, Settings, Step, Time, WatchId,
+};
 use super::records::{Control, Final, Loss, Member, RoundId, State};
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::kv::{Compare, Event, Op, Txn, TxnReply};
 use crate::etcd::{WatchMessage, WatchSpec};
 
@@ -67,8 +69,8 @@ impl Machine {
         let completed = self.control.modified;
         // Where nothing was written between the last member key and the completion, no member was lost
         // then, and etcd need not look for it: that takes it long for thousands (`docs/protocol.md`).
-        let quiet =
-            completed == complete.since.saturating_add(1) || wrong(Variant::WatchesFromFinal);
+        let quiet = completed == complete.since.saturating_add(1)
+            || self.settings.wrong(Variant::WatchesFromFinal);
         let since = if quiet { completed } else { complete.since.min(completed) };
         self.watch_next(since.saturating_add(1));
     }
@@ -132,7 +134,7 @@ impl Machine {
     /// Whether this node, under the lease it has now, is in the world of this round.
     pub(super) fn was_member(&self, id: &RoundId) -> bool {
         self.membership.as_ref().is_some_and(|membership| {
-            is_same(&membership.id, id)
+            self.settings.is_same(&membership.id, id)
                 && !membership.expelled
                 && self.lease == Some(membership.lease)
         })
@@ -154,7 +156,7 @@ impl Machine {
     /// Why the run is none of this node's to close when it ends; `None` where it is a live member of the
     /// last completed world, whose next round may be open.
     pub(super) fn why_not_close(&self) -> Option<String> {
-        if wrong(Variant::ClosesFromOutside) {
+        if self.settings.wrong(Variant::ClosesFromOutside) {
             return self.excluded();
         }
         if let Some(reason) = self.excluded() {
@@ -165,7 +167,7 @@ impl Machine {
         };
         // A run that was closed and opened again is another one's, also where its last world was this node's.
         let since = self.membership.as_ref().map_or(0, |membership| membership.reopened);
-        if control.reopened != since && !wrong(Variant::MissesReopening) {
+        if control.reopened != since && !self.settings.wrong(Variant::MissesReopening) {
             return Some("the run was closed and opened again since".into());
         }
         match control.last() {
@@ -188,7 +190,7 @@ impl Machine {
             _ if membership.expelled || self.another_version().is_some() => 1,
             Some(Control { state: State::Closed(_), .. }) => 0,
             _ if self.exclusion().is_some() => 1,
-            Some(control) if is_current(control, &membership.id) => {
+            Some(control) if is_current(&self.settings, control, &membership.id) => {
                 let lost = match self.settings.on_member_loss {
                     OnMemberLoss::Restart => usize::from(self.loss_of(&membership.id).is_some()),
                     OnMemberLoss::Ignore => 0,
@@ -221,7 +223,7 @@ impl Machine {
         }
         match &self.control.value {
             Some(Control { state: State::Closed(_), .. }) => None,
-            Some(control) if is_current(control, id) => {
+            Some(control) if is_current(&self.settings, control, id) => {
                 let restarts = self.settings.on_member_loss == OnMemberLoss::Restart;
                 let loss = self.loss_of(id).filter(|_| restarts)?;
                 broken(Cause::MemberLost, format!("{} of round {round} was lost", loss.member))
@@ -258,7 +260,11 @@ impl Machine {
 
     pub(super) fn step_member(&mut self, now: Time) {
         let Some(membership) = &self.membership else { return };
-        let goes_on = self.control.value.as_ref().is_some_and(|c| is_current(c, &membership.id));
+        let goes_on = self
+            .control
+            .value
+            .as_ref()
+            .is_some_and(|c| is_current(&self.settings, c, &membership.id));
         if !goes_on {
             // Members of a closed run may go as they like, and they will, all of them; and those of an earlier
             // round go with its keys, all at once.
@@ -272,7 +278,7 @@ impl Machine {
             self.txn(Step::Confirm(id), Txn::when([]).then(reads), deadline);
         } else if let Some(gone) = &membership.gone
             && self.loss_of(&id).is_none()
-            && !wrong(Variant::UntoldLoss)
+            && !self.settings.wrong(Variant::UntoldLoss)
         {
             // Members may leave a run that is closed, and two watches are not ordered between each
             // other: hence the guard. Of those who saw it too the first one writes.
@@ -340,12 +346,7 @@ impl Machine {
     }
 }
 
-/// The number alone comes back, when an operator has deleted the run's keys.
-pub(super) fn is_same(a: &RoundId, b: &RoundId) -> bool {
-    if wrong(Variant::RoundByNumber) { a.round == b.round } else { a == b }
-}
-
 /// The record is that of this completed round.
-fn is_current(control: &Control, id: &RoundId) -> bool {
-    control.current().is_some_and(|current| is_same(&current, id))
+fn is_current(settings: &Settings, control: &Control, id: &RoundId) -> bool {
+    control.current().is_some_and(|current| settings.is_same(&current, id))
 }

@@ -6,48 +6,32 @@
 //! `docs/protocol.md` has the keys, the states and the reasons.
 
 mod chronicle;
-mod denied;
+pub mod denied;
 mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod identity;
-mod keys;
-mod labels;
+pub mod keys;
+pub mod labels;
 mod lead;
-mod machine;
+pub mod machine;
 mod member;
 mod phases;
-mod ranks;
-mod records;
+pub mod ranks;
+pub mod records;
 pub mod reopen;
 mod roll;
-#[cfg(test)]
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    clippy::format_collect,
-    clippy::match_same_arms,
-    clippy::needless_for_each,
-    clippy::struct_excessive_bools,
-    clippy::trivially_copy_pass_by_ref,
-    clippy::unchecked_time_subtraction,
-    clippy::unused_self,
-    clippy::type_complexity,
-    reason = "a simulation's numbers are small, and one that computes a negative time has to fail"
-)]
-mod sim;
 mod steps;
 mod sweep;
 mod usher;
-mod variants;
+pub mod variants;
 
 pub use driver::Handle;
 pub use keys::{Keys, NodeId};
 pub use labels::{LONGEST_LABEL, Labels};
 pub use machine::{
-    Action, Answer, CallId, Close, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
-    RendezvousError, Settings, Status, Time, Wanted, WatchId,
+    Action, Answer, Broken, CallId, Cause, Close, Input, Machine, Member, OnMemberLoss, Outcome,
+    Progress, RendezvousError, Settings, Status, Time, Tuning, Wanted, WatchId,
 };
 pub use phases::Phases;
 pub use ranks::RankOrder;

@@ -6,12 +6,11 @@ use super::lead::Lead;
 use super::machine::{
     Action, Answer, Joining, Machine, Outcome, Place, RendezvousError, Step, Time, Wanted,
 };
-use super::member::is_same;
 use super::records::{
     self, Control, Coordinator, Final, Join, Previous, RoundId, State, Stay, Waiting,
 };
 use super::reopen::{Opening, reopening};
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::kv::{Compare, Op, OpReply, Ordering, Range, Target, Txn, TxnReply, range_of};
 
 /// How many names an error message of a timeout may hold.
@@ -134,7 +133,7 @@ impl Machine {
 
     /// Waits for a place in a world that has none for it. The members are told of nobody then.
     fn is_parked(&self) -> bool {
-        if wrong(Variant::DeadlineWhileParked) {
+        if self.settings.wrong(Variant::DeadlineWhileParked) {
             return false;
         }
         let (Place::Waiting(round), Some(control)) = (self.place, &self.control.value) else {
@@ -195,7 +194,8 @@ impl Machine {
                 self.lease = Some(lease);
                 // The TTL runs from when etcd granted it, and the answer may have taken long. Thousands that came
                 // at once need not renew at once.
-                let asked = if wrong(Variant::RenewsFromAnswer) { now } else { asked };
+                let asked =
+                    if self.settings.wrong(Variant::RenewsFromAnswer) { now } else { asked };
                 let due = asked.saturating_add(ttl / 3).saturating_sub(self.jitter(ttl / 12));
                 self.act(Action::KeepAlive(lease, ttl, due.saturating_sub(now)));
             }
@@ -562,14 +562,14 @@ impl Machine {
     }
 
     fn read_membership_answered(&mut self, id: &RoundId, reply: &TxnReply) {
-        if !wrong(Variant::UncheckedMembership) {
+        if !self.settings.wrong(Variant::UncheckedMembership) {
             self.observe_control(reply.range(0).kvs.first(), reply.revision);
         }
         let Some(Control { round, state: State::Final(complete), .. }) = self.control.value.clone()
         else {
             return;
         };
-        if !is_same(&complete.id(round), id) {
+        if !self.settings.is_same(&complete.id(round), id) {
             // Another round is current by now, or one of this number in another run of this name.
             return;
         }
@@ -740,7 +740,7 @@ impl Machine {
             let comes = |joining: Joining| joining.newcomer && joining.seen_open;
             self.parked = waited || joining.is_some_and(comes);
         }
-        if !wrong(Variant::KeepsCallOfFinished) {
+        if !self.settings.wrong(Variant::KeepsCallOfFinished) {
             // Its answer would be taken for one to the next wish to join.
             self.drop_call();
         }
@@ -763,7 +763,7 @@ impl Machine {
     }
 
     fn forget_call(&mut self) {
-        if wrong(Variant::CallsGoOn) {
+        if self.settings.wrong(Variant::CallsGoOn) {
             self.call = None;
         } else {
             self.drop_call();

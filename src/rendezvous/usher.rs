@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use super::denied::Denied;
 use super::keys::node_of;
-use super::lead::{FIRST_REPORT, LAST_REPORT, Load, page};
+use super::lead::{FIRST_REPORT, LAST_REPORT, Load};
 use super::machine::{Machine, Place, Step, Time, WatchId};
 use super::ranks::RankOrder;
 use super::records::{Control, Final, Reader, State, Usher, Waiting};
 use super::roll::Roll;
 use super::steps::number;
-use super::variants::{Variant, wrong};
+use super::variants::Variant;
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Compare, Event, Op, Ordering, Range, Target, Txn, TxnReply, prefix_end};
 
@@ -142,13 +142,17 @@ impl Machine {
 
     /// Between rounds all count by what the completed record says, whatever they have themselves.
     fn order_in_force(&self, complete: &Final) -> RankOrder {
-        if wrong(Variant::CountsUnadmitted) { self.settings.order } else { complete.order }
+        if self.settings.wrong(Variant::CountsUnadmitted) {
+            self.settings.order
+        } else {
+            complete.order
+        }
     }
 
     /// How many places there are, as far as is known.
     fn room(&self, round: u64, complete: &Final) -> usize {
         let told = complete.story.max as usize;
-        let own = told == 0 || wrong(Variant::CountsUnadmitted);
+        let own = told == 0 || self.settings.wrong(Variant::CountsUnadmitted);
         let max = if own { self.settings.max } else { told };
         let lost = usize::from(self.loss_of(&complete.id(round)).is_some());
         let live = (complete.world as usize).saturating_sub(lost);
@@ -182,7 +186,7 @@ impl Machine {
             Some(_) if !ushering.load.done => return self.load_the_line(round, complete, deadline),
             Some(_) => {}
         }
-        if !wrong(Variant::CountsUnadmitted) {
+        if !self.settings.wrong(Variant::CountsUnadmitted) {
             ushering.roll.look(&self.denied);
         }
         if ushering.members <= 0
@@ -222,7 +226,7 @@ impl Machine {
         let from = ushering.load.from.clone().unwrap_or_else(|| waitings.clone().into());
         let mut reads = vec![Op::Get(Range {
             range_end: Some(prefix_end(waitings.as_bytes())),
-            limit: page(),
+            limit: self.settings.tuning.join_page,
             revision: ushering.load.revision,
             ..Range::key(from)
         })];
@@ -285,7 +289,8 @@ impl Machine {
     fn line_loaded(&mut self, reply: &TxnReply) {
         let reader = self.reader();
         let nobody = Denied::default();
-        let denied = if wrong(Variant::CountsUnadmitted) { &nobody } else { &self.denied };
+        let denied =
+            if self.settings.wrong(Variant::CountsUnadmitted) { &nobody } else { &self.denied };
         let Some(ushering) = &mut self.ushering else { return };
         if ushering.load.from.is_none() {
             ushering.load.revision = reply.revision;

@@ -1,9 +1,9 @@
 //! The guards that the simulator takes away, one by one, to see that it notices. Outside of tests they
-//! all stand: [`wrong`] is then a constant.
+//! all stand: no setting can take one away then, see `Settings::wrong`.
 
 /// A protocol without one of its guards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Variant {
+pub enum Variant {
     /// The completing transaction does not look whether the control record is the one it knows.
     UnguardedCompletion,
     /// All attempts to complete a round share their member keys.
@@ -49,14 +49,4 @@ pub(super) enum Variant {
     KnowsLeaseOfLastRun,
     /// Calls of a node that has left go on.
     CallsGoOn,
-}
-
-#[cfg(not(test))]
-pub(super) const fn wrong(_: Variant) -> bool {
-    false
-}
-
-#[cfg(test)]
-pub(super) fn wrong(variant: Variant) -> bool {
-    super::sim::hooks::get().variant == Some(variant)
 }
