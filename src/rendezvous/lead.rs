@@ -681,6 +681,9 @@ impl Machine {
 
     pub(super) fn stop_leading(&mut self) {
         if let Some(lead) = self.lead.take() {
+            if let Some((_, Step::Lead(_))) = self.call {
+                self.drop_call();
+            }
             self.unwatch_lead(lead.watches);
         }
     }

@@ -912,6 +912,9 @@ impl Machine {
 
     fn fail_all(&mut self, error: &RendezvousError) {
         if self.closing.take().is_some() {
+            if let Some((_, Step::Close)) = self.call {
+                self.drop_call();
+            }
             self.act(Action::Closed(Err(error.clone())));
         }
         if self.observing.take().is_some() {

@@ -340,15 +340,15 @@ impl Machine {
 
     /// Events are missing, or what was counted is wrong: read everything anew.
     pub(super) fn usher_anew(&mut self) {
-        // What is being read now may be older than what the new watches begin with.
-        if let Some((_, Step::Usher(UsherStep::Load))) = self.call {
-            self.drop_call();
-        }
         self.stop_ushering();
     }
 
     pub(super) fn stop_ushering(&mut self) {
-        if let Some(Ushering { watches: Some(watches), .. }) = self.ushering.take() {
+        let Some(ushering) = self.ushering.take() else { return };
+        if let Some((_, Step::Usher(UsherStep::Load | UsherStep::Tell { .. }))) = self.call {
+            self.drop_call();
+        }
+        if let Some(watches) = ushering.watches {
             self.unwatch(Some(watches.waiting));
             self.unwatch(Some(watches.members));
         }
