@@ -8,12 +8,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
-use super::machine::{
-    Action, Answer, CallId, Close, Input, Machine, Outcome, RendezvousError, Settings, Status,
-    Time, Wanted, WatchId,
+use super::api::{
+    Action, Answer, CallId, Close, Input, Outcome, RendezvousError, Settings, Status, Time, Wanted,
+    WatchId,
 };
+use super::core::Machine;
+use super::keys::RoundId;
 use super::phases::{Phases, Stopwatch};
-use super::records::{Master, RoundId};
+use super::records::Master;
 use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
 /// A lease that is not revoked by then is left to run out.

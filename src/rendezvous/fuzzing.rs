@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
-use super::chronicle::{Past, Roster};
-use super::denied::Denial;
-use super::keys::{Keys, NodeId, escape, node_of, unescape};
-use super::labels::Labels;
-use super::machine::{
-    Action, Answer, CallId, Close, Input, Machine, OnMemberLoss, Settings, Time, Tuning, Wanted,
-    WatchId,
+use super::api::{
+    Action, Answer, CallId, Close, Input, OnMemberLoss, Settings, Time, Tuning, Wanted, WatchId,
 };
-use super::ranks::{Candidate, RankOrder, assign};
+use super::core::Machine;
+use super::keys::{Keys, NodeId, RoundId, escape, node_of, unescape};
+use super::ranks::{Candidate, assign};
 use super::records::{
-    self, Closed, Control, Coordinator, Final, Join, LastCall, Loss, Master, Member, NodeInfo,
-    Previous, Reader, RoundId, State, Stay, Story, Usher, Waiting,
+    self, Closed, Control, Coordinator, Denial, Final, Join, Labels, LastCall, Loss, Master,
+    Member, NodeInfo, Past, Previous, RankOrder, Reader, Roster, State, Stay, Story, Usher,
+    Waiting,
 };
 use crate::etcd::kv::{Event, KeyValue, Op, OpReply, RangeReply, Txn, TxnReply};
 use crate::etcd::{EtcdError, Refusal, WatchMessage};

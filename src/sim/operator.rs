@@ -5,8 +5,8 @@ use super::model::Touched;
 use super::node::{Node, NodeIx};
 use super::world::World;
 use crate::etcd::kv::{Compare, Op, Txn};
-use crate::rendezvous::denied::Denial;
 use crate::rendezvous::keys::{escape, unescape};
+use crate::rendezvous::records::Denial;
 use crate::rendezvous::records::{self, Closed, Control, State};
 use crate::rendezvous::reopen::{self, Opening};
 

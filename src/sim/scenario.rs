@@ -6,9 +6,9 @@ use super::faults::Fault;
 use super::rng::Rng;
 use super::unequal::Unequal;
 use crate::rendezvous::keys::Keys;
-use crate::rendezvous::labels::Labels;
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::records::Labels;
 use crate::rendezvous::records::NodeInfo;
+use crate::rendezvous::records::RankOrder;
 use crate::rendezvous::{OnMemberLoss, Settings, Tuning};
 
 /// How messages travel. The shares are in thousandths.

@@ -10,13 +10,13 @@ use super::node::Request;
 use super::scenario::Scenario;
 use crate::etcd::kv::{Event, Op, Target, Txn};
 use crate::etcd::{Refusal, WatchMessage, WatchSpec};
+use crate::rendezvous::Variant;
 use crate::rendezvous::keys::Keys;
-use crate::rendezvous::labels::Labels;
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::records::Labels;
+use crate::rendezvous::records::RankOrder;
 use crate::rendezvous::records::{
     self, Control, Coordinator, Final, Master, Member, NodeInfo, State, Story,
 };
-use crate::rendezvous::variants::Variant;
 use crate::rendezvous::{
     Action, Answer, CallId, Input, Machine, RendezvousError, Settings, Time, WatchId,
 };

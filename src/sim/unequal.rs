@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::rng::Rng;
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::records::RankOrder;
 use crate::rendezvous::{OnMemberLoss, Settings};
 
 /// In what nodes may differ.

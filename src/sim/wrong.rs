@@ -5,7 +5,7 @@ use super::faults::Fault;
 use super::scenario::Scenario;
 use super::seeds::run;
 use super::world::World;
-use crate::rendezvous::variants::Variant;
+use crate::rendezvous::Variant;
 
 /// A wrong variant that is not caught by so many seeds is not caught.
 const SEEDS: u64 = 60000;

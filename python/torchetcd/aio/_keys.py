@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from torchetcd._names import prefix_path, run_segment
 
-#: Longer names of nodes are nobody's (src/rendezvous/denied.rs).
+#: Longer names of nodes are nobody's (src/rendezvous/deny_list.rs).
 _LONGEST_NAME = 1024
 
 

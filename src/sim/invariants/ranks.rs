@@ -6,7 +6,7 @@ use super::Violation;
 use super::history::History;
 use super::round::{Limits, Nth, Round};
 use crate::rendezvous::keys::NodeId;
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::records::RankOrder;
 
 pub fn in_order(history: &History, nth: Nth) -> Result<(), Violation> {
     let Some(state) = history.get(nth) else { return Ok(()) };

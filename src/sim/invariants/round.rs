@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::rendezvous::keys::NodeId;
-use crate::rendezvous::labels::Labels;
-use crate::rendezvous::ranks::RankOrder;
+use crate::rendezvous::records::Labels;
+use crate::rendezvous::records::RankOrder;
 use crate::rendezvous::records::{Final, Member};
 use crate::rendezvous::{Settings, Time};
 use crate::sim::reader::READER;

@@ -1,17 +1,10 @@
-//! What stays to be read by people when those it tells of are gone: who the members of a round were, and
-//! how the last rounds came about. The roster also says which rank a node had that comes back.
-
-use std::collections::BTreeMap;
+//! Who the members of a round were, to be read when they are gone.
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::NodeId;
-use super::labels::label;
-use super::records::{Member, Reader, Story, for_people};
-use crate::etcd::kv::KeyValue;
-
-/// How many rounds are remembered.
-pub const ROUNDS_KEPT: u64 = 64;
+use super::member::Member;
+use super::text::{for_people, label};
+use crate::rendezvous::keys::NodeId;
 
 /// A part of a round's members, as many as were written in one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,42 +42,6 @@ impl RosterEntry {
     }
 }
 
-/// What the rosters of the last world tell of those who come back.
-#[derive(Default)]
-pub(super) struct Former {
-    /// The rank of each `node_id`.
-    pub seats: BTreeMap<String, u32>,
-    /// The rank at which each domain began.
-    pub places: BTreeMap<String, u32>,
-}
-
-impl Former {
-    /// A roster that cannot be read tells nothing.
-    pub fn of(reader: Reader, rosters: &[KeyValue]) -> Self {
-        let mut former = Self::default();
-        let rosters = rosters.iter().filter_map(|kv| reader.record::<Roster>("", &kv.value).ok());
-        for member in rosters.flat_map(|roster| roster.members) {
-            if let Some(node_id) = member.node_id {
-                former.seats.insert(node_id, member.rank);
-            }
-            if let Some(domain) = member.domain {
-                let first = former.places.entry(domain).or_insert(member.rank);
-                *first = member.rank.min(*first);
-            }
-        }
-        former
-    }
-}
-
-/// A round that was completed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
-    pub round: u64,
-    pub world: u32,
-    #[serde(flatten)]
-    pub story: Story,
-}
-
 /// As nodes are written in keys.
 mod hex {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
@@ -105,7 +62,7 @@ mod hex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rendezvous::records::encode;
+    use crate::rendezvous::records::{Reader, encode};
 
     #[test]
     fn a_roster_reads_as_it_was_written() {

@@ -3,52 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use super::keys::{self, NodeId};
-use super::labels::Labels;
-use super::machine::Machine;
-use super::records::{NodeInfo, Reader, for_people, is_unknown};
-use super::variants::Variant;
+use super::records::{Denial, Labels, NodeInfo, Reader};
 use crate::etcd::kv::{Event, KeyValue};
 
 /// No name of a node is longer; what is there beyond it is nobody's.
 const LONGEST_NAME: usize = 1024;
 
-/// Who does not want a node in the run, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Denial {
-    #[serde(default, deserialize_with = "for_people")]
-    pub by: String,
-    #[serde(default, deserialize_with = "for_people")]
-    pub reason: String,
-    #[serde(default, skip_serializing_if = "is_unknown")]
-    pub at: u64,
-}
-
-/// That a node is denied, as it is told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{node} may not take part in the run: {what} '{name}' was denied by {by}: {reason}. It is let in \
-     again by `torchetcd allow`, or when the etcd key '{key}' is deleted.",
-    by = said(&.denial.by, "somebody unknown"),
-    reason = said(&.denial.reason, "no reason given")
-)]
-pub struct DeniedNode {
-    node: NodeInfo,
-    what: &'static str,
-    name: String,
-    denial: Denial,
-    key: String,
-}
-
-fn said<'a>(text: &'a str, otherwise: &'static str) -> &'a str {
-    if text.is_empty() { otherwise } else { text }
-}
-
 /// The names that are denied.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Denied {
+pub struct DenyList {
     names: BTreeMap<String, Denial>,
     /// The revision at which all of them were read.
     as_of: i64,
@@ -59,8 +23,8 @@ pub(super) struct Denied {
     pub changes: u64,
 }
 
-impl Denied {
-    fn read(&mut self, reader: Reader, prefix: &str, kvs: &[KeyValue], as_of: i64) {
+impl DenyList {
+    pub fn read(&mut self, reader: Reader, prefix: &str, kvs: &[KeyValue], as_of: i64) {
         if as_of < self.as_of {
             return;
         }
@@ -77,7 +41,7 @@ impl Denied {
         }
     }
 
-    fn take(&mut self, reader: Reader, prefix: &str, event: &Event) {
+    pub fn take(&mut self, reader: Reader, prefix: &str, event: &Event) {
         let kv = event.kv();
         let Some(name) = name_of(prefix, kv) else { return };
         let known = self.since.get(&name).copied().unwrap_or(self.as_of);
@@ -101,7 +65,7 @@ impl Denied {
         !self.is_empty() && self.of(&[node], info, labels).is_some()
     }
 
-    fn of(
+    pub fn of(
         &self,
         nodes: &[NodeId],
         info: &NodeInfo,
@@ -128,38 +92,6 @@ fn denial(reader: Reader, prefix: &str, kv: &KeyValue) -> Option<(String, Denial
     Some((name_of(prefix, kv)?, reader.record("", &kv.value).ok()?))
 }
 
-impl Machine {
-    pub(super) fn observe_denied(&mut self, kvs: &[KeyValue], as_of: i64) {
-        let reader = self.reader();
-        self.denied.read(reader, &self.settings.keys.denials(), kvs, as_of);
-    }
-
-    /// `false` for an event of another key.
-    pub(super) fn denied_event(&mut self, event: &Event) -> bool {
-        let prefix = self.settings.keys.denials();
-        let is_ours = event.kv().key.starts_with(prefix.as_bytes());
-        if is_ours {
-            let reader = self.reader();
-            self.denied.take(reader, &prefix, event);
-        }
-        is_ours
-    }
-
-    /// Why this node may not take part; by what it was called before as well, or the loss of its lease
-    /// would make it another one that is not denied.
-    pub(super) fn denial(&self) -> Option<DeniedNode> {
-        if self.denied.is_empty() || self.settings.wrong(Variant::IgnoresDenial) {
-            return None;
-        }
-        let nodes: Vec<NodeId> =
-            self.lease.into_iter().chain(self.formers.iter().copied()).collect();
-        let info = &self.settings.node;
-        let (what, name, denial) = self.denied.of(&nodes, info, &self.settings.labels)?;
-        let key = format!("{}{}", self.settings.keys.denials(), keys::escape(&name));
-        Some(DeniedNode { node: info.clone(), what, name, denial: denial.clone(), key })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +104,7 @@ mod tests {
         KeyValue { key, value: value.into(), mod_revision, ..KeyValue::default() }
     }
 
-    fn has(denied: &Denied, host: &str, node_id: Option<&str>, node: NodeId) -> bool {
+    fn has(denied: &DenyList, host: &str, node_id: Option<&str>, node: NodeId) -> bool {
         let info = NodeInfo { host: host.into(), pid: 1 };
         let labels = Labels { node_id: node_id.map(String::from), ..Labels::default() };
         denied.has(node, &info, &labels)
@@ -180,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_node_is_denied_by_each_of_its_names() {
-        let mut denied = Denied::default();
+        let mut denied = DenyList::default();
         let list = [kv("a%2Fb", "{}", 1), kv("00000000000000ff", r#"{"by":"x"}"#, 2)];
         denied.read(READER, PREFIX, &list, 5);
         assert!(has(&denied, "a/b", None, 1));
@@ -192,7 +124,7 @@ mod tests {
     /// A read and the events of a watch come by different ways.
     #[test]
     fn what_was_read_before_an_event_and_comes_after_it_still_counts_for_other_names() {
-        let mut denied = Denied::default();
+        let mut denied = DenyList::default();
         denied.take(READER, PREFIX, &Event::Put(kv("b", "{}", 7)));
         denied.take(READER, PREFIX, &Event::Delete(kv("c", "", 8)));
         denied.read(READER, PREFIX, &[kv("a", "{}", 2), kv("c", "{}", 3)], 6);
@@ -204,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_newest_counts_and_what_cannot_be_read_denies_nobody() {
-        let mut denied = Denied::default();
+        let mut denied = DenyList::default();
         denied.take(READER, PREFIX, &Event::Put(kv("a", "{}", 7)));
         assert!(has(&denied, "a", None, 1));
         denied.read(READER, PREFIX, &[], 6);

@@ -1,8 +1,8 @@
 //! What a node says of itself besides its name and its address.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use super::records::plain;
+use super::text::label;
 
 /// No label is longer (in bytes).
 pub const LONGEST_LABEL: usize = 128;
@@ -18,11 +18,4 @@ pub struct Labels {
     /// What it shares with its neighbours, such as a rack.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "label")]
     pub domain: Option<String>,
-}
-
-/// Anybody may have written it.
-pub(super) fn label<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<String>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.map(|text| plain(&text)))
 }

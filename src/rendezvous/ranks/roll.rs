@@ -5,14 +5,12 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::denied::Denied;
-use super::keys::NodeId;
-use super::labels::Labels;
-use super::ranks::RankOrder;
-use super::records::{Join, NodeInfo, Waiting};
+use crate::rendezvous::deny_list::DenyList;
+use crate::rendezvous::keys::NodeId;
+use crate::rendezvous::records::{Join, Labels, NodeInfo, RankOrder, Waiting};
 
 /// What a record says of who wrote it.
-pub(super) trait Named {
+pub trait Named {
     fn node(&self) -> &NodeInfo;
     fn labels(&self) -> &Labels;
 }
@@ -39,7 +37,7 @@ impl Named for Waiting {
 
 /// Who is admitted is decided here for coordinators, and for those who tell members of waiting nodes: a node
 /// that counts for one of them counts for the other.
-pub(super) struct Roll<T> {
+pub struct Roll<T> {
     order: RankOrder,
     there: BTreeMap<NodeId, (i64, T)>,
     denied: BTreeSet<NodeId>,
@@ -72,14 +70,14 @@ impl<T: Named> Roll<T> {
     }
 
     /// Who came first keeps its arrival.
-    pub fn insert(&mut self, node: NodeId, arrival: i64, record: T, denied: &Denied) {
+    pub fn insert(&mut self, node: NodeId, arrival: i64, record: T, denied: &DenyList) {
         if let Entry::Vacant(entry) = self.there.entry(node) {
             entry.insert((arrival, record));
             self.admit(node, denied);
         }
     }
 
-    fn admit(&mut self, node: NodeId, denied: &Denied) {
+    fn admit(&mut self, node: NodeId, denied: &DenyList) {
         let Some((arrival, record)) = self.there.get(&node) else { return };
         if denied.has(node, record.node(), record.labels()) {
             self.denied.insert(node);
@@ -121,7 +119,7 @@ impl<T: Named> Roll<T> {
     }
 
     /// Looks at the deny list, if it has changed.
-    pub fn look(&mut self, denied: &Denied) {
+    pub fn look(&mut self, denied: &DenyList) {
         if self.denials != denied.changes {
             self.denials = denied.changes;
             self.denied.clear();
@@ -194,8 +192,7 @@ impl<T: Named> Roll<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rendezvous::labels::Labels;
-    use crate::rendezvous::records::{Master, NodeInfo, Stay};
+    use crate::rendezvous::records::{Master, Stay};
 
     fn join(node_id: Option<&str>, domain: Option<&str>) -> Join {
         let labels = Labels {
@@ -213,7 +210,7 @@ mod tests {
 
     #[test]
     fn of_two_with_one_node_id_the_later_one_counts() {
-        let (mut roll, denied) = (Roll::<Join>::new(RankOrder::Stable), Denied::default());
+        let (mut roll, denied) = (Roll::<Join>::new(RankOrder::Stable), DenyList::default());
         roll.insert(1, 10, join(Some("x"), None), &denied);
         roll.insert(2, 20, join(Some("x"), None), &denied);
         roll.insert(3, 5, join(Some("x"), None), &denied);
@@ -228,7 +225,7 @@ mod tests {
     #[test]
     fn places_are_counted_in_whole_segments() {
         let order = RankOrder::Topology { segment: 2 };
-        let (mut roll, denied) = (Roll::<Join>::new(order), Denied::default());
+        let (mut roll, denied) = (Roll::<Join>::new(order), DenyList::default());
         for (node, domain) in [(1, Some("a")), (2, Some("b")), (3, Some("a")), (4, None), (5, None)]
         {
             roll.insert(node, node, join(None, domain), &denied);
