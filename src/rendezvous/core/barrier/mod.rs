@@ -114,75 +114,71 @@ impl Barrier {
     /// `serves`: this node leads or ushers.
     pub fn step(&mut self, cx: &mut Cx, membership: Option<&Membership>, serves: bool) -> Turn {
         let Some(deadline) = self.deadline(cx) else { return self.give_up(cx) };
+        let lease = match self.ready(cx, deadline) {
+            Ok(lease) => lease,
+            Err(turn) => return turn,
+        };
+        let Some(control) = cx.view.control.value.clone() else {
+            self.create(cx, lease, deadline);
+            return Turn::Wait;
+        };
+        match &control.state {
+            State::Open { .. } => self.in_open(cx, control.round, lease, serves, deadline),
+            State::Final(complete) => {
+                let id = complete.id(control.round);
+                if self.seat == Seat::Waiting(id.round) {
+                    return self.in_line(cx, &id, complete, lease, serves, deadline);
+                }
+                let is_member = membership.is_some_and(|own| own.is_live(cx, &id));
+                if self.seat == Seat::Joined(id.round) {
+                    self.read_membership(cx, id, lease, deadline);
+                } else if is_member {
+                    self.open_next(cx, &control, lease, deadline);
+                } else if self.asked_for == Some(id.round) {
+                    // It may be a member all the same, and the others count on it then.
+                    self.read_membership(cx, id, lease, deadline);
+                } else {
+                    self.wait_outside(cx, id.round, complete, lease, deadline);
+                }
+                Turn::Wait
+            }
+            State::Closed(_) if self.may_reopen(cx) => self.reopen(cx, &control, lease, deadline),
+            State::Closed(closed) => Turn::End(Err(RendezvousError::Closed(closed.clone()))),
+        }
+    }
+
+    /// With a lease, and with the head known, it can act; else it does what is needed for that.
+    fn ready(&mut self, cx: &mut Cx, deadline: Time) -> Result<NodeId, Turn> {
         // It begins while the lease is being granted.
         cx.watch_head();
         if cx.leases.has_past() && !cx.know_head(deadline, false) {
             // The node that it was before may have been denied, and another lease is easily had.
-            return Turn::Wait;
+            return Err(Turn::Wait);
         }
         if let Some(error) = cx.exclusion()
             && cx.head.is_known()
             && !cx.view.is_closed()
         {
-            return self.turn_away(cx, error, deadline);
+            return Err(self.turn_away(cx, error, deadline));
         }
         let Some(lease) = cx.leases.own() else {
             cx.leases.ask_for_own(&cx.settings, &mut cx.out, cx.now, deadline);
-            return Turn::Wait;
+            return Err(Turn::Wait);
         };
         if !cx.know_head(deadline, false) {
-            return Turn::Wait;
+            return Err(Turn::Wait);
         }
-        if !matches!(cx.view.phase(), Phase::Closed(_))
+        if !cx.view.is_closed()
             && let Some(wish) = &mut self.wish
         {
             // From now on a close is for this node, too.
             wish.seen_open = true;
-        }
-        let Some(control) = cx.view.control.value.clone() else {
-            if cx.ensure_run_lease(deadline) {
-                let control = txns::first_round(cx);
-                let leftovers = txns::leftovers(&cx.settings);
-                self.open(cx, control, Vec::new(), leftovers, lease, deadline);
-            }
-            return Turn::Wait;
-        };
-        if !cx.view.is_closed() {
-            // The record is under the run's lease, which a node that failed to join has let go.
-            cx.hold_run_lease();
-        }
-        match &control.state {
-            State::Closed(closed) => {
-                if !self.may_reopen(cx) {
-                    return Turn::End(Err(RendezvousError::Closed(closed.clone())));
-                }
-                self.reopen(cx, &control, lease, deadline)
-            }
-            State::Open { .. } => self.in_open(cx, control.round, lease, serves, deadline),
-            State::Final(complete) => {
-                let id = complete.id(control.round);
-                match self.seat {
-                    Seat::Waiting(waiting) if waiting == id.round => {
-                        return self.in_line(cx, &id, complete, lease, serves, deadline);
-                    }
-                    Seat::Joined(joined) if joined == id.round => {
-                        self.read_membership(cx, id, lease, deadline);
-                    }
-                    _ if membership.is_some_and(|own| own.is_live(cx, &id)) => {
-                        let Some(wish) = &self.wish else { return Turn::Wait };
-                        let next =
-                            txns::next_round(cx, &control, explain::why_open(cx, wish, &control));
-                        self.open(cx, next, Vec::new(), Vec::new(), lease, deadline);
-                    }
-                    // It may be a member all the same, and the others count on it then.
-                    _ if self.asked_for == Some(id.round) => {
-                        self.read_membership(cx, id, lease, deadline);
-                    }
-                    _ => self.wait_outside(cx, id.round, complete, lease, deadline),
-                }
-                Turn::Wait
+            if cx.view.control.value.is_some() {
+                // The record is under the run's lease, which a node that failed to join has let go.
+                cx.hold_run_lease();
             }
         }
+        Ok(lease)
     }
 
     /// Until when the barrier may go on; `None` when its time is up.
@@ -285,7 +281,22 @@ impl Barrier {
         cx.out.txn(&mut self.slot, Purpose::Open(Box::new(control)), txn, deadline);
     }
 
-    /// The round after this one, by a node that waits, when no member is left.
+    fn create(&mut self, cx: &mut Cx, lease: NodeId, deadline: Time) {
+        if cx.ensure_run_lease(deadline) {
+            let control = txns::first_round(cx);
+            let leftovers = txns::leftovers(&cx.settings);
+            self.open(cx, control, Vec::new(), leftovers, lease, deadline);
+        }
+    }
+
+    /// The round after this one, by one of its members.
+    fn open_next(&mut self, cx: &mut Cx, complete: &Control, lease: NodeId, deadline: Time) {
+        let Some(wish) = &self.wish else { return };
+        let next = txns::next_round(cx, complete, explain::why_open(cx, wish, complete));
+        self.open(cx, next, Vec::new(), Vec::new(), lease, deadline);
+    }
+
+    /// The same by a node that waits, when no member is left.
     pub fn open_for_the_lost(&mut self, cx: &mut Cx, deadline: Time) {
         let (Some(complete), Some(lease)) = (cx.view.control.value.clone(), cx.leases.own()) else {
             return;
