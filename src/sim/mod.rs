@@ -1,9 +1,10 @@
 //! A simulation of many nodes and one etcd, from one seed, in one thread.
 //!
 //! The nodes run the real protocol core ([`crate::rendezvous::Machine`]); what is simulated is everything
-//! around it: etcd (`model/`, compared with the real one by `conformance.rs`), the driver and the network
-//! (`network.rs`, `watches.rs`), the agents of torchrun (`agent.rs`), and what befalls them (`faults.rs`).
-//! `invariants/` says what must hold meanwhile. Each seed is a time of chaos, then one without faults in
+//! around it: etcd (`model/`, compared with the real one by `conformance/`), the driver and the network
+//! (`network.rs`, `watches.rs`), the agents of torchrun (`agents.rs`), and what befalls them (`faults.rs`, `traps.rs`).
+//! `world.rs` is all that there is, `checks/` what its keys have said, and `invariants/` what must hold; `play.rs` lets
+//! it happen. Each seed is a time of chaos, then one without faults in
 //! which progress must be made: a world that cannot heal has a bug.
 
 #![allow(
@@ -22,15 +23,20 @@
 )]
 
 mod agent;
+mod agents;
+mod checks;
 mod conformance;
 mod crowds;
+mod fault;
 mod faults;
+mod index;
 mod invariants;
 mod model;
 mod network;
 mod node;
 mod operator;
 mod placing;
+mod play;
 mod probe;
 mod reader;
 mod rng;
@@ -39,6 +45,7 @@ mod scenario;
 mod seeds;
 mod single;
 mod trace;
+mod trap;
 mod traps;
 mod unequal;
 mod watchers;

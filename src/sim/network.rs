@@ -4,13 +4,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::model::refused;
-use super::node::{Call, Health, KeepAlive, NodeIx, Request};
+use super::node::{Call, Health, KeepAlive, NodeIx, Reply, Request};
 use super::world::{Event, World};
 use crate::etcd::kv::{Op, OpReply, RangeReply, Txn};
 use crate::etcd::{EtcdError, Refusal, nth_lease_id};
 use crate::rendezvous::{Answer, CallId, Input, Time, Wanted};
-
-pub type Reply = Result<Answer, EtcdError>;
 
 /// As the client's.
 const STREAM_UP_TO: Duration = Duration::from_secs(120);

@@ -5,13 +5,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::agent::Agent;
-use crate::etcd::WatchSpec;
+pub use super::index::NodeIx;
 use crate::etcd::kv::Txn;
+use crate::etcd::{EtcdError, WatchSpec};
 use crate::rendezvous::keys::NodeId;
-use crate::rendezvous::{CallId, Machine, Time, Wanted, WatchId};
-
-/// Which node of the world: never used again for another one.
-pub type NodeIx = usize;
+use crate::rendezvous::{Answer, CallId, Machine, Time, Wanted, WatchId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -32,6 +30,9 @@ pub enum Request {
     TimeToLive(i64),
     Revoke(i64),
 }
+
+/// What comes of it.
+pub type Reply = Result<Answer, EtcdError>;
 
 /// A call that the machine waits for, or one whose answer nobody wants (a revocation).
 pub struct Call {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::agent::Doing;
-use super::invariants::round::Limits;
+use super::checks::round::Limits;
 use super::node::NodeIx;
 use super::world::World;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::faults::Fault;
+use super::fault::Fault;
 use super::rng::Rng;
 use super::unequal::Unequal;
 use crate::rendezvous::keys::Keys;

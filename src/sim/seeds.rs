@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::agent::Doing;
-use super::invariants::{Violation, garbage, progress, restarts};
+use super::checks::Violation;
+use super::invariants::{garbage, progress, restarts};
 use super::scenario::Scenario;
 use super::trace::TraceHash;
 use super::world::{Event, World};

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::model::Touched;
-use super::network::Reply;
 use super::node::Node;
+use super::node::Reply;
 use crate::etcd::WatchMessage;
 use crate::etcd::kv::{Event, Op, Txn};
 use crate::rendezvous::{Action, Answer, Input, Time};

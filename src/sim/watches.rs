@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::model::{Touched, refused};
 use super::node::{NodeIx, Watch};
-use super::traps::Moment;
+use super::trap::Moment;
 use super::world::{Event, World};
 use crate::etcd::kv;
 use crate::etcd::{EtcdError, Refusal, WatchMessage, WatchSpec};

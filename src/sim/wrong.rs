@@ -1,7 +1,7 @@
 //! The simulator is only worth something if it catches protocols that are wrong: each of these has one
 //! guard less, and some seed must violate what that guard protects.
 
-use super::faults::Fault;
+use super::fault::Fault;
 use super::scenario::Scenario;
 use super::seeds::run;
 use super::world::World;

@@ -23,7 +23,7 @@ pub struct Watch {
 
 impl Watch {
     fn expected(&self, model: &Etcd) -> Vec<Event> {
-        super::plain(model.events(&self.spec, self.next).unwrap_or_default())
+        plain(model.events(&self.spec, self.next).unwrap_or_default())
     }
 
     async fn receive(&mut self, count: usize, context: &str) -> Vec<Event> {
@@ -217,4 +217,9 @@ impl Both {
             watch.next = watch.next.max(self.model.revision() + 1);
         }
     }
+}
+
+/// Without their places in the history.
+pub fn plain(events: Vec<(usize, Event)>) -> Vec<Event> {
+    events.into_iter().map(|(_, event)| event).collect()
 }

@@ -8,19 +8,14 @@ mod script;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use self::compare::Both;
+use self::compare::{Both, plain};
 use self::script::{Script, Step};
-use crate::etcd::kv::{Event, Op, Txn};
+use crate::etcd::kv::{Op, Txn};
 use crate::etcd::test_server::{Server, binary};
 use crate::etcd::{WatchMessage, WatchSpec};
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Without their places in the history.
-fn plain(events: Vec<(usize, Event)>) -> Vec<Event> {
-    events.into_iter().map(|(_, event)| event).collect()
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {

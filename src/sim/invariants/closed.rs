@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use super::Violation;
-use crate::rendezvous::{Outcome, Time};
+use crate::rendezvous::Outcome;
+use crate::sim::checks::Violation;
+use crate::sim::checks::memory::ClosedAt;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
-
-/// When a close returned.
-#[derive(Clone, Copy, Debug)]
-pub struct ClosedAt(Time);
 
 pub fn closed(world: &mut World, node: NodeIx) -> Result<(), Violation> {
     if world.checks.history.closed.is_none()

@@ -2,8 +2,8 @@
 //! completed world. Who only waits, or belongs to an earlier world, leaves. What an operator has opened
 //! again nobody closes by a wish from before.
 
-use super::Violation;
 use crate::rendezvous::records::State;
+use crate::sim::checks::Violation;
 use crate::sim::model::Touched;
 use crate::sim::node::NodeIx;
 use crate::sim::reader::READER;

@@ -1,11 +1,7 @@
 //! What a round may cost: per node at most 8 calls, 3 written keys and a few bytes, whatever the number
 //! of nodes is; for the coordinator and for the whole round O(N).
 
-use std::collections::BTreeMap;
-
-use super::Violation;
-use crate::rendezvous::keys::{NodeId, node_of};
-use crate::sim::model::Touched;
+use crate::sim::checks::Violation;
 use crate::sim::node::{Costs, NodeIx};
 use crate::sim::world::World;
 
@@ -13,28 +9,6 @@ const RPCS: u64 = 8;
 const KEYS: u64 = 3;
 /// Sent and received together. What it is does not matter, that it is the same for every N does.
 const BYTES: u64 = 6000;
-
-/// How often keys were written: a node's own, and all.
-#[derive(Default)]
-pub struct Written {
-    of_node: BTreeMap<NodeId, u64>,
-    pub all: u64,
-}
-
-impl Written {
-    pub fn take(&mut self, touched: &Touched) {
-        if !touched.deleted {
-            self.all += 1;
-            if let Some(node) = node_of(&touched.kv.key) {
-                *self.of_node.entry(node).or_default() += 1;
-            }
-        }
-    }
-
-    fn of(&self, node: NodeId) -> u64 {
-        self.of_node.get(&node).copied().unwrap_or(0)
-    }
-}
 
 /// What a round has cost, at most for one node.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,17 +1,11 @@
 //! Who believes that it has joined, or waits, has told so in etcd: others count by the keys.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Violation;
-use crate::rendezvous::Time;
 use crate::rendezvous::records::State;
+use crate::sim::checks::Violation;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
-
-/// Since when a node has been wrong about itself.
-#[derive(Default)]
-pub struct Entered(BTreeMap<NodeIx, Time>);
 
 pub fn has_its_key(world: &mut World) -> Result<(), Violation> {
     let wrong = wrong_about_themselves(world);

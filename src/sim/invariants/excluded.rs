@@ -2,18 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::Violation;
-use crate::rendezvous::Time;
 use crate::rendezvous::records::{Control, State};
+use crate::sim::checks::Violation;
+use crate::sim::checks::memory::Excluded;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
-
-/// Since when it has been so.
-#[derive(Default)]
-pub struct Excluded {
-    denied: BTreeMap<NodeIx, Time>,
-    doubled: BTreeMap<NodeIx, Time>,
-}
 
 pub fn not_for_long(world: &mut World) -> Result<(), Violation> {
     let closed = matches!(world.control(), None | Some(Control { state: State::Closed(_), .. }));

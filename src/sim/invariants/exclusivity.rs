@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Violation;
 use crate::sim::agent::Doing;
+use crate::sim::checks::Violation;
 use crate::sim::world::World;
 
 pub fn all_see_the_new_round(world: &World) -> Result<(), Violation> {

@@ -1,7 +1,7 @@
 //! I6: after the last node is gone and the run's lease has run out, etcd holds no key of the run.
 
-use super::Violation;
 use crate::rendezvous::records::{Control, State};
+use crate::sim::checks::Violation;
 use crate::sim::model::in_range;
 use crate::sim::node::Node;
 use crate::sim::world::World;

@@ -1,6 +1,6 @@
 //! Who has left the run writes nothing there: what its calls would do is for a node that is gone.
 
-use super::Violation;
+use crate::sim::checks::Violation;
 use crate::sim::node::{NodeIx, Request};
 use crate::sim::world::World;
 

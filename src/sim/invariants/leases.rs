@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Violation;
 use crate::rendezvous::Time;
+use crate::sim::checks::Violation;
 use crate::sim::model::Touched;
 use crate::sim::node::Node;
 use crate::sim::world::World;

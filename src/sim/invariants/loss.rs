@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::Violation;
 use crate::rendezvous::OnMemberLoss;
 use crate::sim::agent::Doing;
+use crate::sim::checks::Violation;
 use crate::sim::world::World;
 
 const ONE: Duration = Duration::from_secs(1);

@@ -1,26 +1,10 @@
 //! I3: who returned from a round is in its member list in etcd.
 
-use std::collections::BTreeMap;
-
-use super::Violation;
-use super::round::Nth;
 use crate::rendezvous::Outcome;
+use crate::sim::checks::Violation;
+use crate::sim::checks::round::Nth;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
-
-/// Who returned from which round, with what.
-#[derive(Default)]
-pub struct Returned(BTreeMap<Nth, Vec<(NodeIx, Outcome)>>);
-
-impl Returned {
-    pub fn of(&self, nth: Nth) -> &[(NodeIx, Outcome)] {
-        self.0.get(&nth).map_or(&[], Vec::as_slice)
-    }
-
-    pub fn add(&mut self, node: NodeIx, nth: Nth, outcome: &Outcome) {
-        self.0.entry(nth).or_default().push((node, outcome.clone()));
-    }
-}
 
 /// Tells which round it is.
 pub fn listed(world: &World, node: NodeIx, outcome: &Outcome) -> Result<Nth, Violation> {

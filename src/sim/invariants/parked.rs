@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Violation;
+use crate::sim::checks::Violation;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
 

@@ -1,25 +1,13 @@
 //! I5: a round completes within last call + TTL + 1 s after enough live nodes have joined.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Violation;
-use crate::rendezvous::Time;
 use crate::rendezvous::records::{Control, State};
 use crate::sim::agent::Doing;
+use crate::sim::checks::Violation;
+use crate::sim::checks::memory::Progress;
 use crate::sim::node::{Node, NodeIx};
 use crate::sim::world::World;
-
-/// Since when which round has had enough live nodes.
-#[derive(Default)]
-pub struct Progress {
-    enough: Option<(u64, Time)>,
-    /// The coordinators that were dead meanwhile. One after another may die before it could save its
-    /// last call, and each is missed when its lease runs out.
-    dead: BTreeSet<i64>,
-    /// A live member of the last world was missing meanwhile: the coordinator waits for it.
-    missed: bool,
-}
 
 pub fn in_time(world: &mut World) -> Result<(), Violation> {
     let enough = world.healed.and_then(|_| enough_joined(world));

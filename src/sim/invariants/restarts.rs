@@ -1,6 +1,6 @@
 //! I8 and I9: nobody restarts for ever, whatever nodes there are, and a loss costs one restart.
 
-use super::Violation;
+use crate::sim::checks::Violation;
 use crate::sim::world::World;
 
 /// So many rounds may follow the end of the faults: for those who were there, for those who came while the

@@ -1,9 +1,9 @@
 //! `num_nodes_waiting` is positive for a reason only: spares never make a full, healthy world restart,
 //! nor do members that leave after a close.
 
-use super::Violation;
 use crate::rendezvous::OnMemberLoss;
 use crate::sim::agent::Doing;
+use crate::sim::checks::Violation;
 use crate::sim::node::NodeIx;
 use crate::sim::world::World;
 

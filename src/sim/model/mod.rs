@@ -4,6 +4,8 @@
 //! by the real client, through a real etcd (`conformance.rs` does). Time comes from the caller.
 
 mod lease;
+mod range;
+mod refusal;
 mod rules;
 mod store;
 mod txn;
@@ -11,6 +13,8 @@ mod txn;
 use std::time::Duration;
 
 use self::lease::Leases;
+pub use self::range::in_range;
+pub use self::refusal::refused;
 use self::store::Store;
 pub use self::store::Touched;
 use crate::etcd::kv::{Event, Range, RangeReply, Txn, TxnReply, prefix_end};
@@ -151,19 +155,5 @@ impl Etcd {
     pub fn list(&self, prefix: &str) -> Vec<crate::etcd::kv::KeyValue> {
         let kvs = self.store.find(prefix.as_bytes(), Some(&prefix_end(prefix.as_bytes())));
         kvs.into_iter().cloned().collect()
-    }
-}
-
-pub fn refused(kind: Refusal, message: &str) -> EtcdError {
-    EtcdError::Refused { endpoint: "the model".into(), kind, message: message.into() }
-}
-
-/// Whether a key is in `[key, range_end)` as etcd reads it: no end is the one key, an end of one NUL
-/// is the end of the key space.
-pub fn in_range(key: &[u8], from: &[u8], range_end: Option<&[u8]>) -> bool {
-    match range_end {
-        None | Some([]) => key == from,
-        Some([0]) => key >= from,
-        Some(end) => key >= from && key < end,
     }
 }

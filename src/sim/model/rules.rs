@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::refused;
+use super::refusal::refused;
 use crate::etcd::kv::{Op, Txn};
 use crate::etcd::{EtcdError, Refusal};
 

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::{in_range, refused};
+use super::range::in_range;
+use super::refusal::refused;
 use crate::etcd::kv::{Event, KeyValue, Range, RangeReply};
 use crate::etcd::{EtcdError, Refusal, WatchSpec};
 

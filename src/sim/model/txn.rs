@@ -2,7 +2,7 @@
 //! evaluated before anything is written, then everything that could fail is checked, then it is done.
 
 use super::lease::Leases;
-use super::refused;
+use super::refusal::refused;
 use super::store::Store;
 use crate::etcd::kv::{Compare, KeyValue, Op, OpReply, Ordering, Target, Txn, TxnReply};
 use crate::etcd::{EtcdError, Refusal};

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Violation;
 use super::round::{Limits, Nth, Round, Since};
+use super::violation::Violation;
 use crate::rendezvous::keys::{Keys, NodeId, node_of};
 use crate::rendezvous::records::{Control, Final, State, Waiting};
 use crate::rendezvous::{Outcome, Time};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Violation;
 use super::history::History;
 use super::round::{Limits, Nth, Round};
+use super::violation::Violation;
 use crate::rendezvous::keys::NodeId;
 use crate::rendezvous::records::RankOrder;
 
