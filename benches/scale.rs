@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 use _torchetcd::etcd::kv::{Op, Range, Txn};
 use _torchetcd::etcd::{Client, Config, Repeat, TlsFiles, unique};
 use _torchetcd::rendezvous::{
-    Handle, Keys, Labels, Master, NodeInfo, OnMemberLoss, Outcome, RankOrder, Settings, VERSION,
+    Handle, Keys, Labels, Master, NodeInfo, OnMemberLoss, Outcome, RankOrder, Settings, Tuning,
+    VERSION,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -113,6 +114,7 @@ impl<'a> World<'a> {
             order: RankOrder::Stable,
             epoch: Duration::ZERO,
             seed: u64::try_from(unique() & u128::from(u64::MAX)).unwrap(),
+            tuning: Tuning::default(),
         };
         let client = self.clients[number % self.clients.len()].clone();
         Node { number, handle: Handle::start(client, settings), outcome: None }

@@ -10,4 +10,6 @@ pub mod process;
 #[cfg(feature = "python")]
 mod python;
 pub mod rendezvous;
+#[cfg(test)]
+mod sim;
 pub mod store;

@@ -78,9 +78,9 @@ MUTANTS = [
     ),
     Mutant(
         "final is written without its guard",
-        "src/rendezvous/lead.rs",
-        "if wrong(Variant::UnguardedCompletion) {",
-        "if true {",
+        "src/rendezvous/core/lead/mod.rs",
+        "if purpose == Purpose::Complete && cx.settings.wrong(Variant::UnguardedCompletion) {",
+        "if purpose == Purpose::Complete {",
         ("every_seed_keeps_the_invariants",),
         rust=True,
     ),

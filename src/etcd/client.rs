@@ -63,6 +63,16 @@ impl Client {
         requests::range(&self.cluster, range, deadline).await
     }
 
+    /// See [`requests::grant_new`].
+    pub async fn grant_new(
+        &self,
+        first: i64,
+        ttl: Duration,
+        deadline: Instant,
+    ) -> Result<(i64, Duration), EtcdError> {
+        requests::grant_new(&self.cluster, first, ttl, deadline).await
+    }
+
     /// See [`requests::grant`].
     pub async fn grant(
         &self,

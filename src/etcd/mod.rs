@@ -41,5 +41,5 @@ pub use error::{EtcdError, Refusal};
 pub use lease::{KeepAlive, LeaseState};
 pub use maintenance::{Alarm, Member, MemberStatus};
 pub use once::{OnceOutcome, OnceTxns};
-pub use unique::{uniform, unique, unique_lease_id};
+pub use unique::{nth_lease_id, uniform, unique, unique_lease_id};
 pub use watch::{WatchMessage, WatchReceiver, WatchSpec};

@@ -1,6 +1,7 @@
 //! What is asked of a cluster: one function for each request, with what an answer to it says of etcd's history.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use etcd_client::{LeaseGrantOptions, ResponseHeader};
@@ -12,6 +13,7 @@ use super::convert;
 use super::error::{EtcdError, Refusal};
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::metrics::Rpc;
+use super::unique::nth_lease_id;
 
 /// How long after its deadline an answer that nobody waits for may still come.
 const GRACE: Duration = Duration::from_secs(30);
@@ -91,8 +93,30 @@ pub async fn range(
     .await
 }
 
-/// Grants a lease under an id of the caller's choice, so that a repeated request is recognised.
-/// A lease that is there already under this id is taken as granted. Answers with the TTL that it has.
+/// Grants a lease of the caller's own. Each attempt has an id of its own, see [`nth_lease_id`]. Answers with
+/// the id and the TTL. What an attempt whose answer was lost has granted holds no key, and runs out.
+pub async fn grant_new(
+    cluster: &Cluster,
+    first: i64,
+    ttl: Duration,
+    deadline: Instant,
+) -> Result<(i64, Duration), EtcdError> {
+    let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+    let attempts = AtomicU32::new(0);
+    let granted = call(cluster, Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| {
+        let attempt = attempts.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let id = nth_lease_id(first, attempt);
+        async move {
+            let options = LeaseGrantOptions::new().with_id(id);
+            Ok((id, connection.lease().grant(ttl_s, Some(options)).await?.ttl()))
+        }
+    });
+    let (id, granted) = granted.await?;
+    Ok((id, Duration::from_secs(u64::try_from(granted).unwrap_or(0))))
+}
+
+/// Grants a lease that others may have been granted as well, under an id that all know.
+/// A lease that exists already under this id counts as granted. Answers with the TTL that it has.
 pub async fn grant(
     cluster: &Cluster,
     id: i64,

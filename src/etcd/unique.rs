@@ -28,6 +28,12 @@ pub fn unique_lease_id() -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX).max(1)
 }
 
+/// The id of the lease that this attempt, from 1 on, asks for: another one for each. Of two attempts with one id
+/// the late copy of the first could bring back a lease that was granted to the second and revoked since.
+pub fn nth_lease_id(first: i64, attempt: u32) -> i64 {
+    first.wrapping_add(i64::from(attempt.saturating_sub(1))) & i64::MAX
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,8 +19,8 @@ use crate::etcd::unique;
 use crate::process::PerProcess;
 use crate::rendezvous::{
     Close, Ended, Handle, Keys, LONGEST_ADDRESS, LONGEST_LABEL, Labels, Master, NodeInfo,
-    OnMemberLoss, Opening, Outcome, RankOrder, Reader, RendezvousError, RoundId, Settings, VERSION,
-    reopen,
+    OnMemberLoss, Opening, Outcome, RankOrder, Reader, RendezvousError, RoundId, Settings, Tuning,
+    VERSION, reopen,
 };
 
 /// Round, rank, world size, master address and port.
@@ -196,6 +196,7 @@ impl PyRendezvous {
             order,
             epoch: Duration::ZERO,
             seed: u64::from_le_bytes(unique().to_le_bytes()[..8].try_into().unwrap_or_default()),
+            tuning: Tuning::default(),
         };
         let handle = PerProcess::new();
         handle.get_or_make(|| {

@@ -8,12 +8,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
-use super::machine::{
-    Action, Answer, CallId, Close, Input, Machine, Outcome, RendezvousError, Settings, Status,
-    Time, WatchId,
+use super::api::{
+    Action, Answer, CallId, Close, Input, Outcome, RendezvousError, Settings, Status, Time, Wanted,
+    WatchId,
 };
+use super::core::Machine;
+use super::keys::RoundId;
 use super::phases::{Phases, Stopwatch};
-use super::records::{Master, RoundId};
+use super::records::Master;
 use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
 /// A lease that is not revoked by then is left to run out.
@@ -257,7 +259,11 @@ impl Driver {
             }
             Action::Grant(call, lease, ttl, deadline) => {
                 self.ask(call, deadline, move |client, at| async move {
-                    client.grant(lease, ttl, at).await.map(Answer::Granted)
+                    let (lease, ttl) = match lease {
+                        Wanted::New(first) => client.grant_new(first, ttl, at).await?,
+                        Wanted::Shared(lease) => (lease, client.grant(lease, ttl, at).await?),
+                    };
+                    Ok(Answer::Granted(lease, ttl))
                 });
             }
             Action::TimeToLive(call, lease, deadline) => {

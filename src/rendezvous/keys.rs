@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::records::RoundId;
+use serde::{Deserialize, Serialize};
+
 use crate::etcd::kv::prefix_end;
 
 /// From the first key on, before the second.
@@ -10,6 +11,14 @@ pub type KeyRange = (Vec<u8>, Vec<u8>);
 
 /// A node's identity is the id of its lease: unique for ever, and its keys go when it goes.
 pub type NodeId = i64;
+
+/// A round that was completed, and the attempt that completed it. The number alone comes back when an
+/// operator deletes a run's keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RoundId {
+    pub round: u64,
+    pub attempt: String,
+}
 
 /// The keys of one run.
 #[derive(Clone, Debug)]

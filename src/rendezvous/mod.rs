@@ -4,54 +4,34 @@
 //! gives back actions (a transaction, a watch, a result). It has no socket, task, clock or source of
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
+//!
+//! Each module knows only those before it: `keys`, `records`, `ranks`; `api`, the plain types of the core;
+//! `core`; `driver`.
 
-mod chronicle;
-mod denied;
+mod api;
+mod core;
+mod deny_list;
 mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-mod identity;
-mod keys;
-mod labels;
-mod lead;
-mod machine;
-mod member;
+pub mod keys;
 mod phases;
 mod ranks;
-mod records;
+pub mod records;
 pub mod reopen;
-mod roll;
-#[cfg(test)]
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_precision_loss,
-    clippy::format_collect,
-    clippy::match_same_arms,
-    clippy::needless_for_each,
-    clippy::struct_excessive_bools,
-    clippy::trivially_copy_pass_by_ref,
-    clippy::unchecked_time_subtraction,
-    clippy::unused_self,
-    clippy::type_complexity,
-    reason = "a simulation's numbers are small, and one that computes a negative time has to fail"
-)]
-mod sim;
-mod steps;
-mod sweep;
-mod usher;
-mod variants;
+mod variant;
 
-pub use driver::Handle;
-pub use keys::{Keys, NodeId};
-pub use labels::{LONGEST_LABEL, Labels};
-pub use machine::{
-    Action, Answer, CallId, Close, Input, Machine, Member, OnMemberLoss, Outcome, Progress,
-    RendezvousError, Settings, Status, Time, WatchId,
+pub use self::api::{
+    Action, Answer, Broken, CallId, Cause, Close, Input, Member, OnMemberLoss, Outcome, Progress,
+    RendezvousError, Settings, Status, Time, Tuning, Wanted, WatchId,
 };
-pub use phases::Phases;
-pub use ranks::RankOrder;
-pub use records::{
-    Closed, Control, Ended, LONGEST_ADDRESS, Master, NodeInfo, Reader, RoundId, VERSION,
+pub use self::core::Machine;
+pub use self::driver::Handle;
+pub use self::keys::{Keys, NodeId, RoundId};
+pub use self::phases::Phases;
+pub use self::records::{
+    Closed, Control, Ended, LONGEST_ADDRESS, LONGEST_LABEL, Labels, Master, NodeInfo, RankOrder,
+    Reader, VERSION,
 };
-pub use reopen::Opening;
+pub use self::reopen::Opening;
+pub use self::variant::Variant;

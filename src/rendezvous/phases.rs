@@ -1,6 +1,6 @@
 //! How far a node's barrier has come, and when: for those who want to know where the time went.
 
-use super::machine::{Progress, Time};
+use super::api::{Progress, Time};
 
 /// Times since the node began to join, each the first time; `None` for what did not happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

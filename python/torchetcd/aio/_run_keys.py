@@ -9,7 +9,7 @@ from torchetcd._defaults import PREFIX
 from torchetcd._key_names import prefix_path, run_segment
 from torchetcd.aio._raw_client import prefix_end
 
-#: Longer names of nodes are nobody's (src/rendezvous/denied.rs).
+#: Longer names of nodes are nobody's (src/rendezvous/deny_list.rs).
 _LONGEST_NAME = 1024
 
 

@@ -1,7 +1,7 @@
 //! Who stays keeps its order, and its rank where every lost rank before it is taken by a newcomer: a
 //! replacement takes the rank it replaces.
 
-use super::Candidate;
+use super::candidate::Candidate;
 
 /// All of them, in the order of ranks that begin with `first` in the last world.
 pub fn in_order<'a>(admitted: &[Candidate<'a>], first: u32) -> Vec<Candidate<'a>> {
@@ -34,9 +34,10 @@ pub fn in_order<'a>(admitted: &[Candidate<'a>], first: u32) -> Vec<Candidate<'a>
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::{RankOrder, assign as assign_in};
+    use super::super::assign as assign_in;
     use super::*;
     use crate::rendezvous::keys::NodeId;
+    use crate::rendezvous::records::RankOrder;
 
     fn candidates(list: &[(NodeId, Option<u32>)]) -> Vec<Candidate<'static>> {
         let arrivals = 1..;

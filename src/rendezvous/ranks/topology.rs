@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Candidate, stable};
+use super::candidate::Candidate;
+use super::stable;
 use crate::rendezvous::keys::NodeId;
 
 /// The members of one domain, and where it began in the last world.
