@@ -7,9 +7,9 @@ use super::leases::Leases;
 use super::name::Name;
 use super::out::Out;
 use super::remarks::Remarks;
-use super::timers::Timers;
+use super::timers::{Timer, Timers};
 use super::view::{View, reader};
-use crate::rendezvous::api::{DeniedNode, RendezvousError, Settings, Time};
+use crate::rendezvous::api::{Action, DeniedNode, RendezvousError, Settings, Time};
 use crate::rendezvous::keys::{NodeId, escape};
 use crate::rendezvous::records::Reader;
 use crate::rendezvous::variant::Variant;
@@ -104,6 +104,16 @@ impl Cx {
     pub fn hold_run_lease(&mut self) {
         let ttl = self.run_ttl();
         self.leases.hold_run(&self.settings, &mut self.out, ttl);
+    }
+
+    pub fn abandon_run_lease(&mut self) {
+        self.leases.abandon_run(&self.settings, &mut self.out);
+    }
+
+    /// Answers whoever asked for the state of the run.
+    pub fn observed(&mut self, result: Result<(), RendezvousError>) {
+        self.timers.clear(Timer::Observe);
+        self.out.act(Action::Observed(result));
     }
 
     /// `false` while the run's lease is being granted.

@@ -159,7 +159,7 @@ impl Machine {
         }
         if observe {
             let text = "etcd began no watch in time.".to_string();
-            self.roles.observed(&mut self.cx, Err(RendezvousError::Timeout(text)));
+            self.cx.observed(Err(RendezvousError::Timeout(text)));
         }
     }
 
@@ -173,7 +173,7 @@ impl Machine {
         }
         let observing = self.cx.timers.get(Timer::Observe);
         if head_is_known && observing.is_some() {
-            self.roles.observed(&mut self.cx, Ok(()));
+            self.cx.observed(Ok(()));
             return true;
         }
         if self.roles.closing.is_some() {
@@ -343,7 +343,7 @@ impl Machine {
                 leases.granted(settings, out, *now, purpose, (lease, ttl));
             }
             (Asked::Lead(purpose), answer) => {
-                self.roles.lead_answered(&mut self.cx, purpose, answer)
+                self.roles.lead_answered(&mut self.cx, purpose, answer);
             }
             _ => {}
         }
@@ -391,8 +391,8 @@ impl Machine {
         }
         match remedy {
             Remedy::TimeIsUp => {
-                let result = self.roles.barrier.time_is_up(&self.cx, &TxnReply::default());
-                self.roles.finish(&mut self.cx, result);
+                let error = self.roles.barrier.timeout(&self.cx, &TxnReply::default());
+                self.roles.finish(&mut self.cx, Err(error));
             }
             Remedy::EndSweep => self.roles.sweep = None,
             Remedy::LoadAnew => self.roles.load_anew(&mut self.cx),

@@ -257,17 +257,12 @@ impl Roles {
         cx.out.act(Action::Closed(result));
     }
 
-    pub fn observed(&mut self, cx: &mut Cx, result: Result<(), RendezvousError>) {
-        cx.timers.clear(Timer::Observe);
-        cx.out.act(Action::Observed(result));
-    }
-
     pub fn fail_all(&mut self, cx: &mut Cx, error: &RendezvousError) {
         if self.closing.is_some() {
             self.closed(cx, Err(error.clone()));
         }
         if cx.timers.get(Timer::Observe).is_some() {
-            self.observed(cx, Err(error.clone()));
+            cx.observed(Err(error.clone()));
         }
         if self.barrier.is_on() {
             self.finish(cx, Err(error.clone()));
@@ -287,7 +282,7 @@ impl Roles {
         if let Some(lease) = self.drop_lease(cx) {
             cx.out.act(Action::Revoke(lease));
         }
-        self.abandon_run_lease(cx);
+        cx.abandon_run_lease();
         if let Some(membership) = &mut self.membership {
             membership.stop_watching(cx);
         }
@@ -317,12 +312,7 @@ impl Roles {
             cx.out.act(Action::Revoke(lease));
         }
         // Whoever is not there does not keep the run's keys there.
-        self.abandon_run_lease(cx);
-    }
-
-    fn abandon_run_lease(&mut self, cx: &mut Cx) {
-        let Cx { settings, leases, out, .. } = cx;
-        leases.abandon_run(settings, out);
+        cx.abandon_run_lease();
     }
 
     /// The lease is gone, and with it every key of this node: it starts anew as another node. Gives back

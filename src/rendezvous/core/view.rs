@@ -49,6 +49,7 @@ impl<T> Observed<T> {
 }
 
 /// What has changed in the view since the machine has looked last.
+#[allow(clippy::struct_excessive_bools, reason = "each is about something else")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct News {
     /// Another run of this name is there, or none.

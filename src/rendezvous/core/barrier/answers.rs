@@ -22,7 +22,7 @@ impl Barrier {
             Purpose::Wait(round, count) => waits(cx, round, count, reply),
             Purpose::Claim => self.claimed(cx, reply),
             Purpose::ClaimUsher(count) => self.claimed_to_usher(cx, count, reply),
-            Purpose::GiveUp => vec![Effect::End(self.time_is_up(cx, reply))],
+            Purpose::GiveUp => vec![Effect::End(Err(self.timeout(cx, reply)))],
         }
     }
 

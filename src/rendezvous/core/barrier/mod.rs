@@ -4,6 +4,7 @@ mod answers;
 #[cfg(test)]
 mod tests;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use crate::etcd::kv::{Compare, Op, Txn, TxnReply};
@@ -115,8 +116,8 @@ impl Barrier {
     pub fn step(&mut self, cx: &mut Cx, membership: Option<&Membership>, serves: bool) -> Turn {
         let Some(deadline) = self.deadline(cx) else { return self.give_up(cx) };
         let lease = match self.ready(cx, deadline) {
-            Ok(lease) => lease,
-            Err(turn) => return turn,
+            ControlFlow::Continue(lease) => lease,
+            ControlFlow::Break(turn) => return turn,
         };
         let Some(control) = cx.view.control.value.clone() else {
             self.create(cx, lease, deadline);
@@ -148,25 +149,25 @@ impl Barrier {
     }
 
     /// With a lease, and with the head known, it can act; else it does what is needed for that.
-    fn ready(&mut self, cx: &mut Cx, deadline: Time) -> Result<NodeId, Turn> {
+    fn ready(&mut self, cx: &mut Cx, deadline: Time) -> ControlFlow<Turn, NodeId> {
         // It begins while the lease is being granted.
         cx.watch_head();
         if cx.leases.has_past() && !cx.know_head(deadline, false) {
             // The node that it was before may have been denied, and another lease is easily had.
-            return Err(Turn::Wait);
+            return ControlFlow::Break(Turn::Wait);
         }
         if let Some(error) = cx.exclusion()
             && cx.head.is_known()
             && !cx.view.is_closed()
         {
-            return Err(self.turn_away(cx, error, deadline));
+            return ControlFlow::Break(self.turn_away(cx, error, deadline));
         }
         let Some(lease) = cx.leases.own() else {
             cx.leases.ask_for_own(&cx.settings, &mut cx.out, cx.now, deadline);
-            return Err(Turn::Wait);
+            return ControlFlow::Break(Turn::Wait);
         };
         if !cx.know_head(deadline, false) {
-            return Err(Turn::Wait);
+            return ControlFlow::Break(Turn::Wait);
         }
         if !cx.view.is_closed()
             && let Some(wish) = &mut self.wish
@@ -178,7 +179,7 @@ impl Barrier {
                 cx.hold_run_lease();
             }
         }
-        Ok(lease)
+        ControlFlow::Continue(lease)
     }
 
     /// Until when the barrier may go on; `None` when its time is up.
@@ -389,7 +390,7 @@ impl Barrier {
             return Turn::TimeIsUp(Err(RendezvousError::Closed(closed.clone())));
         }
         if cx.view.crowd > explain::FEW {
-            return Turn::TimeIsUp(self.time_is_up(cx, &TxnReply::default()));
+            return Turn::TimeIsUp(Err(self.timeout(cx, &TxnReply::default())));
         }
         let txn = txns::read_names(&cx.settings, cx.view.round(), NAMES);
         // Only for the message: it must not keep the caller much longer.
@@ -399,9 +400,9 @@ impl Barrier {
     }
 
     /// How the barrier ends when its time is up and these are there.
-    pub fn time_is_up(&self, cx: &Cx, reply: &TxnReply) -> Result<Outcome, RendezvousError> {
+    pub fn timeout(&self, cx: &Cx, reply: &TxnReply) -> RendezvousError {
         let text = self.wish.as_ref().map(|wish| explain::timeout(cx, wish, reply));
-        Err(RendezvousError::Timeout(text.unwrap_or_default()))
+        RendezvousError::Timeout(text.unwrap_or_default())
     }
 
     /// A claim to usher is about a round that is current no more.
