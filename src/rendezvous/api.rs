@@ -37,7 +37,7 @@ pub struct Settings {
     /// TTL of the run's lease.
     pub run_ttl: Duration,
     pub on_member_loss: OnMemberLoss,
-    /// Who comes to a closed run whose members have all gone opens it again.
+    /// A node that comes to a closed run whose members have all gone opens it again.
     pub reopen_if_closed: bool,
     /// The newest version of the protocol that this node knows, and that of a run that it creates.
     pub version: u32,

@@ -20,7 +20,7 @@ use crate::etcd::{Client, EtcdError, KeepAlive, Repeat, WatchMessage};
 
 /// A lease that is not revoked by then is left to run out.
 const REVOKE: Duration = Duration::from_secs(2);
-/// Who leaves waits no longer than this: a signal must end a process within a second, also when etcd
+/// A node that leaves waits no longer than this: a signal must end a process within a second, also when etcd
 /// does not answer.
 const LEAVE: Duration = Duration::from_millis(700);
 
@@ -234,7 +234,7 @@ impl Driver {
             self.calls.remove(call);
         }
         let actions = self.machine.handle(self.origin.elapsed(), input);
-        // Before the answers: who gets one may look at the status at once.
+        // Before the answers: whoever gets one may look at the status at once.
         self.status.send_if_modified(|shown| {
             let status = self.machine.status();
             let modified = *shown != status;
@@ -367,7 +367,7 @@ async fn sleep_until(deadline: Option<Instant>) {
 
 fn answer_all<T: Clone>(waiting: &mut Vec<oneshot::Sender<T>>, result: &T) {
     for sender in waiting.drain(..) {
-        // Who asked may have stopped waiting.
+        // The caller may have stopped waiting.
         let _ = sender.send(result.clone());
     }
 }

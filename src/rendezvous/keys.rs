@@ -68,12 +68,12 @@ impl Keys {
         format!("{}rdzv/head/denied/", self.run)
     }
 
-    /// Who counts the waiting nodes, and how many there are.
+    /// The node that counts the waiting nodes, and how many there are.
     pub fn usher(&self) -> String {
         format!("{}rdzv/head/waiting", self.run)
     }
 
-    /// Who holds a node id at present.
+    /// The node that holds a node id at present.
     pub fn holder(&self, node_id: &str) -> String {
         format!("{}rdzv/node/{}", self.run, escape(node_id))
     }

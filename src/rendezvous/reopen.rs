@@ -4,7 +4,7 @@ use super::keys::Keys;
 use super::records::{self, Control, State};
 use crate::etcd::kv::{Compare, Op};
 
-/// Who reopens it, when (Unix time in seconds) and why.
+/// By whom it is reopened, when (Unix time in seconds) and why.
 pub struct Opening {
     pub by: String,
     pub at: u64,
@@ -51,7 +51,7 @@ pub fn reopening(
     Reopening { control, guards, writes }
 }
 
-/// The same by one who takes no part in it: whoever joins first coordinates.
+/// The same from outside: the first node that joins coordinates.
 pub fn from_outside(
     keys: &Keys,
     closed: &Control,

@@ -10,17 +10,17 @@ pub enum Variant {
     AnyAttempt,
     /// A member key that was read makes a member, whatever the control record says by then.
     UncheckedMembership,
-    /// Who takes the coordinator's place begins a new last call.
+    /// A node that takes the coordinator's place begins a new last call.
     ForgetsLastCall,
     /// Members watch for losses from the completion on, whatever was written just before it.
     WatchesFromFinal,
     /// The member of the last rank does not watch that of the first.
     LastWatchesNobody,
-    /// Who sees a loss does not tell the others.
+    /// A member that sees a loss does not tell the others.
     UntoldLoss,
     /// A node that is denied takes no notice.
     IgnoresDenial,
-    /// Who was replaced by another of its `node_id` replaces that one in turn.
+    /// A node that was replaced by another of its `node_id` replaces that one in turn.
     FightsBack,
     /// Whoever ends closes the run, a spare or a node of an earlier round, too.
     ClosesFromOutside,
@@ -38,7 +38,7 @@ pub enum Variant {
     LastCallLeavesSurvivors,
     /// A close forgets which world was the last one.
     ForgetsPrevious,
-    /// Who closes does not notice that the run was closed and reopened meanwhile.
+    /// A node that closes the run does not notice that it was closed and reopened meanwhile.
     MissesReopening,
     /// A barrier that ends leaves its call under way, and takes the answer for one to the next.
     KeepsCallOfFinished,

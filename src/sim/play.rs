@@ -119,7 +119,7 @@ impl World {
         {
             self.owners.insert(lease, node);
         }
-        // Who gets a result acts upon it only when all else is done.
+        // A result is acted upon only when all else is done.
         let is_result = |action: &Action| matches!(action, Action::Joined(_) | Action::Closed(_));
         let (results, others): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_result);
         for action in others.into_iter().chain(results) {
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    /// Tells who watches, and the invariants, what was written.
+    /// Tells the watches, and the invariants, what was written.
     pub fn written(&mut self, writer: Option<NodeIx>) {
         for touched in self.etcd.take_touched() {
             self.note(|| super::trace::touched(&touched));

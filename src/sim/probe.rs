@@ -15,12 +15,12 @@ impl Node {
         self.machine.status()
     }
 
-    /// Who it is: its lease.
+    /// Its identity: its lease.
     pub fn lease(&self) -> Option<NodeId> {
         self.machine.node()
     }
 
-    /// Who it was, as far as it remembers.
+    /// Its earlier identities, as far as it remembers them.
     pub fn formers(&self) -> impl Iterator<Item = NodeId> {
         self.machine.former_nodes()
     }

@@ -185,7 +185,7 @@ impl Scenario {
         settings.ttl = seconds(rng.between(2, 10));
         settings.last_call = millis(rng.between(300, 8000));
         settings.close_timeout = seconds(rng.between(1, 30));
-        // Who waits for no longer than others need would give up each time.
+        // A node that waits for no longer than others need would give up each time.
         let shortest = slow * 2 + settings.last_call + settings.ttl * 3;
         settings.join_timeout = seconds(rng.between(20, 600)).max(shortest);
     }

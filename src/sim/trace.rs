@@ -1,4 +1,4 @@
-//! One line for each thing that happens, for who has to understand a failed seed.
+//! One line for each thing that happens, to understand a failed seed.
 
 use std::fmt::Write as _;
 

@@ -34,7 +34,7 @@ const MOMENTS: [Moment; 11] = [
 
 #[derive(Clone, Copy, Debug)]
 pub enum Victim {
-    /// Who sent the write; its answer is on its way.
+    /// The node that sent the write; its answer is on its way.
     Writer,
     /// Whose key it is.
     Owner,

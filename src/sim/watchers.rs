@@ -1,4 +1,4 @@
-//! Who watches what: by the key where it is one, else by the range.
+//! Which watches see a key: by the key where it is one, else by the range.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

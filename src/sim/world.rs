@@ -272,7 +272,7 @@ impl World {
         self.which(Node::is_live)
     }
 
-    /// Who trains in the world of a run that was deleted is none of the one that is there now.
+    /// A node that trains in the world of a run that was deleted is none of the present one.
     pub fn is_of_the_run(&self, node: &Node) -> bool {
         let epoch = self.checks.history.epoch;
         !matches!(&node.agent.doing, Doing::Training { nth, .. } if nth.epoch < epoch)

@@ -15,7 +15,7 @@ use crate::rendezvous::records::{Control, Final, Join, RankOrder, plain};
 /// them, and many give up at once.
 pub const FEW: usize = 512;
 
-/// Who is gone, where that makes a member ask for a new round.
+/// The member that is gone, where its loss makes a member ask for a new round.
 pub fn why_lost(cx: &Cx, id: &RoundId) -> Option<String> {
     let restarts = cx.settings.on_member_loss == OnMemberLoss::Restart;
     let loss = cx.view.loss_of(id).filter(|_| restarts)?;

@@ -133,7 +133,7 @@ impl Head {
     }
 }
 
-/// What [`super::view::View::head_read`] takes over, and last who holds this node's `node_id`.
+/// What [`super::view::View::head_read`] takes over, and last the holder of this node's `node_id`.
 pub fn reads(settings: &Settings) -> Vec<Op> {
     let keys = &settings.keys;
     let mut reads = vec![

@@ -1,4 +1,4 @@
-//! The leases that a node keeps alive: its own, which is who it is, and the run's.
+//! The leases that a node keeps alive: its own, which is its identity, and the run's.
 
 use std::collections::VecDeque;
 use std::time::Duration;

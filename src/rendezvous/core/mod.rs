@@ -121,7 +121,7 @@ impl Machine {
         &self.cx.settings
     }
 
-    /// Who this node is at present: the id of its lease.
+    /// The identity of this node at present: the id of its lease.
     pub fn node(&self) -> Option<NodeId> {
         self.cx.leases.own()
     }
@@ -472,7 +472,7 @@ impl Machine {
 /// What the simulator looks at, and a driver has no use for.
 #[cfg(test)]
 impl Machine {
-    /// Who it was, as far as it remembers.
+    /// Its earlier identities, as far as it remembers them.
     pub fn former_nodes(&self) -> impl Iterator<Item = NodeId> {
         self.cx.leases.past()
     }

@@ -136,3 +136,58 @@ impl Name {
         self.held
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::cx::Cx;
+    use super::super::testing::{OTHER, OWN, cx};
+    use super::*;
+    use crate::rendezvous::records::encode;
+
+    fn holder(cx: &mut Cx, node: NodeId, revision: i64) {
+        let info = NodeInfo { host: "other".into(), pid: 2 };
+        let kv = KeyValue {
+            key: cx.settings.keys.holder("x").into(),
+            value: encode(&info, 1),
+            mod_revision: revision,
+            lease: node,
+            ..KeyValue::default()
+        };
+        let Cx { settings, leases, out, name, .. } = cx;
+        name.observe(settings, leases, out, Some(&kv), revision);
+    }
+
+    fn named() -> Cx {
+        let mut cx = cx();
+        cx.settings.labels.node_id = Some("x".into());
+        cx
+    }
+
+    #[test]
+    fn a_name_is_taken_over_first_and_then_its_holders_lease_is_given_back() {
+        let mut cx = named();
+        holder(&mut cx, OTHER, 5);
+        let Cx { settings, leases, out, view, name, .. } = &mut cx;
+        assert!(name.claim(settings, leases, view, OWN).is_some());
+        assert!(out.take().is_empty(), "it is not taken yet");
+        name.written(settings, leases, out, 6);
+        assert_eq!(out.take(), [Action::Revoke(OTHER)]);
+        assert!(name.claim(settings, leases, view, OWN).is_none(), "it is this node's");
+        assert!(cx.replaced().is_none());
+    }
+
+    #[test]
+    fn whoever_has_held_a_name_is_replaced_by_another_holder() {
+        let mut cx = named();
+        holder(&mut cx, OTHER, 5);
+        assert!(cx.replaced().is_none(), "it has not held the name");
+        let Cx { settings, leases, out, view, name, .. } = &mut cx;
+        name.claim(settings, leases, view, OWN);
+        name.written(settings, leases, out, 6);
+        holder(&mut cx, 99, 7);
+        assert!(matches!(cx.replaced(), Some(RendezvousError::Replaced { .. })));
+        // A backup has brought the one back that it had replaced.
+        holder(&mut cx, OTHER, 8);
+        assert!(cx.replaced().is_none());
+    }
+}

@@ -318,3 +318,56 @@ impl View {
 pub fn reader(settings: &Settings) -> Reader {
     Reader { newest: settings.version }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{cx, open, sees};
+    use super::*;
+
+    fn control(cx: &super::super::cx::Cx, value: &str, created: i64, modified: i64) -> KeyValue {
+        KeyValue {
+            key: cx.settings.keys.control().into(),
+            value: value.into(),
+            create_revision: created,
+            mod_revision: modified,
+            ..KeyValue::default()
+        }
+    }
+
+    #[test]
+    fn an_older_observation_replaces_no_newer_one() {
+        let mut cx = cx();
+        sees(&mut cx, 4, open(None), 9);
+        cx.view.observe_control(&cx.settings, None, 8);
+        assert_eq!(cx.view.round(), 4);
+        cx.view.observe_control(&cx.settings, None, 10);
+        assert!(matches!(cx.view.phase(), Phase::Absent));
+    }
+
+    #[test]
+    fn a_record_that_was_created_anew_is_another_run() {
+        let mut cx = cx();
+        sees(&mut cx, 4, open(None), 9);
+        let value = r#"{"v":1,"round":1,"state":"open","previous":null,"by":"a"}"#;
+        let kv = control(&cx, value, 12, 12);
+        cx.view.observe_control(&cx.settings, Some(&kv), 12);
+        let news = cx.view.take_news();
+        assert!(news.another_run && news.control);
+        assert!(!cx.view.is_of_this_run(11));
+        assert_eq!(cx.view.take_news(), News::default());
+    }
+
+    /// A world that is training goes on.
+    #[test]
+    fn what_cannot_be_read_is_named_and_what_was_known_stays() {
+        let mut cx = cx();
+        sees(&mut cx, 4, open(None), 9);
+        let kv = control(&cx, r#"{"v":2}"#, 2, 10);
+        cx.view.observe_control(&cx.settings, Some(&kv), 10);
+        assert_eq!(cx.view.round(), 4);
+        assert!(cx.view.is_led_by_another_version() && cx.view.another_version().is_some());
+        let kv = control(&cx, "garbage", 2, 11);
+        cx.view.observe_control(&cx.settings, Some(&kv), 11);
+        assert!(cx.view.unreadable().is_some() && cx.view.another_version().is_none());
+    }
+}

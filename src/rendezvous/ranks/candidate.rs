@@ -15,7 +15,7 @@ pub struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Who was there before comes first, by rank, and then who came first.
+    /// Members of the last world come first, by rank, and then the others as they came.
     pub fn claim(&self) -> (u32, i64, NodeId) {
         (self.previous.unwrap_or(u32::MAX), self.arrival, self.node)
     }

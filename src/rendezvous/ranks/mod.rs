@@ -1,4 +1,4 @@
-//! Who is admitted to a round, and in which order.
+//! Which nodes are admitted to a round, and in which order.
 
 mod candidate;
 mod roll;

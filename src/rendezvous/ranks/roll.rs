@@ -9,7 +9,7 @@ use crate::rendezvous::deny_list::DenyList;
 use crate::rendezvous::keys::NodeId;
 use crate::rendezvous::records::{Join, Labels, NodeInfo, RankOrder, Waiting};
 
-/// What a record says of who wrote it.
+/// What a record says of the node that wrote it.
 pub trait Named {
     fn node(&self) -> &NodeInfo;
     fn labels(&self) -> &Labels;
@@ -35,13 +35,13 @@ impl Named for Waiting {
     }
 }
 
-/// Who is admitted is decided here for coordinators, and for those who tell members of waiting nodes: a node
+/// Admission is decided here for coordinators, and for ushers, which tell members of waiting nodes: a node
 /// that counts for one of them counts for the other.
 pub struct Roll<T> {
     order: RankOrder,
     there: BTreeMap<NodeId, (i64, T)>,
     denied: BTreeSet<NodeId>,
-    /// Who came with this `node_id`, and is not denied. The last one has it.
+    /// The nodes that came with this `node_id`, and are not denied. The last one has it.
     by_id: BTreeMap<String, BTreeSet<(i64, NodeId)>>,
     domains: BTreeMap<Option<String>, usize>,
     admitted: usize,
@@ -69,7 +69,7 @@ impl<T: Named> Roll<T> {
         *self = Self::new(self.order);
     }
 
-    /// Who came first keeps its arrival.
+    /// A node that is there already keeps its arrival.
     pub fn insert(&mut self, node: NodeId, arrival: i64, record: T, denied: &DenyList) {
         if let Entry::Vacant(entry) = self.there.entry(node) {
             entry.insert((arrival, record));

@@ -1,4 +1,4 @@
-//! Who stays keeps its order, and its rank where every lost rank before it is taken by a newcomer: a
+//! A member that stays keeps its order, and its rank where every lost rank before it is taken by a newcomer: a
 //! replacement takes the rank it replaces.
 
 use super::candidate::Candidate;

@@ -81,7 +81,7 @@ pub struct Final {
 /// How a round came about, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Story {
-    /// Who completed it.
+    /// The node that completed it.
     #[serde(default, deserialize_with = "for_people")]
     pub by: String,
     #[serde(default, skip_serializing_if = "is_unknown")]

@@ -1,11 +1,11 @@
-//! Who completes the round.
+//! The node that completes the round.
 
 use serde::{Deserialize, Serialize};
 
 use super::absent::is_unknown;
 use super::node::NodeInfo;
 
-/// Who completes the round, and how far it has come (for the log lines of all who wait).
+/// The node that completes the round, and how far the round has come (for the log lines of those that wait).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coordinator {
     #[serde(flatten)]

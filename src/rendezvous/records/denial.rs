@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::absent::is_unknown;
 use super::text::for_people;
 
-/// Who does not want a node in the run, and why.
+/// The person that does not want a node in the run, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
     #[serde(default, deserialize_with = "for_people")]

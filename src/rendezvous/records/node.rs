@@ -8,7 +8,7 @@ use super::text::for_people;
 /// No host name or address is longer (DNS has 253 bytes).
 pub const LONGEST_ADDRESS: usize = 1024;
 
-/// Who a node is, for people.
+/// How people name a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     #[serde(deserialize_with = "for_people")]

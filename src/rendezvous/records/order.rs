@@ -12,7 +12,7 @@ use super::text::label;
 pub enum RankOrder {
     /// The order of arrival.
     Join,
-    /// Who stays keeps its rank.
+    /// A node that stays keeps its rank.
     #[default]
     Stable,
     /// The ranks that the infrastructure gave.
@@ -97,7 +97,7 @@ impl From<Named> for RankOrder {
     fn from(named: Named) -> Self {
         let name = named.rank_order.as_deref().unwrap_or_default();
         let segment = named.segment.unwrap_or(1) as usize;
-        // An order that this node does not know counts as the default: only who coordinates ranks by it.
+        // An order that this node does not know counts as the default: only the coordinator ranks by it.
         Self::of(name, segment).unwrap_or_default()
     }
 }

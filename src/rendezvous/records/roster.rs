@@ -1,4 +1,4 @@
-//! Who the members of a round were, to be read when they are gone.
+//! The members of a round, to be read when they are gone.
 
 use serde::{Deserialize, Serialize};
 

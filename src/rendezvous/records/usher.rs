@@ -1,4 +1,4 @@
-//! Who counts those who wait, and how many they are.
+//! The node that counts the waiting nodes, and how many there are.
 
 use serde::{Deserialize, Serialize};
 

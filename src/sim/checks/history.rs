@@ -13,7 +13,7 @@ use crate::sim::reader::READER;
 pub struct History {
     pub control_key: String,
     usher_key: String,
-    /// Who counts the waiting nodes, and when that was another one or nobody last.
+    /// The usher, and when it last was another one or nobody.
     usher: Option<i64>,
     pub usher_changed: Time,
     /// The control record.

@@ -8,7 +8,7 @@ use crate::rendezvous::{Outcome, Time};
 use crate::sim::model::Touched;
 use crate::sim::node::NodeIx;
 
-/// Who returned from which round, with what.
+/// Which node returned from which round, with what.
 #[derive(Default)]
 pub struct Returned(BTreeMap<Nth, Vec<(NodeIx, Outcome)>>);
 

@@ -1,5 +1,5 @@
 //! I7: the run is closed by an operator, by `set_closed()`, or by the shutdown of a live member of its last
-//! completed world. Who only waits, or belongs to an earlier world, leaves. What an operator has opened
+//! completed world. A node that only waits, or belongs to an earlier world, leaves. What an operator has opened
 //! again nobody closes by a wish from before.
 
 use crate::rendezvous::records::State;

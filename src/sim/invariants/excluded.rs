@@ -1,4 +1,4 @@
-//! Who is denied, or whose `node_id` another agent has, is out soon.
+//! A node that is denied, or whose `node_id` another agent has, is out soon.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Who has left the run writes nothing there: what its calls would do is for a node that is gone.
+//! A node that has left the run writes nothing there: what its calls would do is for a node that is gone.
 
 use crate::sim::checks::Violation;
 use crate::sim::node::{NodeIx, Request};

@@ -47,7 +47,7 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
         let causes = [lost.map(|since| since.at), waits];
         let Some(cause) = causes.into_iter().flatten().min() else { continue };
         let missing = if restarts { round.members.len() - live } else { 0 };
-        // Who was lost itself learns it when it renews its lease.
+        // A node that was lost itself learns it when it renews its lease.
         let there = state.lease().is_some_and(|lease| world.etcd.has_lease(lease));
         let renewal = if there { Duration::ZERO } else { state.settings().ttl / 3 };
         // What was refused just before is asked again after a second.

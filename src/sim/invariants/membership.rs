@@ -1,4 +1,4 @@
-//! I3: who returned from a round is in its member list in etcd.
+//! I3: a node that returned from a round is in its member list in etcd.
 
 use crate::rendezvous::Outcome;
 use crate::sim::checks::Violation;

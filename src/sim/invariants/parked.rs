@@ -1,4 +1,4 @@
-//! Who waits in a full world has no deadline: its time begins when there may be a place for it.
+//! A node that waits in a full world has no deadline: its time begins when there may be a place for it.
 
 use std::time::Duration;
 

@@ -62,7 +62,7 @@ fn enough_joined(world: &World) -> Option<u64> {
 
 /// Why the world is not yet as it should be for ever if nothing happens; `None` when it is.
 pub fn unsettled(world: &World) -> Option<String> {
-    // Who speaks another version is told so, and is none of the run.
+    // A node that speaks another version is told so, and is none of the run.
     let of_the_run = |node: &NodeIx| world.speaks(*node);
     let up: Vec<NodeIx> = world.up().into_iter().filter(of_the_run).collect();
     let joining: Vec<NodeIx> = up
@@ -74,7 +74,7 @@ pub fn unsettled(world: &World) -> Option<String> {
         return Some("agents are to be started again".into());
     }
     let training = world.training();
-    // Who closed it may have died before it knew.
+    // The node that closed it may have died before it knew.
     let closed = matches!(world.control(), Some(Control { state: State::Closed(_), .. }));
     if closed || world.checks.closed.is_some() {
         let blocked: Vec<_> = up.into_iter().filter(|node| !training.contains(node)).collect();

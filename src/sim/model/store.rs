@@ -17,7 +17,7 @@ struct Change {
     previous: Option<KeyValue>,
 }
 
-/// A key that was written or deleted, for who delivers watch events.
+/// A key that was written or deleted, for the delivery of watch events.
 #[derive(Clone, Debug)]
 pub struct Touched {
     pub kv: KeyValue,

@@ -38,7 +38,7 @@ pub enum Purpose {
     Claim,
     /// With the count that this node tells then.
     ClaimUsher(u32),
-    /// The time is up: who was there?
+    /// The time is up: which nodes were there?
     GiveUp,
 }
 
@@ -56,7 +56,7 @@ pub struct Barrier {
 pub enum Turn {
     /// Nothing before something happens.
     Wait,
-    /// This node coordinates the round, or ushers those who wait, of whom this was told last.
+    /// This node coordinates the round, or is the usher, whose key tells so many at present.
     Lead(Time),
     Usher(u32, Time),
     /// It does neither any more.

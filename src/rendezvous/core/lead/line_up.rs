@@ -1,4 +1,4 @@
-//! Who is there for the round, and who is expected: read once, and watched from before that on.
+//! The nodes that are there for the round, and those that are expected: read once, and watched from before that on.
 
 use std::collections::BTreeMap;
 
@@ -250,7 +250,7 @@ impl LineUp {
     }
 }
 
-/// The last world's roster says who is back by its `node_id`, and where its domains were.
+/// The last world's roster says which `node_id`s are back, and where its domains were.
 fn wants_roster(settings: &Settings) -> bool {
     settings.labels.node_id.is_some() || matches!(settings.order, RankOrder::Topology { .. })
 }

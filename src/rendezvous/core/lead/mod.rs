@@ -95,7 +95,7 @@ impl Lead {
         self.line_up.watches(watch)
     }
 
-    /// It knows who is there; before that an answer or a watch is waited for.
+    /// It knows which nodes are there; before that it waits for an answer or a watch.
     pub fn has_counted(&self) -> bool {
         self.line_up.is_loaded()
     }
