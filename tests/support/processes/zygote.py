@@ -93,7 +93,7 @@ class Zygote:
         for program in list(self.running):
             program.kill()
 
-    def ask(self, request: object, fds: tuple[int, ...] = (), limit: float = 60) -> int | None:
+    def ask(self, request: object, fds: tuple[int, ...] = (), limit: float = 180) -> int | None:
         """Send a request and return its answer; `None` when there is none in time."""
         socket.send_fds(self._socket, [json.dumps(request).encode()], list(fds))
         return self.answer(limit)
