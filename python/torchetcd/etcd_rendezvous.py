@@ -5,7 +5,7 @@ The names are those of `torch.distributed.elastic.rendezvous.etcd_rendezvous`; t
 competes with the others for a shared value.
 """
 
-from torchetcd._rendezvous.handler import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd._rendezvous.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd._rendezvous.node import EtcdRendezvous
 from torchetcd._rendezvous.options import Options, parse_options
 from torchetcd.errors import RendezvousDeniedError, RendezvousOverError

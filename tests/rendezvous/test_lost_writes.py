@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import Token
 
 from support.handlers import set_state
-from torchetcd import etcd_rendezvous_backend as module
+from torchetcd._rendezvous import state_backend as module
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend
 from torchetcd.etcd_server import EtcdServer

@@ -1,4 +1,7 @@
-"""torch's interface to a rendezvous: `EtcdRendezvousHandler`, and its making from torch's parameters."""
+"""torch's interface to a rendezvous: `EtcdRendezvousHandler`, and its making from torch's parameters.
+
+torch puts the name of the file that records an event into the event's name: it is that of torch's own module.
+"""
 
 from __future__ import annotations
 
