@@ -11,7 +11,7 @@ columns are seconds from that moment:
   alone, without torchrun and workers, asked every 10 ms, and nobody else joins; `with_spare_s` is the
   same when a replacement calls `next_rendezvous()` at the moment of the fault.
 - gloo_s: until a survivor's worker fails, because a connection of gloo broke: to the lost worker at once
-  (torchrun then starts the round anew, whatever the handler knows), after SIGSTOP only to the other
+  (torchrun then starts the round again, whatever the handler knows), after SIGSTOP only to the other
   survivor's, which its agent has stopped.
 - world_s: until the last worker of the first world that has the replacement starts. The replacement is a
   `torchrun` that is started at the moment of the fault, so its own start (the import of torch) is in it.

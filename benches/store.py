@@ -4,7 +4,7 @@
     pip install --target peers python-etcd && python benches/store.py --peers peers
 
 - Latency, in one process: median, mean and 99th percentile in microseconds of set, get, check, add, and of
-  multi_get, multi_set and wait for 1,000 keys, which are there. Values have 45 bytes. TCPStore's set and
+  multi_get, multi_set and wait for 1,000 existing keys. Values have 45 bytes. TCPStore's set and
   multi_set return when the request is sent, without an answer.
 - "wake get" and "wake wait": from right before set() in one process until get() or wait() has returned in
   another, which has been waiting for some milliseconds; "wake set" is what set() took meanwhile. "wake

@@ -1,4 +1,4 @@
-"""How long after an event `watch_run` tells of it, and `torchetcd watch` shows it, in a run of many nodes.
+"""How long after an event `watch_run` reports it, and `torchetcd watch` shows it, in a run of many nodes.
 
     python benches/watch.py                       # 1,000 nodes, 100 events each: a minute
     python benches/watch.py --nodes 10000 --events 50
@@ -80,7 +80,7 @@ def fill(barrier: Barrier, nodes: int) -> None:
 
 
 async def by_events(client: Client, barrier: Barrier, events: int) -> list[float]:
-    """Seconds until `watch_run` has told of each event."""
+    """Seconds until `watch_run` has reported each event."""
     taken = []
     async with aio.Client(client.base_uri) as watcher:
         told = watcher.watch_run(barrier.run_id)

@@ -1,5 +1,5 @@
 //! Values that belong to one process. `PyTorch` forks: in the child no thread of the runtime exists, so
-//! whatever hangs on one has to be made anew there, and what the parent made must not be touched.
+//! whatever depends on one has to be made again there, and what the parent made must not be touched.
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
@@ -48,7 +48,7 @@ struct Made<T> {
 /// A value that is made at first use and again in a forked child.
 ///
 /// Lock-free: a lock that another thread held at the fork would stay locked in the child for ever.
-/// The parent's value is leaked in the child: its drop could wait for threads that are not there.
+/// The parent's value is leaked in the child: its drop could wait for threads that do not exist.
 pub struct PerProcess<T> {
     made: AtomicPtr<Made<T>>,
 }

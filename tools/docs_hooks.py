@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: object) -> s
         if target.is_relative_to(config["docs_dir"]):
             return match[0]
         if not target.exists() or not target.is_relative_to(root):
-            message = f"{page.file.src_path} links to {match[2]}, which is not there."
+            message = f"{page.file.src_path} links to {match[2]}, which does not exist."
             raise PluginError(message)
         link: str = match[1] + base + target.relative_to(root).as_posix() + (match[3] or "")
         return link

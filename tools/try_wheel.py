@@ -54,7 +54,7 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--venv", type=Path, required=True, help="made anew")
+    parser.add_argument("--venv", type=Path, required=True, help="made, or replaced")
     parser.add_argument("--torch", default="torch", help="which torch, as pip takes it")
     parser.add_argument(
         "--no-etcd", action="store_true", help="only import it: there is no etcd here"
@@ -69,7 +69,7 @@ def main() -> None:
     subprocess.run(
         [python, "-m", "pip", "install", "--quiet", wanted, args.torch, "numpy"], check=True
     )
-    # Nothing of this repository or of who runs this.
+    # Nothing of this repository or of the user that runs this.
     clean = {
         name: value
         for name, value in os.environ.items()

@@ -36,7 +36,7 @@ def leave_at_end(owner: object, node: Rendezvous) -> None:
 def _leave(node: Rendezvous) -> None:
     _leaving.difference_update([leaving for leaving in _leaving if not leaving.alive])
     _under_way.add(node)
-    # At the end nobody is there to be told; a lease that is not given back runs out.
+    # Nobody reads an error at the exit of the process. A lease that is not released expires.
     with contextlib.suppress(Exception):
         node.leave()
     _under_way.discard(node)

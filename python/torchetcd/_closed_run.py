@@ -49,7 +49,7 @@ def closed_text(run_id: str, closed: Closed, now: float) -> str:
     name = plain(run_id)
     how = how_it_ended(closed.text, closed.reason)
     if closed.reason == SHUTDOWN and closed.text:
-        # Who closed it did so by itself: not an operator, and not a script.
+        # The node closed it by itself: neither an operator nor a script did.
         how = f"{how} ({SHUTDOWN})"
     when = f" at {clock(closed.at)}, {ago(closed.at, now)}," if closed.at > 0 else ""
     return (

@@ -1,8 +1,8 @@
 """Every environment variable of torchetcd, in one table: its name, what it means, who reads it.
 
 What a site sets for everybody holds for the jobs and for the command line alike; what is given by a parameter
-or an option comes first. After a change `python tools/parameters.py` writes the table of
-`docs/reference/parameters.md` anew.
+or an option comes first. After a change `python tools/parameters.py` rewrites the table of
+`docs/reference/parameters.md`.
 
 Nothing heavy is imported: `import torch` pays for this module.
 """

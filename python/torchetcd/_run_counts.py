@@ -119,7 +119,7 @@ def barrier_ended(
 
 
 def world_changes(run_id: str, cause: str) -> None:
-    """Count a round of this node that is over, or to be formed anew.
+    """Count a round of this node that is over, or must be formed again.
 
     Args:
         run_id: The run.

@@ -176,7 +176,7 @@ class Joined(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(Event):
-    """A node came too late for the round, or there was no room for it."""
+    """A node joined after the round was complete, or there was no room for it."""
 
     node: Node
 

@@ -83,7 +83,7 @@ class EtcdStore(Store):
 
     # See "kept until `close`" above.
     _open: set[EtcdStore] = set()  # noqa: RUF012 - mypy knows no ClassVar of the class itself
-    #: Stores of rounds whose handlers are gone and of groups that were made anew, the newest last.
+    #: Stores of rounds whose handlers are gone and of groups that were made again, the newest last.
     _given_up: deque[EtcdStore] = deque()  # noqa: RUF012 - likewise
     #: The store of each purpose that has one after the other.
     _latest: dict[str, EtcdStore] = {}  # noqa: RUF012 - likewise

@@ -49,7 +49,7 @@ def register() -> None:
 def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[EtcdStore, int, int]]:
     """Be torch's handler of the scheme: wait for all processes of the job, then give them a store.
 
-    Processes that come again, by a restart or because the group is made anew, get another store: nothing
+    Processes that come again, by a restart or because the group is made again, get another store: nothing
     of the last one is seen.
 
     Args:
@@ -77,7 +77,7 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Etc
     _claim(node, version, group, rank, world_size)
     _logger.info("Job '%s': rank %d of %d, in round %d.", group.job, rank, world_size, version)
     yield store, rank, world_size
-    message = f"A store of {SCHEME}:// cannot be made anew by the same rendezvous."
+    message = f"A store of {SCHEME}:// cannot be made again by the same rendezvous."
     raise RuntimeError(message)
 
 
@@ -133,7 +133,9 @@ def _claim(node: EtcdRendezvous, version: int, group: GroupUrl, rank: int, world
         twice = claims.get(_CLAIMED).decode(errors="replace")
     if twice:
         node.leave()
-        message = f"Two processes of the job '{group.job}' have rank {twice}: give each its own, or none any."
+        message = (
+            f"Two processes of the job '{group.job}' have rank {twice}: give each its own, or none."
+        )
         raise RuntimeError(message)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BarrierSpan", "Phases"]
 
-#: What the native half tells of a barrier: seconds until entered, spare, last call, end.
+#: What the native half reports about a barrier: seconds until entered, spare, last call, end.
 Phases = tuple[float | None, float | None, float | None, float | None]
 
 _NAME = "torchetcd.rendezvous"
@@ -44,7 +44,7 @@ class BarrierSpan:
     def end(
         self, phases: Phases | None, attributes: dict[str, str | int], error: BaseException | None
     ) -> None:
-        """End it, and tell of its phases."""
+        """End it, and report its phases."""
         if self._trace is None or self._tracer is None or self._span is None:
             return
         ended_ns = time.time_ns()

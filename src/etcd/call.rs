@@ -223,7 +223,7 @@ async fn answer<T>(
             (silent, applied)
         });
         if Instant::now() >= deadline {
-            // Not for this call, but the next one should not wait in vain as well.
+            // This call has no time left. The next one should not wait for a dead connection as well.
             tokio::spawn(proof);
             return None;
         }

@@ -83,7 +83,7 @@ impl Client {
         requests::grant(&self.cluster, id, ttl, deadline).await
     }
 
-    /// A lease that is not there counts as revoked.
+    /// A missing lease counts as revoked.
     pub async fn revoke(&self, id: i64, deadline: Instant) -> Result<(), EtcdError> {
         requests::revoke(&self.cluster, id, deadline).await
     }

@@ -35,7 +35,7 @@ pub struct Credentials {
 #[derive(Clone, PartialEq, Eq)]
 pub enum Password {
     Given(String),
-    /// Read anew for each log-in, so that a password replaced on disk is taken up.
+    /// Read again for each log-in, so that a password replaced on disk is used.
     File(PathBuf),
 }
 

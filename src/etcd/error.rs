@@ -29,7 +29,7 @@ pub enum EtcdError {
     /// This client was closed.
     #[error("the etcd client is closed")]
     Closed,
-    /// Options that cannot work (a missing file, a certificate that is none).
+    /// Options that cannot work (a missing file, a certificate that is not valid).
     #[error("{0}")]
     Configuration(String),
 }
@@ -44,7 +44,7 @@ pub enum Refusal {
     AuthenticationFailed,
     TooLarge,
     NoSpace,
-    /// etcd found that its members differ, and takes nothing until somebody has mended that.
+    /// etcd found that its members differ, and accepts nothing until somebody has repaired that.
     Corrupt,
     Other,
 }

@@ -1,6 +1,6 @@
-//! Whether etcd still has the history that this client knows. One that was restored from a backup, or
-//! wiped and started anew, goes on from an earlier revision: a watch that waits for the next one would
-//! sleep until the new history has come as far, and miss all until then.
+//! Whether etcd still has the history that this client knows. An etcd that was restored from a backup, or
+//! wiped and restarted, goes on from an earlier revision. A watch that waits for the next revision would
+//! sleep until the new history reaches it, and miss all events until then.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

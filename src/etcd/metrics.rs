@@ -1,7 +1,7 @@
 //! Counters of what goes on between this process and etcd, for whoever watches over it.
 //!
 //! Atomics only: a call to etcd costs a hundred thousand times as much as counting it. A forked child begins
-//! at zero, like everything else that is made anew there.
+//! at zero, like everything else that is made again there.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -50,7 +50,7 @@ fn too_many_requests_are_sent_again_later() {
                 tokio::spawn(async move { slow(&client, number).await })
             });
             for task in all.collect::<Vec<_>>() {
-                // Its answer may come too late for etcd's own limit.
+                // Its answer may exceed etcd's own limit.
                 let _ = task.await.expect("no panic");
             }
         };

@@ -139,7 +139,7 @@ pub async fn grant(
     }
 }
 
-/// A lease that is not there counts as revoked.
+/// A missing lease counts as revoked.
 pub async fn revoke(cluster: &Cluster, id: i64, deadline: Instant) -> Result<(), EtcdError> {
     let revoked =
         call(cluster, Rpc::LeaseRevoke, Repeat::Safely, deadline, |connection| async move {

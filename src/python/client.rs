@@ -17,7 +17,7 @@ use crate::etcd::{
 };
 use crate::process::PerProcess;
 
-/// A connection to an etcd cluster that is made at the first call, and anew in a forked child.
+/// A connection to an etcd cluster that is made at the first call, and again in a forked child.
 #[pyclass(name = "Client", module = "torchetcd._torchetcd", frozen)]
 pub struct PyClient {
     config: Config,

@@ -313,8 +313,8 @@ impl PyRendezvous {
         Ok(self.handle()?.status().remark)
     }
 
-    /// Who closed the run, why, when and how it ended; `None` while it is open. Asks etcd the first time only,
-    /// then a watch tells.
+    /// The close of the run: by whom, why, when and how it ended. `None` while it is open. Only the first call
+    /// asks etcd; then a watch reports it.
     fn closed(&self, py: Python<'_>) -> PyResult<Option<Closed>> {
         let handle = self.handle()?;
         if !handle.status().observed {

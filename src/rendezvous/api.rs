@@ -75,7 +75,7 @@ impl Default for Tuning {
 }
 
 impl Settings {
-    /// Whether this node does without a guard of the protocol, for the simulator to see that it notices.
+    /// Whether this node lacks a guard of the protocol, so that a test sees that the simulator notices.
     #[cfg(test)]
     pub fn wrong(&self, variant: Variant) -> bool {
         self.tuning.variant == Some(variant)
@@ -132,7 +132,7 @@ pub enum Answer {
     TimeToLive(Option<Duration>),
 }
 
-/// Which lease is to be granted.
+/// Which lease to grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// One of the node's own. The first attempt asks for this id, each later one for another
@@ -205,7 +205,7 @@ pub enum RendezvousError {
 /// That a node is denied, as it is told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{node} may not take part in the run: {what} '{name}' was denied by {by}: {reason}. It is let in \
+    "{node} may not take part in the run: {what} '{name}' was denied by {by}: {reason}. It is admitted \
      again by `torchetcd allow`, or when the etcd key '{key}' is deleted.",
     by = said(&.denial.by, "somebody unknown"),
     reason = said(&.denial.reason, "no reason given")

@@ -93,7 +93,7 @@ impl Handle {
         *self.phases.borrow()
     }
 
-    /// Holds a reason as soon as waiting for a member of this round is in vain. Must be called within
+    /// Holds a reason as soon as a wait for a member of this round cannot succeed. Must be called within
     /// the runtime.
     pub fn broken(&self, id: RoundId) -> watch::Receiver<Option<String>> {
         let (sender, receiver) = watch::channel(None);

@@ -1,7 +1,7 @@
 //! The rendezvous: a protocol core without I/O ([`Machine`]) and its driver.
 //!
 //! The core takes inputs (a node wants to join, an answer of etcd, a watch event, time has passed) and
-//! gives back actions (a transaction, a watch, a result). It has no socket, task, clock or source of
+//! returns actions (a transaction, a watch, a result). It has no socket, task, clock or source of
 //! randomness, so that the simulator can run thousands of nodes from one seed in one thread.
 //! `docs/protocol.md` has the keys, the states and the reasons.
 //!

@@ -44,7 +44,7 @@ pub enum Variant {
     KeepsCallOfFinished,
     /// The run's lease is renewed by the node's own setting, whatever TTL it has.
     OwnTtl,
-    /// A run that begins anew under the lease of the last one of its name is taken to live as long as this
+    /// A run that restarts under the lease of the last one of its name is assumed to live as long as this
     /// node would let it.
     KnowsLeaseOfLastRun,
     /// Calls of a node that has left go on.

@@ -196,7 +196,7 @@ impl World {
         self.nodes[again].agent.replacements = self.nodes[node].agent.replacements + 1;
     }
 
-    /// Ends in order: gives its lease back.
+    /// Ends in order: releases its lease.
     pub fn depart(&mut self, node: NodeIx) {
         if self.nodes[node].agent.doing == Doing::Done {
             return;
@@ -205,7 +205,7 @@ impl World {
         self.nodes[node].agent.doing = Doing::Done;
         self.nodes[node].health = Health::Left;
         self.feed(node, Input::Leave);
-        // The process ends when its lease is given back, or has other things to do.
+        // The process ends when its lease is released, or has other things to do.
         let most = if self.rng.chance(700) { 2 } else { 60 };
         let pause = self.rng.time(Duration::ZERO, Duration::from_secs(most));
         self.after(pause, Event::Exit(node));

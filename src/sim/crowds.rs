@@ -1,5 +1,5 @@
-//! What befalls many nodes at once, and what it costs etcd and all nodes together: for N members, k that are
-//! replaced or lost, and W that wait, so many times N + k + W, whatever each of them is, and never a product.
+//! What happens to many nodes at once, and what it costs etcd and all nodes together. For N members, k nodes
+//! that are replaced or lost, and W that wait, the cost is a multiple of N + k + W, and never of a product.
 //!
 //! Counted are calls, bytes, keys that are written, events that watches bring, and keys that etcd looks at.
 //! 16,000 nodes are looked at where `TORCHETCD_SIM_CROWD` is 16000.

@@ -22,7 +22,7 @@ pub enum Fault {
     Forbid,
     /// etcd has no space left for a while.
     Full,
-    /// etcd is wiped and begins anew.
+    /// etcd is wiped and restarts.
     Wipe,
     Reopen,
     CloseByOperator,

@@ -78,7 +78,7 @@ impl World {
         }
     }
 
-    /// SIGKILL: nobody gives its lease back.
+    /// SIGKILL: nobody releases its lease.
     pub fn crash(&mut self, node: NodeIx) {
         self.note(|| format!("n{node} crashes"));
         self.nodes[node].health = Health::Gone;
@@ -108,7 +108,7 @@ impl World {
         if !self.nodes[node].forbidden {
             self.note(|| format!("n{node} has no rights for {:.3} s", time.as_secs_f64()));
             self.nodes[node].forbidden = true;
-            // Its watches go on, unless their stream has to be opened anew.
+            // Its watches go on, unless their stream has to be reopened.
             if self.rng.chance(500) {
                 self.break_watches(node);
             }

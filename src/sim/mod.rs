@@ -2,7 +2,7 @@
 //!
 //! The nodes run the real protocol core ([`crate::rendezvous::Machine`]); what is simulated is everything
 //! around it: etcd (`model/`, compared with the real one by `conformance/`), the driver and the network
-//! (`network.rs`, `watches.rs`), the agents of torchrun (`agents.rs`), and what befalls them (`faults.rs`, `traps.rs`).
+//! (`network.rs`, `watches.rs`), the agents of torchrun (`agents.rs`), and faults (`faults.rs`, `traps.rs`).
 //! `world.rs` is all that there is, `checks/` what its keys have said, and `invariants/` what must hold; `play.rs` lets
 //! it happen. Each seed is a time of chaos, then one without faults in
 //! which progress must be made: a world that cannot heal has a bug.

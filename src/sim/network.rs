@@ -30,7 +30,7 @@ impl World {
         self.send(node, call);
     }
 
-    /// Nobody waits for the answer, the driver repeats it all the same for a while.
+    /// Nobody waits for the answer. The driver repeats the request for a while nevertheless.
     pub fn revoke(&mut self, node: NodeIx, lease: i64) {
         self.nodes[node].keep_alives.remove(&lease);
         self.nodes[node].last_aside += 1;
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    /// Also of a node that has died since: its request is on its way all the same.
+    /// Also of a node that has died since: its request is still on its way.
     pub fn request_arrives(
         &mut self,
         node: NodeIx,

@@ -25,7 +25,7 @@ impl World {
     /// Whether these are enough for a round, whichever of them coordinates it.
     pub fn are_enough(&self, nodes: &[NodeIx]) -> bool {
         let speaks = |node: &&NodeIx| self.speaks(**node);
-        // They are mostly all the same.
+        // Mostly they are equal.
         let mut distinct: Vec<Limits> = Vec::new();
         for limits in nodes.iter().filter(speaks).map(|node| self.limits_of(Some(*node))) {
             if !distinct.contains(&limits) {

@@ -57,9 +57,9 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     /// How many nodes may be alive at once.
     pub most_nodes: usize,
-    /// Faults stop, and then one coordinator dies all the same.
+    /// Faults stop, and after that one coordinator dies.
     pub last_crash: bool,
-    /// Calm has come, and then a member dies all the same.
+    /// Faults have stopped, and after that a member dies.
     pub late_loss: bool,
     /// The run may be closed while faults happen, which ends most of what there is to see.
     pub closes: bool,

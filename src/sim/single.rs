@@ -100,7 +100,7 @@ impl Single {
         let answer = match request {
             Request::Txn(txn) => Answer::Txn(self.etcd.txn(&txn).expect("an answer")),
             Request::Grant(lease, ttl) => {
-                // Of the run's lease, which is there already, etcd says so.
+                // The run's lease exists already, and etcd says so.
                 let lease = lease_of(lease, self.attempts);
                 let _ = self.etcd.grant(self.now, lease, ttl);
                 Answer::Granted(lease, ttl)
@@ -195,7 +195,7 @@ impl Single {
         self.put(self.keys.holder(node_id), &node, OTHER);
     }
 
-    /// Everything in etcd is gone, and its revisions begin anew.
+    /// Everything in etcd is gone, and its revisions restart.
     fn wipe(&mut self) {
         self.etcd = Etcd::default();
         self.etcd.grant(self.now, OTHER, Duration::from_secs(60)).expect("a lease");
@@ -244,7 +244,7 @@ fn another_history_is_seen_without_a_watch() {
     assert_eq!(node.etcd.list(&node.keys.joins(1)).len(), 1);
 }
 
-/// A late copy of the request for its lease had granted it anew, without its keys: nobody told it that it
+/// A late copy of the request for its lease had granted it again, without its keys: nobody told it that it
 /// was in no world.
 #[test]
 fn who_is_alone_sees_its_own_key_go() {

@@ -184,7 +184,7 @@ impl World {
             if let Some(watch) = self.nodes[node].watches.get_mut(&id) {
                 watch.open = false;
                 if watch.untold {
-                    // It begins anew, and later.
+                    // It restarts, and later.
                     (watch.next, watch.opened) = (0, false);
                 }
                 self.after(pause, Event::OpenWatch(node, id));

@@ -35,7 +35,7 @@ pub enum Event {
     /// The node gives up waiting for that copy's answer.
     Retry(NodeIx, CallId, u32),
     Tick(NodeIx, Time),
-    /// The watch is opened at etcd, anew or again.
+    /// The watch is opened at etcd, for the first time or again.
     OpenWatch(NodeIx, WatchId),
     /// Events, or the end of the watch, reach the node.
     Deliver(NodeIx, WatchId),

@@ -29,7 +29,7 @@ pub struct Store {
 
 impl Store {
     /// Does no I/O. All stores of one prefix must have the same lease, which somebody else keeps alive; with 0 the
-    /// data stays for ever. Once `abort` holds a reason, what waits or will wait in vain fails with
+    /// data stays for ever. Once `abort` holds a reason, each wait that can no longer succeed fails with
     /// [`StoreError::MemberLost`].
     pub fn new(
         client: Client,

@@ -175,7 +175,7 @@ class TestWhoIsMeant:
         done = cli("evict", run, "gpu-1:2", *_YES)
         assert done.out == (
             f"gpu-1.x (pid 2) is out of run '{run}', and may not join until "
-            f"`torchetcd allow {run} gpu-1:2`. An agent that is started there anew may.\n"
+            f"`torchetcd allow {run} gpu-1:2`. A new agent there may join.\n"
         )
         shown = cli("show", run).out
         assert (first in shown, second in shown) == (False, False)
@@ -208,7 +208,7 @@ class TestWhoIsMeant:
         assert done.code == 4
         assert done.out == (
             f"No node of run '{run}' is called gpu-17 at the moment. Close to it: gpu-017.x or gpu-018.x. "
-            f"Nobody was taken out. gpu-17 may not join all the same, until `torchetcd allow {run} gpu-17`.\n"
+            f"Nobody was taken out. Even so, gpu-17 may not join until `torchetcd allow {run} gpu-17`.\n"
         )
         assert self._denied(cli, run) == {"gpu-17"}
         done = cli("evict", run, "nobody", "--no-deny", *_YES)

@@ -255,8 +255,8 @@ class TestSite:
     @pytest.mark.parametrize(
         ("name", "value", "said"),
         [
-            ("CA_CERT", "/no/such/file", "names the file '/no/such/file', which is not there"),
-            ("CERT", "/no/such/file", "names the file '/no/such/file', which is not there"),
+            ("CA_CERT", "/no/such/file", "names the file '/no/such/file', which does not exist"),
+            ("CERT", "/no/such/file", "names the file '/no/such/file', which does not exist"),
             (
                 "KEY",
                 __file__,

@@ -177,6 +177,6 @@ handler.shutdown()
         [sys.executable, "-c", source], check=False, timeout=60, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "could not be told of" not in done.stderr
+    assert "could not be recorded" not in done.stderr
     assert "the training goes on" in done.stderr
     assert done.stderr.rstrip().endswith("pip install 'torchetcd[metrics]'.")

@@ -176,7 +176,7 @@ class TestUrl:
             ("etcd-v3://h1/job?world_size=2&protocol=ftp", "must be http or https, not 'ftp'"),
             (
                 "etcd-v3://h1/job?world_size=2&ca_cert=/no/ca.pem",
-                "'/no/ca.pem', which is not there",
+                "'/no/ca.pem', which does not exist",
             ),
             ("etcd-v3://ann@h1/job?world_size=2", "'ann' was given without a password"),
             ("tcp://h1/job?world_size=2", "'tcp' is not the scheme 'etcd-v3'"),

@@ -362,7 +362,7 @@ class TestNothing:
         assert explain(run(state="none")) == (
             "There is nothing of run 'my-job' below /torchelastic/p2p: no node has come yet, or all "
             "have been gone for longer than run_ttl (2 hours unless given), or it was purged. If "
-            "nodes hang all the same, they use another run id (--rdzv-id), etcd_prefix or etcd, or "
+            "nodes hang nevertheless, they use another run id (--rdzv-id), etcd_prefix or etcd, or "
             "cannot reach it: their logs say so at the first line with TORCH_LOGS=torchetcd."
         )
 

@@ -69,7 +69,7 @@ def master_of(rank: int, store: Store, local_addr: str | None) -> RendezvousStor
 
 
 def state_of(rdzv: Any) -> dict[str, Any]:
-    """Return the state of a rendezvous that is none of ours, as torch's tells it; `{}` if there is none."""
+    """Return the state of a rendezvous of another backend as torch reports it; `{}` if it has none."""
     get_state = getattr(rdzv, "get_rdzv_state", None)
     missing = (
         EtcdKeyNotFound,

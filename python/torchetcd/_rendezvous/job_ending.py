@@ -67,7 +67,7 @@ def ending_of_world(ending: Ending, host: str, broken: tuple[str, str] | None) -
         broken: The cause and the reason for which the world is over; `None` while it is whole.
     """
     if ending == SUCCEEDED and broken is not None and broken[0] == "next_round":
-        # Workers elsewhere failed after those of this node had succeeded: they are to be started again.
+        # Workers elsewhere failed after those of this node had succeeded. torchrun must restart them.
         return Ending("failed", f"the workers of {host} succeeded, but not all: {broken[1]}")
     return ending
 

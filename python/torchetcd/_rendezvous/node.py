@@ -44,8 +44,8 @@ class EtcdRendezvous(RoundStores):
         run_id: The name of the run. Runs with different names never see each other.
         num_min_workers: Nodes that a world needs.
         num_max_workers: Nodes that a world has at most; more of them wait as spares.
-        timeout: Seconds within which `rendezvous_barrier` must succeed. An etcd that is not there yet is
-            waited for as long before.
+        timeout: Seconds within which `rendezvous_barrier` must succeed. The wait before that, for
+            an etcd that is not reachable yet, has the same limit.
         last_call_timeout: Seconds to wait for more nodes once `num_min_workers` have joined.
         options: The other parameters; their defaults when not given.
 
@@ -204,8 +204,8 @@ class EtcdRendezvous(RoundStores):
             more = (_run_counts.NODES_WAITING, f"{waiting} more nodes want to join")
             cause, reason = self._node.broken() or more
             world_changes(self._run_id, cause)
-            self._news = f"The world will be formed anew: {reason}."
-            _logger.info("Run '%s': the world will be formed anew: %s.", self._run_id, reason)
+            self._news = f"The world will be formed again: {reason}."
+            _logger.info("Run '%s': the world will be formed again: %s.", self._run_id, reason)
         return waiting
 
     def is_closed(self) -> bool:
@@ -216,7 +216,7 @@ class EtcdRendezvous(RoundStores):
         """Close the run for good: every blocked or later barrier raises RendezvousClosedError.
 
         Args:
-            reason: Why, for who asks later.
+            reason: Why, for whoever asks later.
         """
         call = present_call(self)
         if call.ending is not None:

@@ -47,7 +47,7 @@ def serve_metrics_if_asked() -> None:
     Kubernetes sets it to an address where a Service is named torchetcd-metrics.
     """
     if ports := METRICS_PORT.get():
-        from torchetcd import metrics  # noqa: PLC0415 - heavy, and most agents do without
+        from torchetcd import metrics  # noqa: PLC0415 - heavy, and most agents do not need it
 
         try:
             if metrics.served_at() is None:
@@ -128,7 +128,9 @@ def _contained() -> Iterator[None]:
     try:
         yield
     except Exception:
-        _logger.warning("A barrier could not be told of.", exc_info=True)
+        _logger.warning(
+            "The metrics or the span of a barrier could not be recorded.", exc_info=True
+        )
 
 
 def _barrier_ended(
@@ -148,7 +150,7 @@ def _barrier_ended(
 
 
 def world_changes(run_id: str, cause: str) -> None:
-    """Count a round of this node that is over, or to be formed anew.
+    """Count a round of this node that is over, or must be formed again.
 
     Args:
         run_id: The run.
@@ -164,7 +166,7 @@ def run_closed(run_id: str) -> None:
     _put({"run.closed": 1})
 
 
-#: What torch was told of the native counters.
+#: The values of the native counters that torch's metrics have received.
 _published: dict[str, int] = {}
 
 

@@ -1,7 +1,7 @@
 """The parameters of the rendezvous handler, from torch's handlers and our own.
 
 One table: the names (torch's two etcd handlers differ), the default and the check. After a change
-`python tools/parameters.py` writes the table of `docs/reference/parameters.md` anew.
+`python tools/parameters.py` rewrites the table of `docs/reference/parameters.md`.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ def parse_options(config: dict[str, Any]) -> Options:
 
 
 def default_options() -> Options:
-    """Return the parameters of who gives none. Nothing of the environment is in them."""
+    """Return the parameters of a caller that gives none. The environment is not read."""
     return Options(_checked({}, {}) | Credentials(None, None, None)._asdict())
 
 

@@ -37,7 +37,7 @@ class RoundStores:
     def _round_path(self, rdzv_version: int, name: str) -> str:
         """Return the etcd key of a part of what the members of a round share.
 
-        A round that begins anew, after its record was deleted, has the same number but another attempt.
+        A round that restarts after its record was deleted has the same number but another attempt.
         """
         return self.get_path(f"/rdzv/v_{rdzv_version}/{self._node.attempt(rdzv_version)}/{name}")
 

@@ -45,7 +45,7 @@ _RENEW_AFTER_S = 1.0
 # The pause after several lost writes in a row: at most so many times doubled, from so much on.
 _MOST_DOUBLINGS = 5
 _LONGEST_ATTEMPT_S = 0.25
-# Well below the 15 s without a heartbeat after which PyTorch's handler takes a node for dead.
+# Well below the 15 s without a heartbeat after which PyTorch's handler considers a node dead.
 _LONGEST_PAUSE_S = 4.0
 # Not the generator that users seed, with the same number on each node.
 _RANDOM = random.SystemRandom()
@@ -125,9 +125,10 @@ class EtcdRendezvousBackend(RendezvousBackend):
     def _give_way(self) -> None:
         """Pause after a lost write, unless it is the first in a row.
 
-        All who lost against the same write would read the same state, write at the same time, and lose
-        again but for one: N nodes would need about N * N / 2 attempts. An attempt succeeds when no other
-        write falls between its read and its write, so that time is what the pauses are measured by.
+        All nodes that lost against the same write would read the same state and write at the same time,
+        and all except for one would lose again: N nodes would need about N * N / 2 attempts. An attempt
+        succeeds when no other write falls between its read and its write, so that time is the unit of the
+        pauses.
         The first loss says little: PyTorch's handler may have kept its state for a second.
         """
         self._losses += 1

@@ -135,7 +135,7 @@ def file(what: str, value: Any) -> str:
     except (OSError, ValueError):  # such as for a name that is too long
         found = False
     if not found:
-        message = f"{what} names the file '{path}', which is not there."
+        message = f"{what} names the file '{path}', which does not exist."
         raise ValueError(message)
     return path
 

@@ -44,10 +44,10 @@ def wait_for_etcd(
     run_id: str,
     patience_s: float,
 ) -> None:
-    """Take the first look at a run, and wait for an etcd that is not there yet.
+    """Take the first look at a run, and wait for an etcd that is not reachable yet.
 
-    It may be started with the job, or be on its way from one host to another. What no time heals ends the
-    wait at once: TLS or a log-in that is refused, files that cannot be used.
+    etcd may be started with the job, or may be moving from one host to another. What waiting cannot solve
+    ends the wait at once: TLS or a log-in that is refused, files that cannot be used.
 
     Args:
         look: Looks at the run.

@@ -43,7 +43,7 @@ def claim() -> None:
     # The agent's own is for the workers that it goes on to start.
     if owner is None and agent != here:
         told["worker"] = owner = here
-    # A worker that is a function is told of its place only after it has started.
+    # A worker that is a function learns its place only after it has started.
     if owner == here and told.get("world_size") is None and in_round(told):
         told["world_size"] = os.environ.get("WORLD_SIZE")
     if owner == here:

@@ -82,7 +82,7 @@ def rendezvous(
         "The worker of rank %d uses the etcd store %s of round %d.", rank, name, described.round
     )
     yield store, rank, world
-    message = "A store of env:// cannot be made anew by the same rendezvous."
+    message = "A store of env:// cannot be made again by the same rendezvous."
     raise RuntimeError(message)
 
 

@@ -135,7 +135,7 @@ class Client:
         Args:
             run_id: The run; that there is none is said, too.
             prefix: Where it is.
-            expected: Who should be there, by host, `node_id` or infra rank, where that is known.
+            expected: The nodes that should join, by host, `node_id` or infra rank, where known.
         """
         known = await self.circumstances(run_id, prefix)
         run = known.run or Run.nothing(run_id, prefix)
@@ -163,8 +163,8 @@ class Client:
         """Tell what a run is, by a `Snapshot`, and then what happens in it, for ever.
 
         Nothing is polled, and nothing is missed: where events may be missing, because etcd compacted
-        them while it was out of reach, another `Snapshot` comes. A run that is not there yet is
-        waited for. It ends at etcd when its iteration is cancelled, or with `aclose`.
+        them while it was out of reach, another `Snapshot` comes. If the run does not exist yet, the
+        call waits for it. It ends at etcd when its iteration is cancelled, or with `aclose`.
         """
         return _watching.watch_run(self.raw, RunKeys.of(run_id, prefix))
 
@@ -192,7 +192,7 @@ class Client:
         Args:
             run_id: The run.
             reason: Why, in one clause for people.
-            by: Who does it; the user and host of this process without it.
+            by: The person or program that does it; by default the user and host of this process.
             prefix: Where it is.
 
         Returns:
@@ -214,7 +214,7 @@ class Client:
     ) -> bool:
         """Open the next round of a run that was closed, so that nodes can join again.
 
-        Nodes that were told of the close have ended: somebody has to start them.
+        Nodes that saw the close have ended: somebody has to start them.
 
         Returns:
             Whether this call did it; false if the run was not closed.
@@ -243,14 +243,14 @@ class Client:
             node: A host, with or without its domain, or a `node_id`: then all nodes of that name, and
                 whatever is started there; or HOST:PID or the id of a node: that one alone.
             reason: Why, in one clause for people.
-            by: Who does it; the user and host of this process without it.
+            by: The person or program that does it; by default the user and host of this process.
             prefix: Where it is.
             deny: Keep those that were found out from now on, by the whole name that they have, until
                 `allow`; the name as it is given where nobody was found. Without it an agent that is
                 still there joins again.
 
         Returns:
-            The nodes that were there.
+            The nodes that were found and taken out.
 
         Raises:
             RunNotFoundError: if there is no such run.
@@ -260,7 +260,7 @@ class Client:
         return await _operations.evict(self.raw, keys, node, _reason(reason), _by(by), deny=deny)
 
     async def allow(self, run_id: str, name: str, prefix: str = PREFIX) -> tuple[str, ...]:
-        """Let those in again whom `evict` of the same name keeps out.
+        """Admit the nodes again that `evict` of the same name keeps out.
 
         Returns:
             What the deny list called them; nothing if it had nobody of that name.
@@ -273,8 +273,8 @@ class Client:
         Args:
             run_id: The run.
             prefix: Where it is.
-            force: Also while nodes are there. Their leases are revoked; agents that go on begin the
-                run anew, so close it first.
+            force: Also while nodes are there. Their leases are revoked. Agents that go on would begin
+                the run again, so close it first.
 
         Raises:
             RunNotFoundError: if there is no such run.

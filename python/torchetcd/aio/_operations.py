@@ -112,7 +112,7 @@ async def close_run(raw: RawClient, keys: RunKeys, reason: str, by: str) -> bool
 
 
 async def _last_round(raw: RawClient, keys: RunKeys, record: Control) -> dict[str, Any] | None:
-    """Return the last completed round as the record of a close keeps it, for who reopens the run."""
+    """Return the last completed round as the record of a close keeps it, for a reopening."""
     if record.last is None:
         return None
     number, attempt, world = record.last
@@ -192,7 +192,7 @@ async def allow(raw: RawClient, keys: RunKeys, name: str) -> tuple[str, ...]:
         for kv in page.kvs:
             own = escaped_name(kv.key[len(start) :].decode(errors="replace")) or ""
             found = denial_record(own, kv.value)
-            # One that cannot be read denies nobody, and can be taken away by its name all the same.
+            # A record that cannot be read denies nobody. It can still be removed by its name.
             if own == name or (not isinstance(found, str) and denials_called([found], name)):
                 chosen.append((kv, own))
         if not chosen:

@@ -136,7 +136,7 @@ class Watch:
 
         Raises:
             EtcdEventIndexCleared: if events are missing, by compaction or because etcd has another
-                history: read what is there, and watch anew.
+                history: read the range, and watch again.
         """
         native = self._native
         if native is None:
@@ -261,11 +261,11 @@ class RawClient:
         return Watch(self._native.watch(key, range_end, start_revision))
 
     async def lease_grant(self, ttl: int, lease_id: int = 0) -> int:
-        """Grant a lease and return its id. One that is there under this id is taken as granted."""
+        """Grant a lease and return its id. An existing lease of this id counts as granted."""
         return await self._native.lease_grant(ttl, lease_id)
 
     async def lease_revoke(self, lease_id: int) -> None:
-        """Revoke a lease, which deletes its keys. One that is not there counts as revoked."""
+        """Revoke a lease, which deletes its keys. A missing lease counts as revoked."""
         await self._native.lease_revoke(lease_id)
 
     async def lease_keep_alive_once(self, lease_id: int) -> bool:

@@ -33,7 +33,7 @@ class Placed:
     missing: tuple[Node, ...] = ()
 
     def alive(self) -> _Nodes:
-        """Return those that are there, by their ids."""
+        """Return the nodes that are alive, by their ids."""
         groups = (self.missing, self.joined, self.members, self.waiting, self.spares)
         return {node.id: node for group in groups for node in group if node.alive}
 
@@ -243,7 +243,7 @@ class RunView:
         self._placed = None
         match self._parts(key):
             case ["head", "control"]:
-                # That it cannot be read is noted anew, if that is why it is forgotten.
+                # If it is forgotten because it cannot be read, that is noted again.
                 self.control = None
                 if key not in self.present:
                     self._unreadable = None
@@ -345,7 +345,7 @@ class RunView:
         there = self._members.get(round_, {})
         roster = [node for part in self._rosters.get(round_, {}).values() for node in part]
         was_member = {node.id for node in roster} | there.keys()
-        # A node that was started anew is another one, which stands for the one before it.
+        # A node that was restarted is another one, which stands for the previous one.
         newcomers = [node for name, node in joined.items() if name not in was_member]
         named = {node.node_id for node in newcomers if node.node_id}
         hosts: defaultdict[str, int] = defaultdict(int)

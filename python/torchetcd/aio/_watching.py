@@ -33,7 +33,7 @@ async def watch_run(raw: RawClient, keys: RunKeys) -> AsyncGenerator[Event, None
                     for event in follower.follow(revision, changes):
                         yield await _with_clock(raw, view, event)
         except EtcdEventIndexCleared:
-            # Compaction took what this had not seen, or etcd has another history: begin anew.
+            # Compaction removed events that this had not seen, or etcd has another history: start again.
             continue
         finally:
             watch.close()

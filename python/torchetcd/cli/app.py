@@ -120,7 +120,7 @@ def _drop_output() -> None:
 
 
 def _invoke(args: Sequence[str]) -> object:
-    """Do what `app.main` does, but for Ctrl-C, at which that prints an empty line."""
+    """Do what `app.main` does, except for Ctrl-C, at which that prints an empty line."""
     if instruction := os.environ.get(VARIABLE):
         return shell_complete(app, {}, "torchetcd", VARIABLE, instruction)
     # Of no arguments click makes an error whose text is the help (click 8.2), or the help (before).

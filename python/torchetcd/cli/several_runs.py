@@ -27,7 +27,9 @@ _NAMED = 6
 reason_option = click.option(
     "--reason", required=True, metavar="TEXT", help="Why, for whoever asks later."
 )
-by_option = click.option("--by", metavar="NAME", help="Who does it; user@host unless given.")
+by_option = click.option(
+    "--by", metavar="NAME", help="Name of whoever does it; user@host unless given."
+)
 yes_option = click.option(
     "-y",
     "--yes",

@@ -1,4 +1,4 @@
-"""Why a run does not go on and who is missing, from what `torchetcd.aio` tells of it.
+"""Why a run does not go on and which nodes are missing, from what `torchetcd.aio` reports.
 
 Nothing is asked and nothing is printed: values go in, and sentences or values come out.
 

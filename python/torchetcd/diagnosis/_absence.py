@@ -47,7 +47,7 @@ def departed(timeline: Timeline) -> list[Departed]:
         node = event.node
         if node is None:
             continue
-        # An agent that was started anew takes the place of the one before.
+        # An agent that was restarted takes the place of the previous one.
         place = node.node_id or (node.host, node.pid)
         if event.kind in ("left", "lost"):
             found[place] = Departed(node, event.at if event.at is not None else event.earliest)
@@ -82,7 +82,7 @@ def missing(run: Run, timeline: Timeline | None = None, expected: Sequence[str] 
     Args:
         run: The run.
         timeline: What happened in the run: who came and went is in there.
-        expected: Who should be there, by host, `node_id` or infra rank.
+        expected: The nodes that should join, by host, `node_id` or infra rank.
     """
     left = departed(timeline) if timeline is not None else []
     wanted, unknown = still_needed(run), _unknown(run)

@@ -39,7 +39,7 @@ def explain(
         run: The run.
         others: Other runs below the same prefix: some may have nodes of this one.
         timeline: What happened in the run: who came and went is in there.
-        expected: Who should be there, by host, `node_id` or infra rank.
+        expected: The nodes that should join, by host, `node_id` or infra rank.
     """
     left = departed(timeline) if timeline is not None else []
     return paragraph(run, others, left, expected)
@@ -56,8 +56,8 @@ def paragraph(
     Args:
         run: The run, as `torchetcd.aio.Client.describe` gives it.
         others: Other runs below the same prefix, some of which may have nodes of this one.
-        left: Who came to the round and has gone, as `torchetcd.diagnosis._absence.departed` finds it.
-        expected: Who should be there, by host, `node_id` or infra rank, where the caller knows.
+        left: The nodes that joined the round and have gone, as `_absence.departed` finds them.
+        expected: The nodes that should join, by host, `node_id` or infra rank, where the caller knows.
     """
     if run.state == "unreadable":
         sentences = _unreadable(run)
@@ -278,7 +278,7 @@ def _nothing(run: Run, others: Sequence[Run]) -> list[str]:
         "gone for longer than run_ttl (2 hours unless given), or it was purged."
         if not there
         else f"The record of {who} is gone, though {in_a_sentence(there)} "
-        f"{'is' if len(there) == 1 else 'are'} there; the next node that joins makes it anew."
+        f"{'is' if len(there) == 1 else 'are'} there; the next node that joins writes it again."
     ]
     ids = [other.id for other in others]
     alike = difflib.get_close_matches(run.id, ids, n=3, cutoff=0.6)
@@ -291,7 +291,7 @@ def _nothing(run: Run, others: Sequence[Run]) -> list[str]:
         is_ = "Another run is" if len(others) == 1 else "Other runs are"
         sentences.append(f"{is_} there: {listed(named)}.")
     sentences.append(
-        "If nodes hang all the same, they use another run id (--rdzv-id), etcd_prefix or etcd, or "
+        "If nodes hang nevertheless, they use another run id (--rdzv-id), etcd_prefix or etcd, or "
         "cannot reach it: their logs say so at the first line with TORCH_LOGS=torchetcd."
     )
     return sentences + _denied(run)

@@ -76,7 +76,7 @@ def its_lease(nodes: Sequence[Node]) -> str:
 
 
 def present_nodes(run: Run) -> list[Node]:
-    """Give all nodes of a run that are there."""
+    """Give all nodes of a run that are alive."""
     late = [node for node in run.missing if node.alive]
     return [*run.joined, *run.members, *run.waiting, *run.spares, *late]
 

@@ -91,7 +91,7 @@ class EtcdConnectionFailed(EtcdException):
 class EtcdAmbiguous(EtcdConnectionFailed):
     """The answer to a write was lost: it may have taken effect, or not, or may do so yet.
 
-    python-etcd did not tell this from a failure. Who needs to know reads the key again.
+    python-etcd did not distinguish this from a failure. To find out, read the key again.
     """
 
 
@@ -130,7 +130,7 @@ class EtcdLockExpired(EtcdException):
     """Kept for `except` clauses: there are no locks here, so it is never raised."""
 
 
-# Numbers and texts of the v2 API (its errorcode.md), for who looks into the payload.
+# Numbers and texts of the v2 API (its errorcode.md), for callers that look into the payload.
 _CODES: dict[type[EtcdException], tuple[int, str]] = {
     EtcdKeyNotFound: (100, "Key not found"),
     EtcdCompareFailed: (101, "Compare failed"),

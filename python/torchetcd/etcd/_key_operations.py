@@ -494,5 +494,5 @@ class KeyOperations:
 
     def _ttl_of(self, lease: int) -> int | None:
         left, _ = self._native.lease_time_to_live(lease)
-        # etcd rounds down: a key that is there has a second to live.
+        # etcd rounds down: an existing key has a second to live.
         return None if left < 0 else max(left, 1)

@@ -129,7 +129,7 @@ def encode(value: object) -> bytes:
 
 
 def decode(value: bytes) -> str:
-    """Make a string of any bytes, such that `encode` gives them back."""
+    """Make a string of any bytes, such that `encode` returns the same bytes."""
     return value.decode("utf-8", "surrogateescape")
 
 

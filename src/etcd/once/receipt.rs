@@ -48,7 +48,7 @@ impl Receipts {
     }
 }
 
-/// A receipt in use. It is given back when the use ends, which may be by a cancellation.
+/// A receipt in use. It is released when the use ends, which may be by a cancellation.
 pub struct Held<'a> {
     receipts: &'a Receipts,
     pub receipt: Receipt,

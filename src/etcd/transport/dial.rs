@@ -1,8 +1,8 @@
 //! One TCP connection to one address, with TLS where that is asked for, and what came of it.
 //!
-//! A channel of tonic's would connect anew by itself when its connection is gone: without a look at what it
-//! reaches, with the certificates of before, and with no word to its user. The channels made here do not: what
-//! is dead stays dead, and a request that finds it so was not sent.
+//! A channel of tonic would reconnect by itself when its connection is gone: it would not check what it
+//! reaches, use the earlier certificates, and not notify its user. The channels made here do not reconnect: a
+//! dead connection stays dead, and a request that finds it dead was not sent.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

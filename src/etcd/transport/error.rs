@@ -6,9 +6,9 @@ use crate::etcd::metrics::Connect;
 pub enum ConnectError {
     /// Another address, or a later attempt, may do.
     Unreachable(String),
-    /// One side refuses the other's certificate or its version of TLS. That may be mended.
+    /// One side refuses the other's certificate or its version of TLS. That may be fixed while the call waits.
     Untrusted(String),
-    /// etcd refuses the password that is in a file. That may be mended.
+    /// etcd refuses the password that is in a file. That may be fixed while the call waits.
     LogInRefused(EtcdError),
     Final(EtcdError),
 }

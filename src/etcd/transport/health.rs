@@ -57,7 +57,7 @@ impl Health {
     }
 
     /// Whether the member is there, when an answer is late. It is asked by `status` for what it can say by itself: it
-    /// may be slow because thousands want something at once, and a client that left it, connected anew and asked again
+    /// may be slow because thousands want something at once, and a client that left it, reconnected and asked again
     /// would add to that. Calls that ask at the same time share one question.
     ///
     /// A member that says that it has applied nothing since `applied`, which it had said while the same answer was

@@ -20,7 +20,7 @@ use crate::etcd::error::EtcdError;
 /// What etcd's gRPC server speaks above TLS.
 pub const HTTP2: &[u8] = b"h2";
 
-/// Reads the files anew for each connection, so that a certificate replaced on disk is taken up. It blocks: a
+/// Reads the files again for each connection, so that a certificate replaced on disk is used. It blocks: a
 /// file may be on a file system that hangs.
 pub fn client_config(files: &TlsFiles) -> Result<ClientConfig, EtcdError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

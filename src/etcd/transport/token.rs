@@ -1,4 +1,4 @@
-//! Who we are at etcd: the log-in, and the token that comes of it.
+//! The identity of this client at etcd: the log-in, and the token that it returns.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Token {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Authenticates anew, unless another call did so since `seen` was read. `false` where a new connection is needed.
+    /// Authenticates again, unless another call did so since `seen` was read. `false` where a new connection is needed.
     pub async fn renew(&self, client: &Client, seen: u64) -> bool {
         let _guard = self.renewal.lock().await;
         if self.epoch() != seen {
@@ -51,7 +51,7 @@ impl Token {
     }
 }
 
-/// A client with a token, over a channel that is there. `None` where etcd has authentication turned off.
+/// A client with a token, over an existing channel. `None` where etcd has authentication turned off.
 pub async fn log_in(
     endpoint: &Endpoint,
     credentials: &Credentials,

@@ -1,5 +1,5 @@
-//! Watches that resume: all watches of a client share one stream, which is opened anew where the
-//! last event left off when its connection breaks, its token expires or its member loses the leader.
+//! Watches that resume. All watches of a client share one stream. It is reopened after the last event
+//! when its connection breaks, its token expires or its member loses the leader.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -117,7 +117,7 @@ async fn serve(cluster: Cluster, mut commands: UnboundedReceiver<Command>) {
                         if cluster.leave_if_silent(&connection, OPEN, &mut None).await {
                             open = Patience::default();
                         } else if open.was_in_vain() {
-                            // Its other calls may be answered all the same.
+                            // The member may still answer other calls.
                             cluster.leave_for_another(&connection);
                         }
                     }

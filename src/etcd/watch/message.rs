@@ -27,7 +27,7 @@ pub enum WatchMessage {
     Started(i64),
     /// Events in the order of their revisions, none twice and none left out.
     Events(Vec<Event>),
-    /// Events are missing: read the range, then watch anew. The watch has ended.
+    /// Events are missing: read the range, then watch again. The watch has ended.
     Compacted { oldest: i64 },
     /// etcd has another history than before: what was read is of no more use, and leases are gone or
     /// from before. The watch has ended.

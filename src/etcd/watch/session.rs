@@ -68,12 +68,12 @@ pub struct Session<'a> {
     cluster: &'a Cluster,
     connection: &'a Connection,
     watches: &'a mut BTreeMap<i64, Watching>,
-    /// Watches that are to be opened.
+    /// Watches to open.
     wanted: VecDeque<i64>,
     /// Watches that the server has not confirmed: etcd answers in this order, and a refusal names none.
     pending: VecDeque<i64>,
     names: Names,
-    /// Watches that are to be cancelled, by the server's ids.
+    /// Watches to cancel, by the server's ids.
     unwanted: Vec<i64>,
     /// What was known when the stream was opened.
     known: Known,
@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The next watch that is to be opened now.
+    /// The next watch to open now.
     fn next_to_open(&mut self) -> Option<(Vec<u8>, WatchOptions)> {
         while self.pending.is_empty() || matches!(self.names, Names::Ours) {
             let id = self.wanted.pop_front()?;

@@ -6,13 +6,13 @@ use crate::etcd::{EtcdError, Refusal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// The time of the barrier is up all the same; etcd only could not say who was there.
+    /// The time of the barrier is up. etcd only could not say which nodes were there.
     TimeIsUp,
     /// Whoever completes the next round sees to it.
     EndSweep,
     /// A member died while its rank was written, and the watch has not said it yet: look.
     LoadAnew,
-    /// Either lease may be the one that is not there: the node does without both.
+    /// Either lease may be the missing one: the node gives up both.
     LoseLeases,
     /// What was to be read page by page is not there any more.
     CountAnew,

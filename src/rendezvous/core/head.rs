@@ -58,7 +58,7 @@ impl Head {
         self.deaf
     }
 
-    /// The watch, where all that is there has been read.
+    /// The watch, where all existing keys have been read.
     #[cfg(test)]
     pub fn known_watch(&self) -> Option<WatchId> {
         self.watch.filter(HeadWatch::is_known).map(|head| head.watch)

@@ -108,7 +108,7 @@ impl Leases {
     }
 
     /// Another run of this name may be under a lease of another TTL. Without a record it is the lease of the
-    /// last one, which is there as long as somebody renews it.
+    /// last one, which exists as long as somebody renews it.
     pub fn renew_run_as(&mut self, settings: &Settings, out: &mut Out, control: Option<&Control>) {
         let ttl = control.map(|control| Duration::from_secs(control.run_ttl));
         if let (Some(held), Some(ttl)) = (self.run, ttl)
@@ -131,7 +131,7 @@ impl Leases {
         self.run = None;
     }
 
-    /// From now on this node is another one. Gives back the lease it had.
+    /// From now on this node is another one. Returns the lease it had.
     pub fn lose_own(&mut self) -> Option<NodeId> {
         let lease = self.own.take();
         if let Some(lease) = lease {

@@ -111,8 +111,8 @@ impl Membership {
         cx.view.current().is_some_and(|current| cx.settings.is_same(&current, &self.id))
     }
 
-    /// Whoever is alone in its world watches itself. Its lease may be there all the same: a late copy of the
-    /// request for it grants it anew when it was revoked, and brings no key back.
+    /// Whoever is alone in its world watches itself. Its lease may exist nevertheless: a late copy of the
+    /// request for it grants it again when it was revoked, and brings no key back.
     fn next_is_gone(&mut self, name: String) {
         if self.next == self.lease {
             self.expelled = true;
@@ -162,7 +162,7 @@ impl Membership {
     pub fn watched(&mut self, cx: &Cx, message: WatchMessage) {
         let events = match message {
             WatchMessage::Events(events) => events,
-            // Refused (rights were taken away) it may be let in again later. The head's watch is refused
+            // If rights were revoked, the watch may be accepted again later. The head's watch is refused
             // as well, and until that is back nothing is asked here.
             WatchMessage::Compacted { .. } | WatchMessage::Failed(_) => {
                 self.resync = true;

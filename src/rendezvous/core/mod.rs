@@ -1,7 +1,7 @@
 //! The protocol core of one node: which role acts, and the door to all of them.
 //!
 //! A role (the barrier, the coordinator in `lead/`, the usher, the member, the sweep, the close) owns its state,
-//! sees the rest as a [`Cx`], and gives back as effects what it changes outside of itself. [`Roles`] holds them
+//! sees the rest as a [`Cx`], and returns as effects what it changes outside of itself. [`Roles`] holds them
 //! and applies the effects; no role knows another one but the membership, which several ask.
 //!
 //! All is level-triggered: after each input [`Machine::advance`] looks at what is known and lets one role take
@@ -66,7 +66,7 @@ impl Machine {
         Self { cx: Cx::new(settings), roles: Roles::default() }
     }
 
-    /// Takes one input and gives back what is to be done.
+    /// Takes one input and returns what to do.
     pub fn handle(&mut self, now: Time, input: Input) -> Vec<Action> {
         self.cx.now = now;
         match input {
@@ -248,8 +248,8 @@ impl Machine {
     fn step_member(&mut self) {
         let Some(membership) = &mut self.roles.membership else { return };
         if !membership.is_current(&self.cx) {
-            // Members of a closed run may go as they like, and they will, all of them; and those of an earlier
-            // round go with its keys, all at once.
+            // All members of a closed run leave, and may do so at any time. Those of an earlier round go with
+            // its keys, all at once.
             return membership.stop_watching(&mut self.cx);
         }
         if !membership.step(&mut self.cx)
@@ -276,7 +276,7 @@ impl Machine {
         self.roles.take_news(&mut self.cx);
     }
 
-    /// What a reply tells of the head is known before the role has it.
+    /// What a reply says about the head is known before the role has it.
     fn replied(&mut self, asked: Asked, reply: TxnReply) {
         let refused = !reply.succeeded;
         match asked {
@@ -444,13 +444,13 @@ impl Machine {
                     self.head_event(which, event);
                 }
             }
-            // Read it anew; what was missed is in what is there now.
+            // Reread it: the present keys contain what was missed.
             WatchMessage::Compacted { .. } => self.cx.forget_head(),
             WatchMessage::Failed(error) => {
                 self.cx.forget_head();
                 self.failed(&Asked::Head, error);
             }
-            // The machine begins anew.
+            // The machine restarts.
             WatchMessage::HistoryLost => {}
         }
     }
@@ -482,7 +482,7 @@ impl Machine {
         self.roles.barrier.is_on()
     }
 
-    /// The watch of the head, where all that is there has been read.
+    /// The watch of the head, where all its existing keys have been read.
     pub fn known_head(&self) -> Option<WatchId> {
         self.cx.head.known_watch()
     }

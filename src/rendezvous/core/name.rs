@@ -88,7 +88,7 @@ impl Name {
         self.taken(settings, leases, out);
     }
 
-    /// It is this node's now. Only then is the other one's lease given back: at no time is the name free.
+    /// It is this node's now. Only then is the other one's lease revoked: at no time is the name free.
     fn taken(&mut self, settings: &Settings, leases: &Leases, out: &mut Out) {
         self.held = true;
         let replaced = self.replaces.take();
@@ -101,7 +101,7 @@ impl Name {
         }
     }
 
-    /// This node's lease is gone or given back, and the key with it.
+    /// This node's lease is gone or revoked, and the key with it.
     pub fn lease_is_gone(&mut self, lease: NodeId) {
         self.replaces = None;
         if self.holder() == Some(lease) {
@@ -109,7 +109,7 @@ impl Name {
         }
     }
 
-    /// etcd's history has begun anew. Whoever has held the name does not take it from another one in this history
+    /// etcd's history has restarted. Whoever has held the name does not take it from another one in this history
     /// either: else an agent that hangs, or was replaced, would come back and replace its successor.
     pub fn begin_anew(&mut self) {
         let Self { held, ousted, .. } = std::mem::take(self);

@@ -275,9 +275,9 @@ impl Roles {
         }
     }
 
-    /// etcd was wiped, restored or replaced: what is known is of a history that is no more, revisions of
-    /// now may be lower, and a lease that is there is one of the past. This node is another one from now
-    /// on, and a member learns that its world is over.
+    /// etcd was wiped, restored or replaced: what is known is of a history that is no more, revisions may
+    /// now be lower, and an existing lease is one of the past. This node is another one from now on, and a
+    /// member learns that its world is over.
     pub fn begin_anew(&mut self, cx: &mut Cx) {
         if let Some(lease) = self.drop_lease(cx) {
             cx.out.act(Action::Revoke(lease));
@@ -315,7 +315,7 @@ impl Roles {
         cx.abandon_run_lease();
     }
 
-    /// The lease is gone, and with it every key of this node: it starts anew as another node. Gives back
+    /// The lease is gone, and with it every key of this node: it starts again as another node. Returns
     /// the lease it had.
     pub fn drop_lease(&mut self, cx: &mut Cx) -> Option<NodeId> {
         // An answer that is on its way is about the node that was: a join that it reports is undone.

@@ -31,7 +31,7 @@ pub fn waiting(cx: &Cx, membership: &Membership) -> usize {
     }
 }
 
-/// Why a wait for another member of the round would be in vain.
+/// Why a wait for another member of the round cannot succeed.
 pub fn broken(cx: &Cx, membership: &Membership) -> Option<Broken> {
     let id = &membership.id;
     let round = id.round;

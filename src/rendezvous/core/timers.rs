@@ -34,7 +34,7 @@ impl Timers {
         self.0[timer as usize] = Some(at);
     }
 
-    /// Sets one that is not set; gives back when it is.
+    /// Sets a timer that is not set. Returns when it fires.
     pub fn start(&mut self, timer: Timer, at: Time) -> Time {
         *self.0[timer as usize].get_or_insert(at)
     }

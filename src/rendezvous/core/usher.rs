@@ -221,7 +221,7 @@ impl Ushering {
                 }
             }
             WatchMessage::Compacted { .. } => return vec![Effect::CountAnew],
-            // The machine begins anew.
+            // The machine restarts.
             WatchMessage::HistoryLost => {}
             WatchMessage::Failed(_) => {
                 cx.timers.set(Timer::Pause, cx.now + Duration::from_secs(1));

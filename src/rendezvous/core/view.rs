@@ -93,7 +93,7 @@ pub struct View {
     pub crowd: usize,
     /// The revision at which the control record was created: another one is another run of the same name.
     incarnation: i64,
-    /// What this node cannot read of the head, by key, and can't do without.
+    /// The records of the head that this node needs and cannot read, by key.
     unreadable: BTreeMap<&'static str, UnreadableRecord>,
     news: News,
 }
@@ -151,7 +151,7 @@ impl View {
         self.loss.value.as_ref().filter(|loss| loss.is_of(id))
     }
 
-    /// What the usher tells of this round, and who that is.
+    /// What the usher reports about this round, and which node it is.
     pub fn usher_of(&self, id: &RoundId) -> Option<(u32, NodeId)> {
         let told = self.usher.value.as_ref().filter(|(told, _)| told.id == *id);
         told.map(|(told, holder)| (told.count, *holder))
@@ -175,7 +175,7 @@ impl View {
         self.unreadable.values().find(|error| error.is_of_another_version())
     }
 
-    /// A version that this node does not know has begun the run anew.
+    /// A version that this node does not know has restarted the run.
     pub fn is_led_by_another_version(&self) -> bool {
         self.unreadable.get("control").is_some_and(UnreadableRecord::is_of_another_version)
     }

@@ -1,6 +1,6 @@
-//! Nodes of a round as one node counts them for all: those who have joined it, or who wait for the next
-//! one. Each that comes or goes changes the counts by itself: to count all anew for each of thousands would
-//! take the square of them.
+//! Nodes of a round as one node counts them for all: those that have joined it, or wait for the next one.
+//! Each node that comes or goes changes the counts by itself: to count all again for each of thousands would
+//! take quadratic time.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ impl<T: Named> Roll<T> {
         *self = Self::new(self.order);
     }
 
-    /// A node that is there already keeps its arrival.
+    /// A node that is known already keeps its arrival.
     pub fn insert(&mut self, node: NodeId, arrival: i64, record: T, denied: &DenyList) {
         if let Entry::Vacant(entry) = self.there.entry(node) {
             entry.insert((arrival, record));

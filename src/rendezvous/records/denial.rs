@@ -1,4 +1,4 @@
-//! That a name is not let in.
+//! A name that may not join.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! A node that came too late for the round, and wants to be in the next one.
+//! A node that arrived after the round was complete, and wants to be in the next one.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::node::{NodeInfo, Stay};
 use crate::etcd::kv::KeyValue;
 use crate::rendezvous::keys::NodeId;
 
-/// A node that came too late for the round.
+/// A node that arrived after the round was complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     #[serde(flatten)]

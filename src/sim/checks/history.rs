@@ -20,7 +20,7 @@ pub struct History {
     pub control: Option<Control>,
     /// The prefix of all rounds.
     in_rounds: String,
-    /// How often the run has begun anew: its keys were deleted, or ran out, or etcd was wiped.
+    /// How often the run has restarted: its keys were deleted, or ran out, or etcd was wiped.
     pub epoch: u64,
     rounds: BTreeMap<Nth, Round>,
     pub closed: Option<Since>,
@@ -59,7 +59,7 @@ impl History {
         (self.closed, self.reopened) = (None, None);
     }
 
-    /// Gives back the round that this write completes. `limits` are those of the node that wrote.
+    /// Returns the round that this write completes. `limits` are those of the node that wrote.
     pub fn take(
         &mut self,
         now: Time,

@@ -45,8 +45,8 @@ fn in_segments(state: &Round, round: u64, segment: usize) -> Result<(), Violatio
     Err(Violation::new("ranks", text))
 }
 
-/// Who stays keeps its order, a replacement takes the rank it replaces, and who comes back by its
-/// `node_id` has its own.
+/// Nodes that stay keep their order, a replacement takes the rank it replaces, and a node that comes back by
+/// its `node_id` has its own.
 fn stable(history: &History, nth: Nth) -> Result<(), Violation> {
     let Some(new) = history.get(nth) else { return Ok(()) };
     let previous = new.previous.map(|round| Nth { round, ..nth });

@@ -1,4 +1,4 @@
-//! One round, as its keys told of it.
+//! One round, as its keys showed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +59,7 @@ pub struct Round {
     pub completed: Option<(Since, Final, Limits)>,
     /// Every member key that was written, in the order of the writes.
     pub written: BTreeMap<NodeId, Vec<MemberKey>>,
-    /// The member keys that are there, by attempt.
+    /// The present member keys, by attempt.
     present: BTreeSet<(String, NodeId)>,
     /// The members as of the completion, by rank.
     pub members: BTreeMap<u32, NodeId>,

@@ -32,7 +32,7 @@ fn wrong_about_themselves(world: &World) -> Vec<NodeIx> {
     let joining = world.up().into_iter().filter(|node| world.nodes[*node].is_joining());
     let wrong = joining.filter(|node| {
         let state = &world.nodes[*node];
-        // A node that has lost its lease learns it when it is to be renewed.
+        // A node that has lost its lease learns it at the next renewal.
         let lease = state.lease().filter(|lease| world.etcd.has_lease(*lease));
         let Some(lease) = lease else { return false };
         let progress = state.status().progress;

@@ -11,7 +11,7 @@ pub fn writes_nothing(
     request: &Request,
     wrote: bool,
 ) -> Result<(), Violation> {
-    // `set_closed()` is carried out all the same.
+    // `set_closed()` is carried out nevertheless.
     let asked = world.nodes[node].agent.wish.is_some_and(|wish| wish.explicit);
     if !wrote || asked || world.nodes[node].is_live() {
         return Ok(());

@@ -14,11 +14,11 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
     let Some((round, complete)) = world.checks.history.complete() else { return Ok(()) };
     let Some((current, _)) = world.checks.history.current() else { return Ok(()) };
     let Some(limits) = round.limits() else { return Ok(()) };
-    // Who was to tell of a loss may have been lost next: its own loss is told of when its lease has run
-    // out.
+    // The node that had to report a loss may have been lost next. Its own loss is reported when its lease has
+    // expired.
     let untold = |lease| world.holder(lease).is_none_or(|node| !world.nodes[node].is_up());
-    // So is whom an usher that is lost was to tell of, when its lease has run out; and where nobody lives of
-    // those who wait, nobody tells of them.
+    // The same holds for nodes that a lost usher had to report. Where none of the waiting nodes lives, nobody
+    // reports them.
     let usher = world.etcd.get(&world.keys.usher()).map(|kv| kv.lease);
     if round.live().chain(usher).chain(round.waiting.keys().copied()).any(untold) {
         return Ok(());
@@ -63,7 +63,7 @@ pub fn all_see_the_loss(world: &World) -> Result<(), Violation> {
             );
             return Err(Violation::new("loss", text));
         }
-        // Of several that were lost one is told of, and how many may wait is told once in a while.
+        // Of several lost nodes one is reported, and the number that may wait is reported once in a while.
         if there && world.now > due.max(world.last_write + ONE) && status.waiting > missing + room {
             let text = format!("n{node} sees {} waiting, there is room for {room}", status.waiting);
             return Err(Violation::new("loss", text));

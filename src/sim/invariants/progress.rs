@@ -71,7 +71,7 @@ pub fn unsettled(world: &World) -> Option<String> {
         .filter(|node| world.nodes[*node].agent.doing == Doing::Joining)
         .collect();
     if world.replacements > 0 {
-        return Some("agents are to be started again".into());
+        return Some("agents must be started again".into());
     }
     let training = world.training();
     // The node that closed it may have died before it knew.

@@ -6,7 +6,7 @@ use crate::sim::world::World;
 /// So many rounds may follow the end of the faults: for those who were there, for those who came while the
 /// first was completed, and for what was lost last.
 ///
-/// Who leaves later costs one more each: at the end of a seed agents end one after the other, and those that
+/// Each node that leaves later costs one more: at the end of a seed agents end one after the other, and those that
 /// are left form a smaller world each time, as torch's do.
 const ROUNDS: u64 = 5;
 

@@ -15,10 +15,10 @@ pub fn positive_for_a_reason(world: &World, node: NodeIx, waiting: usize) -> Res
     }
     let history = &world.checks.history;
     let Some(round) = history.get(*nth) else { return Ok(()) };
-    // A reason counts that was there before the run was closed.
+    // A reason counts if it existed before the run was closed.
     let counts = |revision: i64| history.closed.is_none_or(|closed| revision < closed.revision);
     if nth.epoch != history.epoch {
-        // The run has begun anew.
+        // The run has restarted.
         return Ok(());
     }
     let next = history.current().filter(|(current, _)| current > nth);

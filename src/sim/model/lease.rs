@@ -29,7 +29,7 @@ impl Leases {
         self.leases.insert(id, Lease { ttl, expires: now + ttl, keys: BTreeSet::new() });
     }
 
-    /// Gives back the keys that were attached.
+    /// Returns the keys that were attached.
     pub fn remove(&mut self, id: i64) -> Option<BTreeSet<Vec<u8>>> {
         self.leases.remove(&id).map(|lease| lease.keys)
     }

@@ -136,7 +136,7 @@ impl Etcd {
         self.store.events(spec, from)
     }
 
-    /// What a watch tells of one change to a key that it sees.
+    /// What a watch reports about one change to a key that it sees.
     pub fn change(&self, index: usize, spec: &WatchSpec) -> Option<Event> {
         self.store.change(index, spec)
     }

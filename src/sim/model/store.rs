@@ -78,7 +78,7 @@ impl Store {
         self.revision
     }
 
-    /// Gives back the lease that the key had before.
+    /// Returns the lease that the key had before.
     pub fn put(&mut self, key: &[u8], value: &[u8], lease: i64) -> i64 {
         let revision = self.write();
         let previous = self.keys.get(key).cloned();
@@ -209,7 +209,7 @@ impl Store {
         events
     }
 
-    /// A change as a watch that sees its key tells it; `None` where it is only told of deletions.
+    /// A change as a watch that sees its key reports it; `None` where the watch gets deletions only.
     pub fn change(&self, index: usize, spec: &WatchSpec) -> Option<Event> {
         let told = self.history[index].deleted || !spec.deletes_only;
         told.then(|| self.event(index, spec))

@@ -42,7 +42,7 @@ pub enum Wake {
     Events(Vec<Event>),
     /// It is time to read once more, whatever the watch says.
     Look,
-    /// Events are missing: read again, then watch anew.
+    /// Events are missing: read again, then watch again.
     Missed,
     /// There is no more time.
     Over(Over),

@@ -204,14 +204,14 @@ def _told(  # noqa: PLR0913 - all there is to say
     rerun = "--all" if several else shlex.quote(plain(runs[0].id))
     undo = f"`torchetcd allow {rerun} {shlex.quote(plain(node))}`"
     if not gone:
-        still = f" {plain(node)} may not join all the same, until {undo}." if kept_out else ""
+        still = f" Even so, {plain(node)} may not join until {undo}." if kept_out else ""
         return f"{_nobody(runs, node)} Nobody was taken out.{still}"
     is_ = "is" if len(gone) == 1 else "are"
     was = f"{listed(some([who(one) for one in gone], _NAMED))} {is_} out of {some_runs(taken)}"
     if not kept_out:
         return f"{was}."
     if {one.id for one in gone} & set(kept_out):
-        return f"{was}, and may not join until {undo}. An agent that is started there anew may."
+        return f"{was}, and may not join until {undo}. A new agent there may join."
     any_of = f" any of {count(len(runs), 'run')}" if len(taken) < len(runs) else ""
     return f"{was}, and {listed(map(plain, kept_out))} may not join{any_of} until {undo}."
 

@@ -70,8 +70,8 @@ def _wanted(_context: click.Context, _option: click.Parameter, value: str) -> _W
 def wait_command(target: Target, run: str, wanted: _Wanted, within: float | None) -> int:
     """Wait until a run is complete, closed, or has so many nodes.
 
-    Nothing is asked again and again: etcd tells what happens. A run that is not there yet is waited
-    for.
+    Nothing is polled: etcd sends what happens. If the run does not exist yet, the command waits for
+    it.
 
     Exit codes: 0 it is so; 3 there was no such run, or nothing is left of it; 4 the time is up; 5 the
     run is closed, so it will not become so.

@@ -28,7 +28,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str | None)
     "--expect",
     metavar="NAMES",
     callback=_names,
-    help="Who should be there, by host, node_id or infra rank: worker-[0-3], or Slurm's nodelist.",
+    help="Nodes that should join, by host, node_id or infra rank: worker-[0-3], or Slurm's nodelist.",
 )
 @with_target
 def why(target: Target, run: str, expect: list[str]) -> int:

@@ -13,7 +13,7 @@ _DAY = 86400.0
 # A renewal must not be late by as much as a lease of the shortest TTL has to spare.
 _SLOW_MS, _VERY_SLOW_MS = 100.0, 1000.0
 _MANY_RUNS = 1000
-# More than one in an hour, but for a maintenance.
+# More than one in an hour, except for a maintenance.
 _MANY_CHANGES, _CHANGES_PER_S = 3, 1 / 3600
 _CLOCK_S = 5.0
 
@@ -52,7 +52,7 @@ def _endpoint(endpoint: Endpoint, seen: Observations) -> Iterator[Finding]:
         what = f"the certificate of {endpoint.uri}"
         yield not_shown("tls", what, endpoint.certificate_error)
     if endpoint.error is not None:
-        others = " The others do without it as long as most members are there."
+        others = " The other members work without it as long as most members are up."
         yield Finding(
             "problem",
             "reach",

@@ -60,7 +60,7 @@ async def _endpoint(target: Target, address: EtcdClient, path: str) -> Endpoint:
     async with target.client(address.base_uri) as client:
         raw: RawClient = client.raw
         key = f"{path}torchetcd-doctor".encode()
-        # Both at once: an endpoint that is not there takes the whole time for each.
+        # Both at once: with an unreachable endpoint each takes the whole time.
         (_, read), (status, why) = await asyncio.gather(
             _tried(raw.range(key, limit=1, timeout=target.timeout)),
             _tried(_status(raw, target.timeout)),
@@ -72,7 +72,7 @@ async def _endpoint(target: Target, address: EtcdClient, path: str) -> Endpoint:
         elif read is not None and status is None:
             return dataclasses.replace(seen, error=str(read))
         elif read is not None:
-            # A member without a leader, and a learner, tell their status all the same.
+            # A member without a leader and a learner report their status nevertheless.
             return dataclasses.replace(seen, status=status, read_error=str(read))
         seen = dataclasses.replace(seen, status=status, status_error=_text(why))
         if not seen.read_denied:

@@ -1,4 +1,4 @@
-"""What etcd tells on its page of metrics and nowhere else. A page that is not there says nothing."""
+"""What etcd reports on its page of metrics and nowhere else. A missing page says nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SINCE = "process_start_time_seconds"
 QUOTA = "etcd_server_quota_backend_bytes"
 
 _LINE = re.compile(rf"^({LEADERS}|{SINCE}|{QUOTA})(?:{{[^}}]*}})? (\S+)$", re.MULTILINE | re.ASCII)
-# It is a page of 150 kB. Somebody waits for it, and can do without.
+# It is a page of 150 kB. Somebody waits for it, and does not depend on it.
 _LARGEST = 8 * 1024 * 1024
 _PATIENCE_S = 5.0
 

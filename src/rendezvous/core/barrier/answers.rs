@@ -28,7 +28,7 @@ impl Barrier {
 
     fn opened(&mut self, cx: &mut Cx, control: Control, reply: &TxnReply) -> Vec<Effect> {
         if !reply.succeeded {
-            // A member may be left all the same: they are counted anew.
+            // A member may still be left: they are counted again.
             let waits = matches!(self.seat, Seat::Waiting(_));
             return waits.then_some(Effect::CountAnew).into_iter().collect();
         }
@@ -120,7 +120,7 @@ fn joined(cx: &mut Cx, round: u64, reply: &TxnReply) -> Vec<Effect> {
     }
     txns::name_written(cx, reply.revision);
     if !cx.view.is_of_this_run(reply.revision) {
-        // The answer took long: an operator has deleted the run meanwhile, and it began anew.
+        // The answer took long: an operator has deleted the run meanwhile, and it restarted.
         return Vec::new();
     }
     match reply.replies.get(1) {

@@ -136,7 +136,7 @@ impl Barrier {
                 } else if is_member {
                     self.open_next(cx, &control, lease, deadline);
                 } else if self.asked_for == Some(id.round) {
-                    // It may be a member all the same, and the others count on it then.
+                    // It may be a member nevertheless, and the others count on it then.
                     self.read_membership(cx, id, lease, deadline);
                 } else {
                     self.wait_outside(cx, id.round, complete, lease, deadline);
@@ -207,7 +207,7 @@ impl Barrier {
         Some(deadline)
     }
 
-    /// Waits for a place in a world that has none for it. The members are told of nobody then.
+    /// Waits for a place in a world that has none for it. The members are not notified then.
     fn has_no_place(&self, cx: &Cx) -> bool {
         let Seat::Waiting(round) = self.seat else { return false };
         if cx.settings.wrong(Variant::DeadlineWhileParked) {

@@ -56,7 +56,7 @@ fn a_missing_coordinator_is_replaced_after_a_pause() {
     cx.now = cx.timers.get(Timer::Claim).expect("a pause");
     assert_eq!(barrier.step(&mut cx, None, false), Turn::Wait);
     assert_eq!(puts(&sent(&mut cx)), ["head/coordinator"]);
-    // Its own key has gone: it joins anew.
+    // Its own key has gone: it rejoins.
     let refused = TxnReply { revision: 6, succeeded: false, replies: Vec::new() };
     let effects = barrier.answered(&mut cx, Purpose::Claim, &refused);
     assert_eq!(effects, [Effect::Seat(Seat::Outside)]);

@@ -1,11 +1,11 @@
-//! What the rosters of the last world tell of those who come back.
+//! What the rosters of the last world say about the nodes that come back.
 
 use std::collections::BTreeMap;
 
 use crate::etcd::kv::KeyValue;
 use crate::rendezvous::records::{Reader, Roster};
 
-/// What the rosters of the last world tell of those who come back.
+/// What the rosters of the last world say about the nodes that come back.
 #[derive(Default)]
 pub struct LastWorld {
     /// The rank of each `node_id`.

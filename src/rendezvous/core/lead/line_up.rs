@@ -1,4 +1,4 @@
-//! The nodes that are there for the round, and those that are expected: read once, and watched from before that on.
+//! The nodes that have joined the round, and those that are expected. Both are read once; the watch begins before.
 
 use std::collections::BTreeMap;
 
@@ -119,7 +119,7 @@ impl LineUp {
         reads
     }
 
-    /// Gives back the lease of the last call, if a former coordinator has begun one.
+    /// Returns the lease of the last call, if a former coordinator has begun one.
     pub fn loaded(&mut self, cx: &Cx, reply: &TxnReply) -> Option<i64> {
         let (reader, denied) = (cx.reader(), &cx.view.denied);
         let mut last_call = None;
@@ -152,7 +152,7 @@ impl LineUp {
         last_call
     }
 
-    /// Gives back the nodes that have gone.
+    /// Returns the nodes that have gone.
     pub fn take(&mut self, cx: &Cx, watch: WatchId, events: Vec<Event>) -> Vec<NodeId> {
         let joins = self.watches.as_ref().is_some_and(|watches| watches.joins == watch);
         let kind = if joins { Kind::Join } else { Kind::Survivor };

@@ -238,7 +238,7 @@ impl Lead {
         }
     }
 
-    /// Events are missing: read everything anew. What the old watches still bring is older than that.
+    /// Events are missing: reread everything. What the old watches still bring is older than that.
     pub fn reload(&mut self, cx: &mut Cx) {
         // What is being read now may be older than what the new watches begin with.
         if let Some(Purpose::Load) = self.slot.purpose() {
@@ -259,7 +259,7 @@ impl Lead {
                 }
             }
             WatchMessage::Compacted { .. } => self.reload(cx),
-            // All watches say it, and the machine begins anew at the first.
+            // All watches say it, and the machine restarts at the first.
             WatchMessage::HistoryLost => {}
             WatchMessage::Failed(_) => {
                 self.reload(cx);
