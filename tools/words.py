@@ -1,15 +1,18 @@
-"""Find phrases in the documentation that a native reader stumbles over.
+"""Find phrases that a native reader stumbles over, in the documentation and in the texts of the code.
 
-    python tools/words.py [FILES]    # without FILES: docs/, and the Markdown files beside it
+    python tools/words.py [FILES]    # without FILES: the documentation and the code, but no tests
 
-Code, links and comments of Markdown are not looked at. A phrase that is meant stays if its line ends with
-`<!-- words: why it stays -->`.
+Of Markdown, prose is read: no code, links or comments. Of Python and Rust, comments, docstrings and other
+strings are read. A phrase that is meant stays if its line ends with `<!-- words: why it stays -->`, in code
+with a comment that begins with `words:`.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +30,7 @@ class Phrase(NamedTuple):
 
 PHRASES = (
     Phrase(
-        r"(?:^|(?<=[.;:|*-] ))Who (?!can\b|may\b|is\b|are\b|has\b|must\b)[^.?|]*[.|]",
+        r"(?:^|(?<=[.;:|*-] ))(?-i:Who) (?!can\b|may\b|is\b|are\b|has\b|must\b)[^.?|]*[.|]",
         '"Who" begins a question. Write "whoever", "a node that" or "clients that".',
         "Who loses its lease joins again.",
     ),
@@ -124,7 +127,66 @@ class Finding(NamedTuple):
         return f"{self.file}:{self.line}: {self.text!r}: {self.reason}"
 
 
-def prose(text: str) -> Iterator[tuple[int, str]]:
+#: Folders of code, and its kinds. Tests quote phrases, and this file lists them.
+CODE = (
+    ("python", "*.py"),
+    ("src", "*.rs"),
+    ("build_backend", "*.py"),
+    ("tools", "*.py"),
+    ("benches", "*.py"),
+    ("examples", "*.py"),
+)
+#: What `tokenize` calls a text. Parts of f-strings are tokens of their own from Python 3.12 on.
+PYTHON_TEXTS = {
+    tokenize.COMMENT,
+    tokenize.STRING,
+    getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
+}
+#: A comment or a string of Rust. A character is matched first: it may be a quote.
+RUST_TEXT = re.compile(
+    r"""(?P<skip>b?'(?:\\[^\n]+?|[^\\'\n])')|//[^\n]*|/\*.*?\*/"""
+    r"""|r(?P<hashes>\#*)".*?"(?P=hashes)|"(?:\\.|[^"\\])*\"""",
+    re.DOTALL,
+)
+#: What begins a comment or a string, what indents its further lines, and what ends it.
+AROUND = re.compile(
+    r"""^\s*(?:\#:?|//[/!]?|/\*|\*/|[bfrBFR]{0,2}\#*(?:\"{3}|'{3}|"|'))?\s?|(?:\"{1,3}|'{1,3}|\\)\#*$"""
+)
+
+
+def visible(line: str) -> str:
+    """Put a word in place of what is code within prose, so that the phrases around it stay apart."""
+    return re.sub(r"`[^`]*`", "CODE", line)
+
+
+def python_texts(source: str) -> Iterator[tuple[int, str]]:
+    """Give the comments and strings of Python, each with its first line."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in PYTHON_TEXTS:
+            yield token.start[0], token.string
+
+
+def rust_texts(source: str) -> Iterator[tuple[int, str]]:
+    """Give the comments and strings of Rust, each with its first line."""
+    for found in RUST_TEXT.finditer(source):
+        if found["skip"] is None:
+            yield source.count("\n", 0, found.start()) + 1, found[0]
+
+
+def code_prose(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Give the lines of comments and strings. Several in one line of code are kept apart."""
+    lines: dict[int, list[str]] = {}
+    meant = set()
+    for first, text in texts:
+        for number, line in enumerate(text.splitlines(), first):
+            if re.match(r"(?:#|//) words: ", line):
+                meant.add(number)
+            lines.setdefault(number, []).append(AROUND.sub("", line))
+    for number in sorted(lines.keys() - meant):
+        yield number, visible(re.sub(r"\{[^{}]*\}", "CODE", " | ".join(lines[number])))
+
+
+def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
     """Give the lines that are prose, without code, targets of links and comments."""
     fence = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -132,31 +194,45 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
         if mark and (not fence or line.strip() == fence):
             fence = "" if fence else mark[1]
         elif not fence and "<!-- words: " not in line:
-            # Code keeps a word's place, so that what stands around it stays apart.
-            visible = re.sub(r"`[^`]*`", "CODE", re.sub(r"<!--.*?-->", "", line))
-            yield number, re.sub(r"\]\([^)]*\)", "]", visible)
+            without_comments = re.sub(r"<!--.*?-->", "", line)
+            yield number, re.sub(r"\]\([^)]*\)", "]", visible(without_comments))
+
+
+def prose(text: str, file: Path) -> Iterator[tuple[int, str]]:
+    """Give the numbered lines of prose in a text of the kind that the file's name says."""
+    if file.suffix == ".py":
+        return code_prose(python_texts(text))
+    if file.suffix == ".rs":
+        return code_prose(rust_texts(text))
+    return markdown_prose(text)
 
 
 def check(text: str, file: Path) -> Iterator[Finding]:
     """Find the phrases of one text, also where they go over the end of a line."""
-    lines = list(prose(text))
+    lines = list(prose(text, file))
     for position, (number, line) in enumerate(lines):
         following = lines[position + 1] if position + 1 < len(lines) else (0, "")
         # Rows of a table end where they end.
         joined = line
         if following[0] == number + 1 and not following[1].lstrip().startswith(("|", "-", "#")):
-            joined = f"{line} {following[1].strip()}"
+            joined = f"{line.rstrip()} {following[1].strip()}"
         for phrase in PHRASES:
-            for found in re.finditer(phrase.pattern, joined, re.MULTILINE):
+            for found in re.finditer(phrase.pattern, joined, re.IGNORECASE):
                 if found.start() < len(line):
                     yield Finding(file, number, found[0].strip(), phrase.reason)
 
 
 def files_of(names: Iterable[str]) -> list[Path]:
-    """Give the files that were named, or all of the documentation."""
+    """Give the files that were named, or the documentation and the code of the package."""
     if named := [Path(name) for name in names]:
         return named
-    return [*ROOT.glob("*.md"), ROOT / "examples/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    documentation = [
+        *ROOT.glob("*.md"),
+        ROOT / "examples/README.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+    code = [found for folder, kind in CODE for found in (ROOT / folder).rglob(kind)]
+    return [*sorted(documentation), *sorted(set(code) - {Path(__file__).resolve()})]
 
 
 def main() -> int:

@@ -44,7 +44,28 @@ def test_what_is_left_alone(text: str) -> None:
     assert not found(text)
 
 
-def test_the_documentation() -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "lines"),
+    [
+        ("part.py", '"""Read it anew."""\n\nanew = 1\n', [1]),
+        ("part.py", 'say(\n    "A file which is "\n    f"not there: {anew}."\n)\n', [2]),
+        ("part.py", "# For who\n# asks.\n\nx = 'anew'  # `anew`\n", [1, 4]),
+        ("part.py", "x = 1  # of before\ny = 'anew'  # words: a value\n", [1]),
+        ("part.rs", '//! Gives it back.\nlet anew = \'"\'; // "anew"\n', [1, 2]),
+        (
+            "part.rs",
+            '/// It is\n/// read anew.\nsay("that is \\\n    there", r#""anew""#);\n',
+            [2, 3, 4],
+        ),
+        ("part.rs", "/* The run\n * of before */ struct Anew<'a>(&'a str);\n", [2]),
+    ],
+)
+def test_texts_of_code(name: str, code: str, lines: list[int]) -> None:
+    """Comments and strings are read, names are not. A finding over two lines counts for the first."""
+    assert [finding.line for finding in words.check(code, Path(name))] == lines
+
+
+def test_the_documentation_and_the_code() -> None:
     findings = [
         str(finding)
         for file in words.files_of([])
