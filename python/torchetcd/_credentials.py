@@ -105,7 +105,7 @@ def _check_file(file: str, source: str) -> None:
     except UnicodeDecodeError:
         reason = "holds no UTF-8 text"
     except ValueError:  # such as for a NUL in its name
-        reason = "cannot be read: that is no name of a file"
+        reason = "cannot be read: that is not a file name"
     else:
         if password and "\n" not in password and "\r" not in password:
             return

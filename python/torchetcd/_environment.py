@@ -43,7 +43,7 @@ class Variable:
         value = (self.get() or "").strip().lower()
         if value and value not in ON + OFF:
             _logger.warning(
-                "The environment variable %s must be %s (on) or %s (off), not %r: it is taken as off.",
+                "The environment variable %s must be %s (on) or %s (off), not %r: it counts as off.",
                 self.name,
                 ", ".join(ON),
                 ", ".join(OFF),

@@ -98,7 +98,7 @@ def find_binary() -> str:
     if named:
         if Path(named).is_file():
             return named
-        _logger.warning("%s names %r, which is no file.", ETCD_BINARY.name, named)
+        _logger.warning("%s names %r, which is not a file.", ETCD_BINARY.name, named)
     beside = Path(__file__).parent / "bin" / "etcd"
     if beside.is_file():
         return str(beside)

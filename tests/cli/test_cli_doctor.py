@@ -132,7 +132,7 @@ class TestUsers:
         server: EtcdServer,
     ) -> None:
         found = told(self._as(monkeypatch, capsys, server, "team"))
-        assert found["auth", "ok"] == ["etcd lets the user 'team' in."]
+        assert found["auth", "ok"] == ["etcd accepts the user 'team'."]
         assert found["rights", "ok"] == ["Reading and writing below /torchelastic/p2p/ is allowed."]
 
     def test_without_root_it_says_what_it_may_not_see(

@@ -182,7 +182,7 @@ class TestWhoIsMeant:
         assert "gpu-1.x:2  " in shown.partition("Denied (1)")[2]
         told = cli("why", run).out
         assert "gpu-1.x:2 may not join, by decision of " in told
-        assert f"(`torchetcd allow {run} gpu-1.x:2` takes that back)" in told
+        assert f"(`torchetcd allow {run} gpu-1.x:2` undoes that)" in told
         assert self._denied(cli, run) == {second}
         assert cli("allow", run, "gpu-1:2", "--json").json["names"] == [second]
         assert self._denied(cli, run) == set()

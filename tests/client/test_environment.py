@@ -97,7 +97,7 @@ class TestSwitches:
         (record,) = caplog.records
         assert record.getMessage() == (
             "The environment variable TORCHETCD_DEBUG must be 1, true, yes, on (on) or 0, false, no, off "
-            f"(off), not {value!r}: it is taken as off."
+            f"(off), not {value!r}: it counts as off."
         )
 
     def test_the_takeover(
@@ -150,8 +150,8 @@ class TestEndpoint:
     def test_who_gives_none_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
         self._handler("")
         assert caplog.messages == [
-            "No etcd endpoint is given by --rdzv-endpoint or TORCHETCD_ENDPOINT: etcd is looked for at "
-            "localhost:2379."
+            "No etcd endpoint is given by --rdzv-endpoint or TORCHETCD_ENDPOINT: the default "
+            "localhost:2379 is used."
         ]
 
     def test_a_variable_that_is_none(self, environment: pytest.MonkeyPatch) -> None:

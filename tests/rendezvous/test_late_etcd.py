@@ -67,7 +67,7 @@ def test_it_comes_later(
     assert handler.next_rendezvous().world_size == 1
     for line in _warnings(caplog):
         assert line.startswith("Run 'late': etcd has not answered for ")
-        assert " s. It is waited for up to 600 s. etcd did not answer within " in line
+        assert " s. The wait ends after 600 s in all. etcd did not answer within " in line
         assert restartable.endpoints in line
     handler.shutdown()
 

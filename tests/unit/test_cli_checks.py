@@ -181,7 +181,7 @@ class TestCluster:
 
     def test_a_change_of_the_leader_under_our_eyes(self) -> None:
         found = only(seen(endpoint({"term": 7}, last_term=8)), "leader", "warning")
-        assert found.text.startswith("The leader changed while http://localhost:2379 was looked at")
+        assert found.text.startswith("The leader changed while http://localhost:2379 was checked")
         assert only(seen(endpoint({"term": 7}, last_term=7)), "leader", "ok")
         assert only(seen(endpoint({"term": 7}, last_term=None)), "leader", "ok")
 
@@ -223,7 +223,7 @@ class TestRights:
 
     def test_a_write_that_fails(self) -> None:
         one = dataclasses.replace(GOOD, writes_ms=(), write_error="no leader")
-        assert only(seen(one), "write", "problem").text == "No write is taken: no leader."
+        assert only(seen(one), "write", "problem").text == "etcd accepts no write: no leader."
 
 
 class TestSpace:
@@ -266,7 +266,7 @@ class TestSpace:
         sizes = {"db_size": size, "db_size_in_use": size, "db_quota": quota * 1024 * 1024}
         found = only(seen(endpoint(sizes)), "quota", level)
         assert f"{share:.0%} of 2048 MiB" in found.text
-        assert ("does not tell its quota" in found.text) == (quota == 0)
+        assert ("does not report its quota" in found.text) == (quota == 0)
 
     def test_fragments(self) -> None:
         sizes = {"db_size": 900 * 1024 * 1024, "db_size_in_use": 1024 * 1024}

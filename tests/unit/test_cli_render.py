@@ -246,7 +246,7 @@ class TestSentences:
             (Left, {"node": node("h", 5)}, run(), "h (pid 5) left (0 of 4 in round 1)"),
             (Lost, {"node": N}, final(), "n1 on h (pid 5, rank 2) is lost"),
             (LastCall, {"begun": True}, run(), "last call for more nodes (0 of 4 in round 1)"),
-            (LastCall, {"begun": False}, run(), "the last call is taken back (0 of 4 in round 1)"),
+            (LastCall, {"begun": False}, run(), "the last call is withdrawn (0 of 4 in round 1)"),
             (Opened, {"round": 2, "why": "x"}, final(), "round 2 is opened: x"),
             (
                 Reopened,

@@ -105,8 +105,8 @@ class TestFirstRound:
     def test_a_denied_node(self) -> None:
         denied = (Denial("worker-2", "ann@ops", "bad GPU", NOW - 60),)
         assert (
-            "worker-2 may not join, by decision of ann@ops: bad GPU (`torchetcd allow my-job worker-2` takes "
-            "that back)."
+            "worker-2 may not join, by decision of ann@ops: bad GPU (`torchetcd allow my-job worker-2` undoes "
+            "that)."
         ) in explain(run(joined=workers(0, 1, 3), denied=denied))
 
     def test_nothing_of_etcd_reaches_the_terminal_raw(self) -> None:
@@ -171,7 +171,7 @@ class TestLaterRound:
         assert explain(found) == (
             "Run 'my-job' is not complete: 14 of the 16 nodes that round 4 needs have joined for 3 "
             "min 20 s. host-a (rank 1) and host-b (rank 2) were members of round 3 and have not come "
-            "back: their leases are over or given up, so look at those hosts first. Those that have "
+            "back: their leases have expired or been released, so look at those hosts first. Those that have "
             "joined: host[0-13]. Round 4 was opened 5 min ago because: host-a (pid 3), rank 1, is "
             "gone. The first to give up is host0, in 6 min 40 s."
         )
@@ -298,7 +298,7 @@ class TestComplete:
         )
         assert explain(found) == (
             "The barrier of run 'my-job' was completed by 4 nodes as round 1 at 2027-01-15 07:56:40 "
-            "UTC, 3 min 20 s ago; but worker-3 (rank 3) is gone: its lease is over or given up. The "
+            "UTC, 3 min 20 s ago; but worker-3 (rank 3) is gone: its lease has expired or been released. The "
             "other 3 have not opened the next round yet: the agents still stop their workers, or do "
             "not look (on_member_loss=ignore), or hang."
         )
@@ -324,7 +324,7 @@ class TestClosed:
             "Run 'my-job' was closed by ann@ops at 2027-01-15 07:59:00 UTC, 1 min ago: the disk is "
             "full. No round of it was ever complete. Every node that joins now gets "
             "RendezvousClosedError. To go on, start the job with another run id (--rdzv-id), or with "
-            "if_closed=reopen in --rdzv-conf, or take the close back with `torchetcd reopen my-job "
+            "if_closed=reopen in --rdzv-conf, or undo the close with `torchetcd reopen my-job "
             "--reason ...`; by itself it is forgotten when the last node has been gone for run_ttl (2 "
             "hours unless given)."
         )

@@ -441,7 +441,7 @@ def make_client(params: RendezvousParameters, options: Options) -> Client:
     endpoints, source = endpoint_or_default(params.endpoint)
     if not source:
         _logger.warning(
-            "No etcd endpoint is given by --rdzv-endpoint or %s: etcd is looked for at %s.",
+            "No etcd endpoint is given by --rdzv-endpoint or %s: the default %s is used.",
             _environment.ENDPOINT.name,
             endpoints,
         )

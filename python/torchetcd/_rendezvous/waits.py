@@ -78,7 +78,7 @@ def wait_for_etcd(
         if now >= warn_at:
             warn_at = now + _NO_ETCD_S
             _logger.warning(
-                "Run '%s': etcd has not answered for %.0f s. It is waited for up to %.0f s. %s",
+                "Run '%s': etcd has not answered for %.0f s. The wait ends after %.0f s in all. %s",
                 run_id,
                 now - started,
                 patience_s,

@@ -157,7 +157,7 @@ def _told(event: Event, view: RunView) -> TimelineEvent:  # noqa: PLR0911 - one 
         case Lost(node=node):
             return made.event("lost", None, f"{_name(node)}, rank {node.rank}, was lost", node)
         case LastCall(begun=begun):
-            what = "began" if begun else "was taken back"
+            what = "began" if begun else "was withdrawn"
             return made.event("last call", None, f"the last call {what}")
         case Denied(name=name, by=denier, reason=reason):
             denied = {denial.name: denial for denial in view.denied.values()}

@@ -1,7 +1,7 @@
 """The values of a run's keys, whoever wrote them.
 
 Anybody with rights to the run's prefix can write anything there, and versions differ in what they
-write. What is no record is no record (`None`); a field that is missing or cannot be right is `None`.
+write. A value that is not a record gives `None`; a field that is missing or cannot be right is `None`.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def round_record(value: bytes) -> RoundRecord | str:
         return record
     round_, world = number_field(record, "round"), positive_field(record, "world")
     if round_ is None or world is None:
-        return "is no record of a round"
+        return "is not a record of a round"
     return RoundRecord(
         round=round_,
         world=world,

@@ -142,7 +142,7 @@ class RunView:
                 if isinstance(past, str):
                     return past
                 if segment != f"{past.round:016x}":
-                    return "is no record of a round"
+                    return "is not a record of a round"
                 self._history[past.round] = past
                 return None
             case ["round", number, *rest] if number.isdecimal() and len(number) < 20:
@@ -167,7 +167,7 @@ class RunView:
             _records.text_field(record, "member"),
         )
         if round_ is None or member is None:
-            return "is no record of a loss"
+            return "is not a record of a loss"
         self._loss = (round_, _records.text_field(record, "attempt"), member)
         return None
 
@@ -177,7 +177,7 @@ class RunView:
             return record
         node = _records.node_record(record, f"{kv.lease:016x}", "joined") if kv.lease > 0 else None
         if node is None:
-            return "is no record of a coordinator"
+            return "is not a record of a coordinator"
         limits = _records.positive_field(record, "min"), _records.positive_field(record, "max")
         self._coordinator = (node, *limits)
         return None
@@ -222,7 +222,7 @@ class RunView:
             return record
         node = _records.node_record(record, name, state)
         if node is None or (state == "member" and node.rank is None):
-            return "is no record of a node"
+            return "is not a record of a node"
         if state == "member":
             # As below.
             joined = self._joins.get(number, {}).get(name)

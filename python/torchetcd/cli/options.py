@@ -93,14 +93,14 @@ _OPTIONS = (
         envvar=_environment.PROTOCOL.name,
         show_envvar=True,
         type=click.Choice(["http", "https"], case_sensitive=False),
-        help="For endpoints that do not say it: http, but https with --ca-cert or --cert.",
+        help="For endpoints without a scheme; by default http, or https with --ca-cert or --cert.",
     ),
     click.option(
         "--ca-cert",
         envvar=_environment.CA_CERT.name,
         show_envvar=True,
         type=_FILE,
-        help="PEM file of the CA; the system's roots without it.",
+        help="PEM file of the CA; by default the system's roots.",
     ),
     click.option(
         "--cert",

@@ -135,8 +135,8 @@ def who_is_missing(
         has = "has" if len(gone) == 1 else "have"
         where = "that host" if len(gone) == 1 else "those hosts"
         sentences.append(
-            f"{ranked(gone, run)} {was} of {before} and {has} not come back: {its_lease(gone)} over or given "
-            f"up, so look at {where} first."
+            f"{ranked(gone, run)} {was} of {before} and {has} not come back: {its_lease(gone)} expired "
+            f"or been released, so look at {where} first."
         )
     if late:
         is_, was = ("is", "was a member") if len(late) == 1 else ("are", "were members")

@@ -194,7 +194,7 @@ def _complete(run: Run) -> list[str]:
 def _lost(run: Run, gone: list[Node], world: int) -> str:
     if gone:
         verb = "is" if len(gone) == 1 else "are"
-        return f"{ranked(gone, run)} {verb} gone: {its_lease(gone)} over or given up"
+        return f"{ranked(gone, run)} {verb} gone: {its_lease(gone)} expired or been released"
     if run.loss:
         return f"{plain(run.loss)} is gone"
     number = world - len(run.members)
@@ -253,7 +253,7 @@ def _closed(run: Run) -> list[str]:
         )
     sentences.append(
         "To go on, start the job with another run id (--rdzv-id), or with if_closed=reopen in --rdzv-conf, "
-        f"or take the close back with `torchetcd reopen {_argument(run.id)} --reason ...`; by itself it is "
+        f"or undo the close with `torchetcd reopen {_argument(run.id)} --reason ...`; by itself it is "
         f"forgotten when the last node has been gone for {_run_ttl(run)}."
     )
     return sentences + _denied(run)
@@ -316,7 +316,7 @@ def _denied(run: Run) -> list[str]:
         why = f": {plain(denial.reason)}" if denial.reason else ""
         sentences.append(
             f"{denied_as(denial)} may not join, by decision of {plain(denial.by)}{why} "
-            f"(`torchetcd allow {_argument(run.id)} {_argument(denied_as(denial))}` takes that back)."
+            f"(`torchetcd allow {_argument(run.id)} {_argument(denied_as(denial))}` undoes that)."
         )
     if len(run.denied) > 3:
         sentences.append(f"{len(run.denied) - 3} more names are denied.")

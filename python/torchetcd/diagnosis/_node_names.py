@@ -69,7 +69,7 @@ def ways_to_name(nodes: Sequence[Node]) -> list[list[str]]:
 
 def its_lease(nodes: Sequence[Node]) -> str:
     """Begin a clause about the leases of these nodes."""
-    return "its lease is" if len(nodes) == 1 else "their leases are"
+    return "its lease has" if len(nodes) == 1 else "their leases have"
 
 
 # --- whom a name means -------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ pub const OLDEST: u32 = 1;
 /// A record that this node cannot use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnreadableRecord {
-    #[error("The value of the etcd key '{key}' is no record of a rendezvous: {cause}.")]
+    #[error("The value of the etcd key '{key}' is not a record of a rendezvous: {cause}.")]
     Garbage { key: String, cause: String },
     #[error(
         "This run speaks version {version}, this agent {knows}: {remedy} (the etcd key '{key}').",

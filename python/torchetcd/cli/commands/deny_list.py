@@ -72,7 +72,9 @@ def _split(names: tuple[str, ...], which: Which) -> tuple[str | None, str]:
 @reason_option
 @by_option
 @click.option(
-    "--no-deny", is_flag=True, help="Let it come back, which it does at once where it still runs."
+    "--no-deny",
+    is_flag=True,
+    help="Let the node rejoin, which an agent that still runs does at once.",
 )
 @yes_option
 @with_target

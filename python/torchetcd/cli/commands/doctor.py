@@ -20,7 +20,7 @@ from torchetcd.cli.target import Target
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
 
-@click.command(short_help="Look at etcd itself, and say what to do.")
+@click.command(short_help="Check etcd itself, and say what to do.")
 @click.argument("run", metavar="[RUN]", required=False)
 @with_target
 def doctor(target: Target, run: str | None) -> int:

@@ -18,7 +18,7 @@ from torchetcd.cli.target import Target
 
 @click.command()
 @run_argument
-@click.option("--force", is_flag=True, help="Also while nodes are there, which then fail.")
+@click.option("--force", is_flag=True, help="Purge also while nodes are there. They fail then.")
 @yes_option
 @with_target
 def purge(target: Target, run: str, *, force: bool, yes: bool) -> int:

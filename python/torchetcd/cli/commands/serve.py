@@ -19,20 +19,20 @@ from torchetcd.etcd_server import EtcdServer
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False),
-    help="Where the data is, and stays; a temporary directory without it.",
+    help="Directory of the data, which is kept; by default a temporary one.",
 )
 @click.option(
     "--host",
     default="localhost",
     show_default=True,
     metavar="ADDRESS",
-    help="Where it listens: a name or address of this machine, or 0.0.0.0 for all of them.",
+    help="Where etcd listens: a name or address of this machine, or 0.0.0.0 for all of them.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="The port at which it listens, 2379 being etcd's own; a free one without it.",
+    help="Port at which etcd listens, for example its own, 2379; by default a free one.",
 )
 @click.option("--json", is_flag=True, help="Print JSON.")
 def serve(data_dir: str | None, host: str, port: int, *, json: bool) -> int:

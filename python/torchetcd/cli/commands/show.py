@@ -23,7 +23,7 @@ _LEASES = 64
 @click.option(
     "--leases",
     is_flag=True,
-    help=f"Ask for what each node's lease has left, also of more than {_LEASES} nodes: one call each.",
+    help=f"Show how long each node's lease still lives, also of more than {_LEASES} nodes: one call each.",
 )
 @with_target
 def show(target: Target, run: str, *, leases: bool) -> int:

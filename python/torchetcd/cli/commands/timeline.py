@@ -18,20 +18,23 @@ from torchetcd.cli.timeline.png import as_png
 from torchetcd.cli.timeline.table import as_table
 
 
-@click.command(short_help="Tell what happened in a run, and when.")
+@click.command(short_help="Show what happened in a run, and when.")
 @run_argument
 @click.option(
-    "--html", metavar="FILE", type=click.Path(dir_okay=False), help="Draw it, into one HTML file."
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Write the timeline as one HTML file.",
 )
 @click.option(
     "--png",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Draw it, into a picture (needs torchetcd[plot]).",
+    help="Write the timeline as a picture (needs torchetcd[plot]).",
 )
 @with_target
 def timeline(target: Target, run: str, html: str | None, png: str | None) -> int:
-    """Tell what happened in a run: who joined, left or was lost, and when.
+    """Show what happened in a run: which nodes joined, left or were lost, and when.
 
     It is made of etcd's own history, as far as that is not compacted; of what was before only the
     completed rounds are known.

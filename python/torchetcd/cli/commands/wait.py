@@ -64,7 +64,7 @@ def _wanted(_context: click.Context, _option: click.Parameter, value: str) -> _W
 @click.option(
     "--within",
     type=Seconds(0, _LONGEST_S),
-    help="How long to wait; for ever without it.",
+    help="How long to wait; by default for ever.",
 )
 @with_target
 def wait_command(target: Target, run: str, wanted: _Wanted, within: float | None) -> int:

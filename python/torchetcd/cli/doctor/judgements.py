@@ -82,7 +82,7 @@ def _endpoint(endpoint: Endpoint, seen: Observations) -> Iterator[Finding]:
         yield _latency(endpoint.uri, "commits", endpoint.writes_ms)
     if endpoint.status is None:
         why = f": {clause(endpoint.status_error)}" if endpoint.status_error else ""
-        yield Finding("note", "version", f"{endpoint.uri} does not tell its status{why}.")
+        yield Finding("note", "version", f"{endpoint.uri} does not report its status{why}.")
         return
     for_trying = _is_local(endpoint.uri) and len(seen.members or ()) == 1
     yield from _version(endpoint.uri, endpoint.status.version, for_trying=for_trying)
@@ -137,7 +137,9 @@ def _version(uri: str, text: str, *, for_trying: bool) -> Iterator[Finding]:
     version = parse_version(text)
     named = f"{uri} is etcd {plain(text)}"
     if version is None:
-        yield Finding("note", "version", f"{named}, which is no version that is known here.")
+        yield Finding(
+            "note", "version", f"{named}, which is not a version that this torchetcd knows."
+        )
     elif version < (3, 4, 0):
         yield Finding(
             "problem", "version", f"{named}; torchetcd needs 3.4 or later.", "Use a newer etcd."
@@ -230,7 +232,7 @@ def _leader(seen: Observations, reached: Sequence[Endpoint]) -> Finding:
     for endpoint in reached:
         status = endpoint.status
         if status is not None and endpoint.last_term not in (None, status.term):
-            text = f"The leader changed while {endpoint.uri} was looked at: {effect}."
+            text = f"The leader changed while {endpoint.uri} was checked: {effect}."
             return Finding("warning", "leader", text, advice)
     # The first one is no change.
     changes = [
@@ -249,7 +251,7 @@ def _leader(seen: Observations, reached: Sequence[Endpoint]) -> Finding:
 
 def _auth(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
     if seen.user is not None:
-        yield Finding("ok", "auth", f"etcd lets the user '{plain(seen.user)}' in.")
+        yield Finding("ok", "auth", f"etcd accepts the user '{plain(seen.user)}'.")
     elif any(endpoint.reads_ms for endpoint in reached):
         yield Finding(
             "note",
@@ -298,7 +300,7 @@ def _rights(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding
             return
     failed = [endpoint.write_error for endpoint in reached if endpoint.write_error]
     if failed and not any(endpoint.writes_ms for endpoint in reached):
-        yield Finding("problem", "write", f"No write is taken: {clause(failed[0])}.", _LEADER)
+        yield Finding("problem", "write", f"etcd accepts no write: {clause(failed[0])}.", _LEADER)
     elif any(endpoint.writes_ms for endpoint in reached):
         yield Finding("ok", "rights", f"Reading and writing below {plain(seen.path)} is allowed.")
 
@@ -380,7 +382,7 @@ def _runs(seen: Observations, _reached: Sequence[Endpoint]) -> Iterator[Finding]
 def _clock(seen: Observations, _reached: Sequence[Endpoint]) -> Iterator[Finding]:
     if seen.ahead_s is None:
         yield Finding(
-            "note", "clock", "No record of a run tells a time, so clocks cannot be compared."
+            "note", "clock", "No record of a run holds a time, so clocks cannot be compared."
         )
     elif seen.ahead_s > _CLOCK_S:
         yield Finding(

@@ -12,7 +12,7 @@ Level: TypeAlias = Literal["ok", "note", "warning", "problem"]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     level: Level
     #: What it is about, such as `latency`.

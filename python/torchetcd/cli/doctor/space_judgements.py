@@ -19,7 +19,7 @@ def alarms(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]
         yield Finding(
             "problem",
             "alarms",
-            "The alarm NOSPACE is on: etcd takes no writes, because its database is as large as its quota.",
+            "The alarm NOSPACE is on: etcd accepts no writes, because its database is as large as its quota.",
             "Delete what nobody needs (torchetcd purge RUN), compact (etcdctl compact REVISION), defragment "
             "each member (etcdctl defrag), then etcdctl alarm disarm; raise --quota-backend-bytes if it "
             "fills again.",
@@ -66,7 +66,7 @@ def space(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Finding]:
         of = (
             f"{_mib(quota)}"
             if known
-            else f"{_mib(quota)}, etcd's default (this version does not tell its quota)"
+            else f"{_mib(quota)}, etcd's default (this version does not report its quota)"
         )
         text = (
             f"{endpoint.uri}: the database has {_mib(status.db_size)} ({_mib(status.db_size_in_use)} "
@@ -94,7 +94,7 @@ def _full_before(text: str, *, known: bool) -> Finding:
         return Finding(
             "problem",
             "quota",
-            f"{text} There is room again, but the alarm NOSPACE is on, so no write is taken.",
+            f"{text} There is room again, but the alarm NOSPACE is on, so etcd accepts no write.",
             "If that holds for all members: etcdctl alarm disarm.",
         )
     return Finding(

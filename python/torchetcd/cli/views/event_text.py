@@ -33,7 +33,7 @@ def _what(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one line for each ki
         case aio.Lost():
             return f"{who(event.node)} is lost"
         case aio.LastCall():
-            return "last call for more nodes" if event.begun else "the last call is taken back"
+            return "last call for more nodes" if event.begun else "the last call is withdrawn"
         case aio.Opened() | aio.Reopened():
             verb = "opened" if isinstance(event, aio.Opened) else "opened, in a run that was closed"
             return f"round {event.round} is {verb}" + (f": {plain(event.why)}" if event.why else "")
