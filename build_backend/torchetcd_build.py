@@ -90,7 +90,7 @@ def _require_protoc() -> None:
         return
     named = os.environ.get("PROTOC")
     problem = (
-        f"the variable PROTOC names {named!r}, which is no program"
+        f"the variable PROTOC names {named!r}, which is not a program"
         if named
         else "there is no protoc on the PATH"
     )

@@ -108,6 +108,17 @@ PHRASES = (
         "MASTER_ADDR is set as ever.",
     ),
     Phrase(
+        r"\b(?:that|which|it|this|node) (?:is|are) no (?:certificate|file|garbage|guess|loopback"
+        r"|member|name|number|part|program|range|record|UTF-8)\b",
+        'Write "is not a".',
+        "a value that is no record",
+    ),
+    Phrase(
+        r"\b(?:is|are|was|were) no more(?=[.,;:]|$)",
+        'Write "no longer exists".',
+        "The old run is no more.",
+    ),
+    Phrase(
         r"\b(?:will do|do without|does without)\b",
         'Idiom. Write "is enough" or "does not need".',
         "Any other etcd will do.",

@@ -203,13 +203,13 @@ impl TxnReply {
         self.replies.iter().map(deleted).sum()
     }
 
-    /// The range answered by operation `index`, or an empty one where that is no range.
+    /// The range answered by operation `index`, or an empty one if the operation is not a range.
     pub fn range(&self, index: usize) -> RangeReply {
         range_of(&self.replies, index)
     }
 }
 
-/// The range answered by operation `index` of a branch, or an empty one where that is no range.
+/// The range answered by operation `index` of a branch, or an empty one if the operation is not a range.
 pub fn range_of(replies: &[OpReply], index: usize) -> RangeReply {
     match replies.get(index) {
         Some(OpReply::Get(range)) => range.clone(),

@@ -203,7 +203,7 @@ class TestStates:
         assert run.problem is None
         assert hosts(run.waiting) == ["b"]
         written.put("head/waiting", record | {"count": -1}, int(node, 16))
-        assert "is no count of those who wait" in (describe(written).problem or "")
+        assert "is not a count of the waiting nodes" in (describe(written).problem or "")
 
     def test_denials(self, written: Written) -> None:
         written.put("head/control", written.control(1, "open"))

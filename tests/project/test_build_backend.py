@@ -91,7 +91,10 @@ class TestBuild:
         ("variable", "said"),
         [
             ({}, "there is no protoc on the PATH"),
-            ({"PROTOC": "/nowhere/protoc"}, "PROTOC names '/nowhere/protoc', which is no program"),
+            (
+                {"PROTOC": "/nowhere/protoc"},
+                "PROTOC names '/nowhere/protoc', which is not a program",
+            ),
         ],
     )
     @pytest.mark.skipif(not shutil.which("cargo"), reason="cargo is asked for the metadata")

@@ -105,8 +105,8 @@ class TestFirstRound:
     def test_a_denied_node(self) -> None:
         denied = (Denial("worker-2", "ann@ops", "bad GPU", NOW - 60),)
         assert (
-            "worker-2 may not join, by decision of ann@ops: bad GPU (`torchetcd allow my-job worker-2` undoes "
-            "that)."
+            "worker-2 may not join, by decision of ann@ops: bad GPU (`torchetcd allow my-job worker-2` "
+            "undoes that)."
         ) in explain(run(joined=workers(0, 1, 3), denied=denied))
 
     def test_nothing_of_etcd_reaches_the_terminal_raw(self) -> None:

@@ -144,7 +144,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         """Close the run if this node is a member of its last world, and leave it in any case.
 
-        A node that is no part of the present world (a spare, one that joined late, one that was lost,
+        A node outside the present world (a spare, one that joined late, one that was lost,
         denied or replaced) leaves the run as it is: its members go on. How the job ended stands in the
         record of the close, by the exception that is under way.
 

@@ -23,7 +23,7 @@ _CLAT = ipaddress.ip_network("192.0.0.0/29")
 def local_address(endpoints: Sequence[str]) -> str:
     """Choose the address at which peers can reach this node when no `local_addr` was given.
 
-    The first of these that is no loopback or link-local address:
+    The first of these that is not a loopback or link-local address:
 
     1. the address that this host uses towards etcd, which every peer can reach as well;
     2. where etcd is on this very host, the address towards the default route, IPv4 or IPv6;

@@ -129,7 +129,7 @@ class RunView:
                 if isinstance(record, str):
                     return record
                 known = _records.number_field(record, "count") is not None and kv.lease > 0
-                return None if known else "is no count of those who wait"
+                return None if known else "is not a count of the waiting nodes"
             case ["head", "denied", segment]:
                 name = _records.escaped_name(segment)
                 denial = _records.denial_record(name, kv.value) if name else "names nobody"

@@ -4,7 +4,7 @@ Code written for python-etcd works with ``from torchetcd import etcd``. What dif
 no directories and a TTL only on leases:
 
 - The default port is 2379. Several endpoints can be given, and the next is used when one fails.
-- Values are strings; bytes that are no UTF-8 come back with surrogate escapes.
+- Values are strings; bytes that are not UTF-8 come back with surrogate escapes.
 - A directory is a prefix with keys below it, or one made with ``write(..., dir=True)``. A directory
   that nobody made ends with its last key. A key may have a value and keys below it.
 - The TTL of a directory is that of the directory alone: keys below it live on, and it with them.

@@ -15,7 +15,7 @@ pub enum Effect {
     StepDown,
     /// It is a member of this round, and watches `next`.
     Member { outcome: Outcome, complete: Box<Final>, next: NodeId },
-    /// It is no member any more: its key is gone.
+    /// It is not a member any more: its key is gone.
     Expelled,
     /// The barrier has ended.
     End(Result<Outcome, RendezvousError>),

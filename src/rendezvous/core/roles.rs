@@ -275,7 +275,7 @@ impl Roles {
         }
     }
 
-    /// etcd was wiped, restored or replaced: what is known is of a history that is no more, revisions may
+    /// etcd was wiped, restored or replaced: what is known is of a lost history, revisions may
     /// now be lower, and an existing lease is one of the past. This node is another one from now on, and a
     /// member learns that its world is over.
     pub fn begin_anew(&mut self, cx: &mut Cx) {

@@ -79,7 +79,7 @@ pub fn why_not_close(
     match control.last() {
         Some(last) if membership.is_some_and(|own| own.is_live(cx, &last.id)) => None,
         Some(last) => Some(format!(
-            "this node is no member of round {}, the last one that was completed",
+            "this node is not a member of round {}, the last one that was completed",
             last.id.round
         )),
         None => Some("no round was completed, so others may still come".into()),

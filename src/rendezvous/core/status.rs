@@ -8,7 +8,7 @@ use crate::rendezvous::api::{Member, Progress, Status};
 
 pub fn of(cx: &Cx, roles: &Roles) -> Status {
     let membership = roles.membership.as_ref();
-    // Where a newer version has restarted the run, what was closed is no more.
+    // Where a newer version has restarted the run, the closed run no longer exists.
     let closed = cx.view.closed().filter(|_| !cx.view.is_led_by_another_version()).cloned();
     let told = cx.view.coordinator.value.as_ref().map(|(told, _)| told);
     let member = membership.filter(|_| !roles.barrier.is_on());

@@ -186,7 +186,7 @@ impl View {
         records::encode(record, version.unwrap_or(settings.version))
     }
 
-    /// What is known is of a history that is no more.
+    /// What is known is of a lost history.
     pub fn begin_anew(&mut self) {
         *self = Self { crowd: self.crowd, ..Self::default() };
     }

@@ -41,7 +41,7 @@ impl UnreadableRecord {
         Self::Garbage { key: key.into(), cause: plain(cause) }
     }
 
-    /// It is no garbage: others can read it.
+    /// It is not garbage: others can read it.
     pub fn is_of_another_version(&self) -> bool {
         matches!(self, Self::Version { .. })
     }

@@ -59,7 +59,7 @@ def end_of(der: bytes) -> float:
     """Give the Unix time at which a certificate ends.
 
     Raises:
-        ValueError: if this is no certificate.
+        ValueError: if this is not a certificate.
     """
     _, certificate, _ = _element(der)
     _, body, _ = _element(certificate)
