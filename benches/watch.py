@@ -25,13 +25,13 @@ import uuid
 from collections.abc import Iterator
 
 from report import Report, Row, arguments, median
-from torchetcd.etcd_server import EtcdServer
 
 from torchetcd import aio
 from torchetcd._defaults import PREFIX
 from torchetcd._torchetcd import run_lease
 from torchetcd.aio._run_keys import RunKeys
 from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
 
 LIMIT_S = 60
 PAUSE_S = 0.1

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from nodes import Job, show
+
 from torchetcd.etcd_server import EtcdServer
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nodes import Job, show
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
 from torchetcd.etcd_server import EtcdServer
 
 # The agent of torch before 2.7 closes the whole run when a signal ends it.

@@ -21,8 +21,6 @@ from rich.text import Text
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from torchetcd.etcd_server import EtcdServer  # noqa: E402
-
 from support.processes.nodes import Node  # noqa: E402 - found by the line above
 from support.processes.nodes import Run as Nodes  # noqa: E402
 from torchetcd import aio  # noqa: E402
@@ -31,6 +29,7 @@ from torchetcd.cli.timeline.png import as_png  # noqa: E402
 from torchetcd.cli.views.event_text import sentence  # noqa: E402
 from torchetcd.cli.views.run_tables import details, screen  # noqa: E402
 from torchetcd.diagnosis import explain  # noqa: E402
+from torchetcd.etcd_server import EtcdServer  # noqa: E402
 
 RUN = "train-7b"
 WIDTH, HEIGHT = 96, 26

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from torchetcd.etcd_server import EtcdServer
 
 from support.cli import Cli
 from support.processes.nodes import Run as Processes
@@ -17,6 +16,7 @@ from torchetcd import aio
 from torchetcd._run_model import RoundRecord
 from torchetcd.diagnosis._split_jobs import apart_from, groups_apart, said_of_all
 from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
 
 PAST = (RoundRecord(1, 2, None, NOW - 9999, None, NOW - 9990),)
 

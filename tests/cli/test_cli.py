@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torchetcd.etcd_server import EtcdServer
 
 from support.cli import PATIENCE_S, Cli, Terminal, environment, piped
 from support.processes.nodes import Run
 from support.waiting import eventually
+from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture(scope="module")

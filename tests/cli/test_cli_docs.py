@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 import pytest
-from torchetcd.etcd_server import EtcdServer
 
 from support import ROOT
 from support.cli import PATIENCE_S, environment, piped
@@ -22,6 +21,7 @@ from torchetcd.aio import Node, Run, TimelineEvent
 from torchetcd.cli import exit_codes
 from torchetcd.cli.app import app
 from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
 
 DOCS = ROOT / "docs"
 REFERENCE = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")

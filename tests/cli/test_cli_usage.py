@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from torchetcd.etcd_server import EtcdServer
 
 from support.cli import Cli
 from support.records import Written
 from torchetcd.cli import main
 from torchetcd.etcd import Client, EtcdConnectionFailed
+from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.certificates import Authority
 from torchetcd import _environment
@@ -22,6 +21,7 @@ from torchetcd._rendezvous.options import make_client, parse_options
 from torchetcd.cli import main
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
+from torchetcd.etcd_server import EtcdServer
 
 PACKAGE = Path(_environment.__file__).parent
 OURS = re.compile(r"\b_?TORCHETCD_[A-Z_]*[A-Z]\b")

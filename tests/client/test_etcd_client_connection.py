@@ -16,11 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torchetcd.etcd_server import EtcdServer, find_free_port
 
 from support.network.proxy import Proxy
 from torchetcd import etcd
 from torchetcd.etcd import Client, EtcdResult, as_client
+from torchetcd.etcd_server import EtcdServer, find_free_port
 from torchetcd.etcd_store import EtcdStore
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd
 
 from support.waiting import eventually
 from torchetcd import _etcd_process as etcd_server
 from torchetcd.aio import Member, RawClient
 from torchetcd.etcd import Client, EtcdConnectionFailed, EtcdInsufficientPermissions
+from torchetcd.etcd_server import EtcdServer, find_free_port, stop_etcd
 
 pytestmark = pytest.mark.needs_etcd
 

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from torchetcd.etcd_server import EtcdServer
 
 from support.network.proxy import Proxy
 from support.stores import compact, opened
 from support.waiting import eventually
 from torchetcd.etcd import Client, EtcdAmbiguous, EtcdConnectionFailed
 from torchetcd.etcd._transactions import get_below
+from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import EtcdStore, QueueEmptyError, StoreOutcomeUnknownError
 
 # What every write of a store carries: the key of its receipt.

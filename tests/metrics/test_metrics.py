@@ -23,7 +23,6 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousParameters,
     RendezvousTimeoutError,
 )
-from torchetcd.etcd_server import EtcdServer
 
 from support import ROOT
 from support.network.proxy import Proxy
@@ -32,6 +31,7 @@ from torchetcd import _run_counts, metrics
 from torchetcd._rendezvous import observed_barrier
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 Make = Callable[..., EtcdRendezvousHandler]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
-from torchetcd.etcd_server import EtcdServer
 
 from support.processes.nodes import TTL, NodeError, Run, join_all
 from support.records import connected
@@ -23,6 +22,7 @@ from torchetcd.aio import RunInUseError
 from torchetcd.etcd import Client, EtcdException, EtcdNoSpace
 from torchetcd.etcd._transactions import get_below
 from torchetcd.etcd_rendezvous import create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 from torchetcd.etcd_store import StoreError
 
 pytestmark = pytest.mark.needs_etcd

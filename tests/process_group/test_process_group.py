@@ -19,12 +19,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
-from torchetcd.etcd_server import EtcdServer
 
 from support.etcd.users import Users
 from support.waiting import eventually
 from torchetcd._rendezvous.group_url import parse_url
 from torchetcd.etcd import Client
+from torchetcd.etcd_server import EtcdServer
 from torchetcd.process_group import register
 
 URL = "etcd-v3://localhost:2379/job?world_size=2"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
-from torchetcd.etcd_server import EtcdServer
 
 from support import ROOT
 from support.docs import commands
 from support.docs.blocks import BLOCKS, Block, pages
 from support.docs.manifests import check_manifest
 from support.docs.terminals import Terminals, environment, has_etcdctl, programs
+from torchetcd.etcd_server import EtcdServer
 
 # A role's commands, with an etcd of their own: `test_role.py`.
 RUN_ELSEWHERE = {"docs/security.md"}

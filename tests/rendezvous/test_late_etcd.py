@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
-from torchetcd.etcd_server import EtcdServer, find_free_port
 
 from support.certificates import Authority
 from support.etcd.cluster import Cluster
@@ -21,6 +20,7 @@ from support.waiting import eventually
 from torchetcd._rendezvous import waits
 from torchetcd.etcd import EtcdConnectionFailed, EtcdInsufficientPermissions
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer, find_free_port
 
 pytestmark = pytest.mark.needs_etcd
 

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.network.proxy import Proxy
 from support.waiting import eventually
 from torchetcd.etcd import Client
 from torchetcd.etcd._transactions import get_below, get_key
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 
 class Run:

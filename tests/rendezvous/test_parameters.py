@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.handlers import handlers_of
 from torchetcd._rendezvous.options import PARAMETERS, parse_options
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture

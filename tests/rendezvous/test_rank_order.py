@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.processes.nodes import Node, Run, check_agreement, join_all
 from torchetcd._rendezvous.options import parse_options
 from torchetcd._rendezvous.rank_source import RANK_VARIABLES as VARIABLES
 from torchetcd.etcd_rendezvous import create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 
 @pytest.fixture(autouse=True)

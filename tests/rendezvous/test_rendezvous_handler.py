@@ -25,13 +25,13 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
-from torchetcd.etcd_server import EtcdServer
 
 from support.handlers import handlers_of
 from support.waiting import eventually
 from torchetcd._rendezvous import waits
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 CONTROL = "rdzv/head/control"
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.etcd.users import CHEAP, Users
 from torchetcd._rendezvous.options import default_options, parse_options
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvous, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
+from torchetcd.etcd_server import EtcdServer
 
 USER, PASSWORD = "trainer", "p@ss, \u00e9: %2F"
 # Nobody listens there: what is refused is refused before anything is sent.

@@ -12,13 +12,13 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousParameters,
 )
-from torchetcd.etcd_server import EtcdServer
 
 from support.stores import opened
 from torchetcd._key_names import LONGEST_RUN_ID
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import EtcdRendezvousBackend, create_backend
+from torchetcd.etcd_server import EtcdServer
 
 COMPOSED = unicodedata.normalize("NFC", "h\u00e9")
 DECOMPOSED = unicodedata.normalize("NFD", "h\u00e9")

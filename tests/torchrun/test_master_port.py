@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from support.processes.agents import Job
 from support.processes.nodes import Run, join_all
@@ -19,6 +18,7 @@ from torchetcd._rendezvous import master_port
 from torchetcd._rendezvous.master_port import MasterPort
 from torchetcd._rendezvous.options import parse_options
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 
 # A worker that does first what any other program on its host may do.
 TAKES_IT_FIRST = """

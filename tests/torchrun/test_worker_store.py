@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torchetcd.etcd_server import EtcdServer
 
 from torchetcd._worker_store import worker as of_worker
 from torchetcd._worker_store.description import read_description
@@ -25,6 +24,7 @@ from torchetcd._worker_store.env_scheme import use_worker_store
 from torchetcd._worker_store.process import WORKER_STORE, this_process
 from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import EtcdRendezvousHandler, create_rdzv_handler
+from torchetcd.etcd_server import EtcdServer
 from torchetcd.process_group import register
 
 # For the start of interpreters with torch, on a busy machine.
