@@ -11,7 +11,7 @@ use crate::rendezvous::RendezvousError;
 use crate::store::StoreError;
 
 const CLIENT: &str = "torchetcd.etcd";
-const STORE: &str = "torchetcd._errors";
+const STORE: &str = "torchetcd.errors";
 const RENDEZVOUS: &str = "torch.distributed.elastic.rendezvous.api";
 
 fn raise(py: Python<'_>, module: &str, class: &str, text: String) -> PyErr {

@@ -162,7 +162,7 @@ impl Keys {
 }
 
 /// What stays as it is in a name that is a part of a key, besides letters and digits; the same as for run
-/// ids (`python/torchetcd/_names.py`).
+/// ids (`python/torchetcd/_key_names.py`).
 const KEPT: &[u8] = b"_-.~!$&'()*+,;=:@ ";
 
 /// A name as the part of a key that holds no slash, and that no other name has.

@@ -61,7 +61,7 @@ pub struct Watch {
     pub open: bool,
     /// It began in the past, and etcd has not looked there yet.
     pub past: bool,
-    /// It was open before: it resumes one revision early, as the client does (`etcd/watch.rs`, `options`).
+    /// It was open before: it resumes one revision early, as the client does (`etcd/watch/session.rs`, `options`).
     pub opened: bool,
     /// A delivery is on its way.
     pub due: bool,

@@ -201,7 +201,8 @@ class EtcdRendezvous(RoundStores):
         if waiting and not self._told_why:
             # Once per round: agents ask up to ten times a second.
             self._told_why = True
-            more = (_run_counts.NODES_WAITING, f"{waiting} more nodes want to join")
+            nodes = "1 more node wants" if waiting == 1 else f"{waiting} more nodes want"
+            more = (_run_counts.NODES_WAITING, f"{nodes} to join")
             cause, reason = self._node.broken() or more
             world_changes(self._run_id, cause)
             self._news = f"The world will be formed again: {reason}."
