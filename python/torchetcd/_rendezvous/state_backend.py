@@ -289,6 +289,13 @@ def _parse_endpoint(endpoint: str) -> tuple[str, str, int]:
 def create_backend(params: RendezvousParameters) -> tuple[EtcdRendezvousBackend, Store]:
     """Create a backend, and the store for its rendezvous, from the parameters of a rendezvous.
 
+    >>> from torch.distributed.elastic.rendezvous import RendezvousParameters
+    >>> from torchetcd.etcd_rendezvous_backend import create_backend
+    >>> backend, store = create_backend(RendezvousParameters("etcd-v2", endpoint, "docs-state", 1, 4))
+    >>> state, token, written = backend.set_state(b"state")
+    >>> state, written
+    (b'state', True)
+
     The endpoint may be a list such as "h1:2379,h2:2379". The parameters are:
 
     =============  =====================================================================

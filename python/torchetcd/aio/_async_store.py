@@ -24,6 +24,18 @@ class Store:
     errors; those of `torchetcd.etcd_store` import torch when the first one is raised. A call that is
     cancelled may have taken effect, if it writes.
 
+    >>> import asyncio
+    >>> from torchetcd.aio import Client, Store
+    >>> async def use(endpoints: str) -> bytes:
+    ...     async with Client(endpoints) as client:
+    ...         store = Store(client, "/docs/aio-store")
+    ...         await store.set("key", b"value")
+    ...         value = await store.get("key")
+    ...         await store.delete_key("key")
+    ...         return value
+    >>> asyncio.run(use(endpoint))
+    b'value'
+
     Args:
         client: Where etcd is.
         prefix: The directory of the keys in etcd.

@@ -24,9 +24,13 @@ class Client:
     It connects at the first call and blocks no thread, however many calls are under way. It can be
     used in one event loop after the other, and in several.
 
-    >>> async with Client("h1:2379,h2:2379") as client:
-    ...     for run in await client.list_runs():
-    ...         print(run.id, run.state, run.round)
+    >>> import asyncio
+    >>> from torchetcd.aio import Client
+    >>> async def show(endpoints: str) -> None:
+    ...     async with Client(endpoints) as client:
+    ...         for run in await client.list_runs(prefix="/no/such/prefix"):
+    ...             print(run.id, run.state, run.round)
+    >>> asyncio.run(show(endpoint))  # such as "h1:2379,h2:2379"
 
     Cancelling a call ends it; one that writes may have taken effect then. All calls raise the errors
     of `torchetcd.etcd`: `EtcdConnectionFailed` if etcd cannot be reached, `EtcdInsufficientPermissions`
@@ -128,6 +132,14 @@ class Client:
 
     async def why(self, run_id: str, prefix: str = PREFIX, *, expected: Sequence[str] = ()) -> str:
         """Say in one paragraph what a run waits for and who is missing, or what else its state is.
+
+        >>> import asyncio
+        >>> from torchetcd.aio import Client
+        >>> async def why(endpoints: str) -> str:
+        ...     async with Client(endpoints) as client:
+        ...         return await client.why("no-such-job")
+        >>> asyncio.run(why(endpoint)).partition(":")[0]
+        "There is nothing of run 'no-such-job' below /torchelastic/p2p"
 
         It asks for the run, and where nodes lack for its history and for other runs that may have them,
         no longer than a few seconds.

@@ -41,10 +41,14 @@ class Client(KeyOperations):
 
     It connects at the first call, can be used by several threads, and in forked children.
 
-    >>> client = Client("h1,h2,h3")
-    >>> client.write("/key", "value", ttl=60)
-    >>> client.read("/key").value
+    >>> from torchetcd.etcd import Client
+    >>> client = Client(endpoint)  # such as "h1:2379,h2:2379,h3:2379"
+    >>> client.write("/docs/key", "value", ttl=60).action
+    'set'
+    >>> client.read("/docs/key").value
     'value'
+    >>> client.delete("/docs/key").action
+    'delete'
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - python-etcd's signature
