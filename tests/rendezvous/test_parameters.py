@@ -136,12 +136,12 @@ class TestParameters:
             ("etcd_prefix", 7, "a non-empty string"),
             ("user", "", "a non-empty string"),
             ("password", 12345, "a non-empty string"),
-            ("ca_cert", "/no/such/file", "is not there"),
-            ("cacert", "/no/such/file", "is not there"),
-            ("ssl_cert", "/no/such/file", "is not there"),
-            ("cert", "/no/such/file", "is not there"),
-            ("ssl_cert_key", "/no/such/file", "is not there"),
-            ("key", "/no/such/file", "is not there"),
+            ("ca_cert", "/no/such/file", "does not exist"),
+            ("cacert", "/no/such/file", "does not exist"),
+            ("ssl_cert", "/no/such/file", "does not exist"),
+            ("cert", "/no/such/file", "does not exist"),
+            ("ssl_cert_key", "/no/such/file", "does not exist"),
+            ("key", "/no/such/file", "does not exist"),
         ],
     )
     def test_invalid(self, name: str, value: object, allowed: str) -> None:

@@ -11,6 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What an answer begins with that is one of HTTP/1.
 const HTTP1: &[u8] = b"HTTP/1";
 
+/// As many bytes tell what an answer is.
+const FIRST: usize = 16;
+
 /// What has been seen so far, shared by the streams of one connection.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(Arc<SeenCells>);
@@ -93,10 +96,24 @@ impl<S> Observed<S> {
             let _ = self.seen.0.broke.set(how);
         }
     }
+}
 
-    /// What came of a write, after a note of its failure: it may be the first to find the end.
-    fn wrote<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+impl<S: AsyncRead + Unpin> Observed<S> {
+    /// What came of a write, after a note of its failure: it may be the first to find the end. The other side may
+    /// have said why before it closed, and nothing reads that any more.
+    fn wrote<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &outcome {
+            let (mut bytes, seen) = ([0; FIRST], self.seen.clone());
+            let mut unread = ReadBuf::new(&mut bytes);
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut unread);
+            if let (Poll::Ready(Ok(())), [_, ..]) = (read, unread.filled()) {
+                // What was read before is what the answer begins with.
+                let _ = seen.0.first.set(FirstBytes::of(unread.filled()));
+            }
             self.ended(Broke::of(error));
         }
         outcome
@@ -124,19 +141,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.wrote(outcome)
+        self.wrote(cx, outcome)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_flush(cx);
-        self.wrote(outcome)
+        self.wrote(cx, outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -149,10 +166,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.wrote(outcome)
+        self.wrote(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// A server of HTTP/1 answers and closes; the next frame may find that before anything has read the answer.
+    #[tokio::test]
+    async fn an_answer_is_seen_although_a_write_finds_the_end_first() {
+        let (stream, mut peer) = tokio::io::duplex(64);
+        peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        drop(peer);
+        let seen = Seen::default();
+        let mut observed = Observed { stream, seen: seen.clone(), carries_tls: false };
+        observed.write_all(b"a frame").await.unwrap_err();
+        assert_eq!(seen.first(), Some(FirstBytes::Http1));
+        assert!(matches!(seen.broke(), Some(Broke::Closed)));
     }
 }
