@@ -1,5 +1,7 @@
 //! The loop that sends a guarded transaction until it is known what came of it.
 
+use std::fmt::Display;
+
 use tokio::time::Instant;
 
 use super::receipt::{Found, Held, Receipts};
@@ -37,11 +39,12 @@ impl OnceTxns {
         deadline: Instant,
     ) -> Result<OnceOutcome, EtcdError> {
         let mut held = self.receipts.hold();
-        let mut lost_answer = false;
+        // What became of an answer that was lost.
+        let mut lost: Option<String> = None;
         // What answers at once that it does not serve, such as a proxy, must not be asked without a pause.
         let mut backoff = Backoff::default();
         loop {
-            let guarded = held.guard(txn, lease, lost_answer);
+            let guarded = held.guard(txn, lease, lost.is_some());
             let found = match self.client.txn(&guarded.txn, Repeat::Never, deadline).await {
                 Ok(reply) => match held.answer(&guarded, reply) {
                     Ok(reply) => return Ok(OnceOutcome::Answered(reply)),
@@ -51,36 +54,38 @@ impl OnceTxns {
                     if Instant::now() >= deadline {
                         return Err(EtcdError::Ambiguous { causes });
                     }
-                    lost_answer = true;
+                    lost = Some(causes);
                     let pause = Instant::now() + backoff.pause();
                     tokio::time::sleep_until(deadline.min(pause)).await;
                     continue;
                 }
                 // What is on its way when etcd becomes full is applied and refused.
                 Err(error @ EtcdError::Refused { kind: Refusal::NoSpace, .. }) => {
-                    return match self.after_refusal(&mut held, deadline).await {
-                        Ok(Some(Found::Wrote(revision))) => Ok(OnceOutcome::AppliedAt(revision)),
-                        Ok(None | Some(Found::Gone)) if lost_answer => {
-                            Err(EtcdError::Ambiguous { causes: error.to_string() })
+                    return match (self.after_refusal(&mut held, deadline).await, lost) {
+                        (Ok(Some(Found::Wrote(revision))), _) => {
+                            Ok(OnceOutcome::AppliedAt(revision))
                         }
-                        Ok(_) => Err(error),
-                        Err(cause) => Err(EtcdError::Ambiguous { causes: cause.to_string() }),
+                        (Ok(None | Some(Found::Gone)), Some(lost)) => Err(not_known(&lost, error)),
+                        (Ok(_), _) => Err(error),
+                        (Err(cause), _) => Err(EtcdError::Ambiguous { causes: cause.to_string() }),
                     };
                 }
-                Err(error) if lost_answer => {
-                    return Err(EtcdError::Ambiguous { causes: error.to_string() });
+                Err(error) => {
+                    return Err(match lost {
+                        Some(lost) => not_known(&lost, error),
+                        None => error,
+                    });
                 }
-                Err(error) => return Err(error),
             };
             match found {
                 Found::Wrote(revision) => return Ok(OnceOutcome::AppliedAt(revision)),
-                Found::NotApplied => lost_answer = false,
-                Found::Gone if lost_answer => {
-                    return Err(EtcdError::Ambiguous {
-                        causes: "the record of this client's writes is gone from etcd".into(),
-                    });
+                Found::NotApplied => lost = None,
+                Found::Gone => {
+                    if let Some(lost) = lost {
+                        let gone = "the record of this client's writes is gone from etcd";
+                        return Err(not_known(&lost, gone));
+                    }
                 }
-                Found::Gone => {}
             }
         }
     }
@@ -96,6 +101,12 @@ impl OnceTxns {
         let same = found.as_ref().map_or(0, |kv| kv.version) == held.receipt.version;
         Ok((!same).then(|| held.look_at(found.as_ref())))
     }
+}
+
+/// Nothing tells whether the write whose answer was lost took effect. Where that was comes first: what ended the
+/// search for it may be the deadline alone, which names no endpoint.
+fn not_known(lost: &str, then: impl Display) -> EtcdError {
+    EtcdError::Ambiguous { causes: format!("{lost}; then {then}") }
 }
 
 #[cfg(test)]
