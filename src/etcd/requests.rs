@@ -13,6 +13,7 @@ use super::convert;
 use super::error::{EtcdError, Refusal};
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::metrics::Rpc;
+use super::transport::Connection;
 use super::unique::nth_lease_id;
 
 /// How long after its deadline an answer that nobody waits for may still come.
@@ -101,18 +102,16 @@ pub async fn grant_new(
     ttl: Duration,
     deadline: Instant,
 ) -> Result<(i64, Duration), EtcdError> {
-    let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
     let attempts = AtomicU32::new(0);
     let granted = call(cluster, Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| {
         let attempt = attempts.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let id = nth_lease_id(first, attempt);
         async move {
-            let options = LeaseGrantOptions::new().with_id(id);
-            Ok((id, connection.lease().grant(ttl_s, Some(options)).await?.ttl()))
+            let granted = ask_for_lease(&connection, id, ttl).await?;
+            Ok((id, granted))
         }
     });
-    let (id, granted) = granted.await?;
-    Ok((id, Duration::from_secs(u64::try_from(granted).unwrap_or(0))))
+    granted.await
 }
 
 /// Grants a lease that others may have been granted as well, under an id that all know.
@@ -123,11 +122,9 @@ pub async fn grant(
     ttl: Duration,
     deadline: Instant,
 ) -> Result<Duration, EtcdError> {
-    let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
     let granted =
         call(cluster, Rpc::LeaseGrant, Repeat::Safely, deadline, |connection| async move {
-            let options = LeaseGrantOptions::new().with_id(id);
-            Ok(connection.lease().grant(ttl_s, Some(options)).await?.ttl())
+            ask_for_lease(&connection, id, ttl).await
         });
     match granted.await {
         Err(EtcdError::Refused { kind: Refusal::LeaseExists, .. }) => {
@@ -135,8 +132,20 @@ pub async fn grant(
             // It may have run out between the two: then the first use of it says so.
             Ok(known.map_or(ttl, |(_, granted)| granted))
         }
-        other => other.map(|ttl| Duration::from_secs(u64::try_from(ttl).unwrap_or(0))),
+        other => other,
     }
+}
+
+/// Asks for a lease once, for whole seconds and at least one. Answers with the TTL that etcd grants.
+async fn ask_for_lease(
+    connection: &Connection,
+    id: i64,
+    ttl: Duration,
+) -> Result<Duration, etcd_client::Error> {
+    let ttl_s = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+    let options = LeaseGrantOptions::new().with_id(id);
+    let granted = connection.lease().grant(ttl_s, Some(options)).await?.ttl();
+    Ok(Duration::from_secs(u64::try_from(granted).unwrap_or(0)))
 }
 
 /// A missing lease counts as revoked.
