@@ -82,6 +82,7 @@ impl<'a> World<'a> {
                 credentials: None,
                 connect_timeout: Duration::from_secs(30),
                 request_timeout: Duration::from_secs(60),
+                as_it_is: false,
             });
             client.version(client.deadline_after(None)).await.unwrap();
             clients.push(client);

@@ -7,6 +7,16 @@ from typing_extensions import Self
 
 KeyValue = tuple[bytes, bytes, int, int, int, int]
 Event = tuple[Literal["put", "delete"], KeyValue, KeyValue | None]
+# Id, name, peer URLs, client URLs, whether it is a learner.
+Member = tuple[int, str, list[str], list[str], bool]
+# Version, cluster, member, revision, leader, whether it is a learner; term, index, applied index;
+# size, size in use, quota; errors.
+Status = tuple[
+    tuple[str, int, int, int, int, bool],
+    tuple[int, int, int],
+    tuple[int, int, int],
+    list[str],
+]
 
 @final
 class Client:
@@ -42,6 +52,18 @@ class Client:
     def lease_time_to_live(self, lease_id: int) -> tuple[int, int]: ...
     def version(self, timeout_s: float | None = None) -> str: ...
     def members(self, timeout_s: float | None = None) -> list[str]: ...
+    def status(self, endpoint: str | None = None, timeout_s: float | None = None) -> Status: ...
+    def member_list(
+        self,
+        timeout_s: float | None = None,
+        linearizable: bool = True,
+        endpoint: str | None = None,
+    ) -> list[Member]: ...
+    def member_add(
+        self, peer_urls: list[str], is_learner: bool, timeout_s: float | None = None
+    ) -> tuple[int, list[Member]]: ...
+    def member_promote(self, member_id: int, timeout_s: float | None = None) -> list[Member]: ...
+    def member_remove(self, member_id: int, timeout_s: float | None = None) -> list[Member]: ...
     def close(self) -> None: ...
 
 @final
@@ -153,17 +175,8 @@ class AsyncClient:
     def version(self, timeout_s: float | None = None) -> Awaitable[str]: ...
     def status(
         self, endpoint: str | None = None, *, timeout_s: float | None = None
-    ) -> Awaitable[
-        tuple[
-            tuple[str, int, int, int, int, bool],
-            tuple[int, int, int],
-            tuple[int, int, int],
-            list[str],
-        ]
-    ]: ...
-    def members(
-        self, timeout_s: float | None = None
-    ) -> Awaitable[list[tuple[int, str, list[str], list[str], bool]]]: ...
+    ) -> Awaitable[Status]: ...
+    def members(self, timeout_s: float | None = None) -> Awaitable[list[Member]]: ...
     def alarms(self, timeout_s: float | None = None) -> Awaitable[list[tuple[int, str]]]: ...
 
 @final

@@ -78,6 +78,8 @@ fn counted<T>(rpc: Rpc, result: &Result<T, EtcdError>) -> Ended {
                 (rpc, kind),
                 (Rpc::LeaseGrant, Refusal::LeaseExists)
                     | (Rpc::LeaseRevoke, Refusal::LeaseNotFound)
+                    | (Rpc::MemberRemove, Refusal::MemberNotFound)
+                    | (Rpc::MemberPromote, Refusal::NotLearner)
             ) =>
         {
             Ended::Ok

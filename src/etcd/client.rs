@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::call::Repeat;
 use super::cluster::Cluster;
 use super::config::Config;
+use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal};
 use super::kv::{Range, RangeReply, Txn, TxnReply};
 use super::nospace;
@@ -29,6 +30,13 @@ impl Client {
 
     pub(super) fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// A way of its own to the member of that endpoint, or to any of them without one; see [`Config::as_it_is`].
+    pub(super) fn apart(&self, endpoint: Option<Endpoint>, as_it_is: bool) -> Cluster {
+        let config = self.config().clone();
+        let endpoints = endpoint.map_or_else(|| config.endpoints.clone(), |one| vec![one]);
+        Cluster::new(Config { endpoints, as_it_is, ..config })
     }
 
     pub fn config(&self) -> &Config {

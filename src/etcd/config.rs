@@ -78,4 +78,6 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// For calls whose caller names no deadline.
     pub request_timeout: Duration,
+    /// A member is asked as it is, without a leader or as a learner too: for what it answers by itself.
+    pub as_it_is: bool,
 }

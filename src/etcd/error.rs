@@ -14,7 +14,7 @@ pub enum EtcdError {
     /// The request was sent and its answer lost: it may or may not have taken effect.
     #[error("the answer of etcd was lost, the request may have taken effect: {causes}")]
     Ambiguous { causes: String },
-    /// etcd refused, and would refuse again.
+    /// etcd refused. It would refuse again, or until the cluster has changed, which is for the caller to wait for.
     #[error("etcd at {endpoint} refused the request: {message}")]
     Refused { endpoint: String, kind: Refusal, message: String },
     /// The revision asked for is compacted away.
@@ -34,7 +34,8 @@ pub enum EtcdError {
     Configuration(String),
 }
 
-/// Why etcd refused for good.
+/// Why etcd refused. Those of changes of the members say what holds at present: the client does not try again by itself,
+/// as nobody knows how long it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     LeaseNotFound,
@@ -46,6 +47,23 @@ pub enum Refusal {
     NoSpace,
     /// etcd found that its members differ, and accepts nothing until somebody has repaired that.
     Corrupt,
+    /// No member has this id, or it was removed: an id is not used twice.
+    MemberNotFound,
+    /// A member with these peer URLs was added within the same moment.
+    MemberExists,
+    /// A member, a learner included, has one of these peer URLs.
+    PeerUrlExists,
+    InvalidMemberUrls,
+    /// With the change the cluster could lose its majority: a member that was added has not started yet.
+    NotEnoughStartedMembers,
+    /// The member that was asked has not been connected to enough of the others for 5 s.
+    UnhealthyCluster,
+    /// The member votes already.
+    NotLearner,
+    /// The learner has less than 9 tenths of the leader's log.
+    LearnerNotReady,
+    /// There are as many as `--max-learners` allows: one, unless it is set.
+    TooManyLearners,
     Other,
 }
 
@@ -60,6 +78,15 @@ impl Refusal {
             Self::TooLarge => "too_large",
             Self::NoSpace => "no_space",
             Self::Corrupt => "corrupt",
+            Self::MemberNotFound => "member_not_found",
+            Self::MemberExists => "member_exists",
+            Self::PeerUrlExists => "peer_url_exists",
+            Self::InvalidMemberUrls => "invalid_member_urls",
+            Self::NotEnoughStartedMembers => "not_enough_started_members",
+            Self::UnhealthyCluster => "unhealthy_cluster",
+            Self::NotLearner => "not_learner",
+            Self::LearnerNotReady => "learner_not_ready",
+            Self::TooManyLearners => "too_many_learners",
             Self::Other => "other",
         }
     }

@@ -1,4 +1,4 @@
-//! What operators ask of a cluster: its members, what each of them says of itself, and alarms.
+//! What operators ask of a cluster: what each member says of itself, and alarms.
 
 use etcd_client::{AlarmAction, AlarmType, ResponseHeader};
 use tokio::time::Instant;
@@ -6,7 +6,6 @@ use tokio::time::Instant;
 use super::call::{Repeat, call};
 use super::client::Client;
 use super::cluster::Cluster;
-use super::config::Config;
 use super::endpoint::Endpoint;
 use super::error::EtcdError;
 use super::metrics::Rpc;
@@ -34,54 +33,26 @@ pub struct MemberStatus {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub id: u64,
-    pub name: String,
-    pub peer_urls: Vec<String>,
-    pub client_urls: Vec<String>,
-    pub is_learner: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alarm {
     pub member: u64,
     pub kind: &'static str,
 }
 
 impl Client {
-    /// Of that endpoint; of any without one.
+    /// Of that endpoint, also where its member has no leader or is a learner; of any that serves without one.
     pub async fn status(
         &self,
         endpoint: Option<Endpoint>,
         deadline: Instant,
     ) -> Result<MemberStatus, EtcdError> {
-        let Some(endpoint) = endpoint else { return status(self.cluster(), deadline).await };
-        let alone = Config { endpoints: vec![endpoint], ..self.config().clone() };
-        status(&Cluster::new(alone), deadline).await
+        match endpoint {
+            None => status(self.cluster(), deadline).await,
+            endpoint => status(&self.apart(endpoint, true), deadline).await,
+        }
     }
 
     pub async fn version(&self, deadline: Instant) -> Result<String, EtcdError> {
         Ok(status(self.cluster(), deadline).await?.version)
-    }
-
-    pub async fn member_urls(&self, deadline: Instant) -> Result<Vec<String>, EtcdError> {
-        let members = self.members(deadline).await?;
-        Ok(members.into_iter().flat_map(|member| member.client_urls).collect())
-    }
-
-    pub async fn members(&self, deadline: Instant) -> Result<Vec<Member>, EtcdError> {
-        call(self.cluster(), Rpc::MemberList, Repeat::Read, deadline, |connection| async move {
-            let response = connection.client().member_list().await?;
-            let members = response.members().iter().map(|member| Member {
-                id: member.id(),
-                name: member.name().into(),
-                peer_urls: member.peer_urls().to_vec(),
-                client_urls: member.client_urls().to_vec(),
-                is_learner: member.is_learner(),
-            });
-            Ok(members.collect())
-        })
-        .await
     }
 
     pub async fn alarms(&self, deadline: Instant) -> Result<Vec<Alarm>, EtcdError> {

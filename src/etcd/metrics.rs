@@ -39,6 +39,9 @@ labels! {
         LeaseKeepAlive = "lease_keep_alive",
         Status = "status",
         MemberList = "member_list",
+        MemberAdd = "member_add",
+        MemberPromote = "member_promote",
+        MemberRemove = "member_remove",
         Alarm = "alarm",
     }
 }

@@ -55,6 +55,7 @@ impl Server {
             credentials: None,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
+            as_it_is: false,
         })
     }
 }

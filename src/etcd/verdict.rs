@@ -93,9 +93,28 @@ pub fn classify_message(message: &str) -> Option<Verdict> {
         // Refused before it reached the log.
         Verdict::NotApplied
     } else {
-        return None;
+        return classify_change(message).map(Verdict::Final);
     };
     Some(verdict)
+}
+
+/// What etcd says of changes of the members. It has looked at them before they reach the log, except for those of ids and
+/// URLs, which it also looks at when it applies them: either way nothing was changed.
+fn classify_change(message: &str) -> Option<Refusal> {
+    const CHANGES: [(&str, Refusal); 9] = [
+        ("member not found", Refusal::MemberNotFound),
+        ("member ID already exist", Refusal::MemberExists),
+        ("Peer URLs already exists", Refusal::PeerUrlExists),
+        ("member URLs are invalid", Refusal::InvalidMemberUrls),
+        ("not enough started members", Refusal::NotEnoughStartedMembers),
+        // Its code is the one of answers that were lost.
+        ("unhealthy cluster", Refusal::UnhealthyCluster),
+        // The text of the next one begins this one.
+        ("learner member which is in sync with leader", Refusal::LearnerNotReady),
+        ("can only promote a learner member", Refusal::NotLearner),
+        ("too many learner members", Refusal::TooManyLearners),
+    ];
+    CHANGES.into_iter().find_map(|(text, refusal)| message.contains(text).then_some(refusal))
 }
 
 fn classify_status(status: &Status) -> Verdict {
@@ -213,6 +232,47 @@ mod tests {
             verdict(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Verdict::Final(Refusal::NoSpace)
         );
+    }
+
+    #[test]
+    fn changes_of_the_members_are_for_the_caller_to_try_again() {
+        for (code, message, refusal) in [
+            (Code::Unavailable, "etcdserver: unhealthy cluster", Refusal::UnhealthyCluster),
+            (
+                // Where etcd maps it to no status, the code is this one.
+                Code::Unknown,
+                "etcdserver: re-configuration failed due to not enough started members",
+                Refusal::NotEnoughStartedMembers,
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member which is in sync with leader",
+                Refusal::LearnerNotReady,
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member",
+                Refusal::NotLearner,
+            ),
+            (Code::NotFound, "etcdserver: member not found", Refusal::MemberNotFound),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: Peer URLs already exists",
+                Refusal::PeerUrlExists,
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: too many learner members in cluster",
+                Refusal::TooManyLearners,
+            ),
+            (
+                Code::InvalidArgument,
+                "etcdserver: given member URLs are invalid",
+                Refusal::InvalidMemberUrls,
+            ),
+        ] {
+            assert_eq!(verdict(code, message), Verdict::Final(refusal), "{message}");
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
 use super::wait::{wait, wait_until};
 use crate::etcd::{
-    self, Client, Config, Credentials, EtcdError, Password, Repeat, TlsFiles, WatchMessage,
-    WatchSpec,
+    self, Client, Config, Credentials, EtcdError, Knowledge, Password, Repeat, TlsFiles,
+    WatchMessage, WatchSpec,
 };
 use crate::process::PerProcess;
 
@@ -81,6 +81,7 @@ impl PyClient {
             credentials,
             connect_timeout: convert::duration("connect_timeout_s", connect_timeout_s)?,
             request_timeout: convert::duration("request_timeout_s", request_timeout_s)?,
+            as_it_is: false,
         };
         Ok(Self { config, client: PerProcess::new() })
     }
@@ -188,6 +189,83 @@ impl PyClient {
         )
     }
 
+    /// What the member at that endpoint says of itself, by a connection of its own, also where it has no leader or is a
+    /// learner; without one any member that serves.
+    #[pyo3(signature = (endpoint=None, timeout_s=None))]
+    fn status(
+        &self,
+        py: Python<'_>,
+        endpoint: Option<&str>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<convert::StatusParts> {
+        let endpoint = convert::endpoint(endpoint, self.tls())?;
+        let status = self.run(py, timeout_s, |client, deadline| async move {
+            client.status(endpoint, deadline).await
+        })?;
+        Ok(convert::status(status))
+    }
+
+    /// All members. With `linearizable=False` it is what one member knows, by a connection of its own: what it has
+    /// applied by now, or was started with. That needs no leader, but it needs a voter.
+    #[pyo3(signature = (timeout_s=None, linearizable=true, endpoint=None))]
+    fn member_list(
+        &self,
+        py: Python<'_>,
+        timeout_s: Option<f64>,
+        linearizable: bool,
+        endpoint: Option<&str>,
+    ) -> PyResult<Vec<convert::MemberParts>> {
+        let endpoint = convert::endpoint(endpoint, self.tls())?;
+        let knowledge = if linearizable { Knowledge::Cluster } else { Knowledge::Member };
+        let members = self.run(py, timeout_s, move |client, deadline| async move {
+            client.member_list(endpoint, knowledge, deadline).await
+        })?;
+        Ok(convert::members(members))
+    }
+
+    /// The id of the new member, and all members. Not sent again after an answer that was lost.
+    #[pyo3(signature = (peer_urls, is_learner, timeout_s=None))]
+    fn member_add(
+        &self,
+        py: Python<'_>,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+        timeout_s: Option<f64>,
+    ) -> PyResult<(u64, Vec<convert::MemberParts>)> {
+        let (id, members) = self.run(py, timeout_s, move |client, deadline| async move {
+            client.member_add(peer_urls, is_learner, deadline).await
+        })?;
+        Ok((id, convert::members(members)))
+    }
+
+    /// All members. One that votes already counts as promoted.
+    #[pyo3(signature = (member_id, timeout_s=None))]
+    fn member_promote(
+        &self,
+        py: Python<'_>,
+        member_id: u64,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Vec<convert::MemberParts>> {
+        let members = self.run(py, timeout_s, move |client, deadline| async move {
+            client.member_promote(member_id, deadline).await
+        })?;
+        Ok(convert::members(members))
+    }
+
+    /// All members. A missing one counts as removed.
+    #[pyo3(signature = (member_id, timeout_s=None))]
+    fn member_remove(
+        &self,
+        py: Python<'_>,
+        member_id: u64,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Vec<convert::MemberParts>> {
+        let members = self.run(py, timeout_s, move |client, deadline| async move {
+            client.member_remove(member_id, deadline).await
+        })?;
+        Ok(convert::members(members))
+    }
+
     fn close(&self) {
         if let Some(client) = self.client.get() {
             client.close();
@@ -196,6 +274,11 @@ impl PyClient {
 }
 
 impl PyClient {
+    /// For endpoints that name no scheme: what the others have.
+    pub fn tls(&self) -> bool {
+        self.config.endpoints.iter().any(|known| known.tls)
+    }
+
     fn run<T, F, Fut>(&self, py: Python<'_>, timeout_s: Option<f64>, request: F) -> PyResult<T>
     where
         T: Send + 'static,

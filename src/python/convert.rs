@@ -6,9 +6,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
+use super::errors::invalid_endpoint;
 use crate::etcd::kv::{
     self, Compare, Event, KeyValue, Op, OpReply, Ordering, Range, RangeReply, Target, Txn,
 };
+use crate::etcd::{Endpoint, Member, MemberStatus, parse_endpoints};
 
 /// Longer than any job; keeps sums of times within their types.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
@@ -21,6 +23,48 @@ pub fn duration(name: &str, seconds: f64) -> PyResult<Duration> {
             "{name} must be a finite number of seconds that is not negative, not {seconds}."
         ))
     })
+}
+
+/// An endpoint from Python; `tls` is for one that names no scheme.
+pub fn endpoint(given: Option<&str>, tls: bool) -> PyResult<Option<Endpoint>> {
+    let parsed = given.map(|given| parse_endpoints(given, tls)).transpose();
+    let endpoints = parsed.map_err(|error| invalid_endpoint(&error))?;
+    Ok(endpoints.and_then(|endpoints| endpoints.into_iter().next()))
+}
+
+pub type MemberParts = (u64, String, Vec<String>, Vec<String>, bool);
+
+pub fn members(members: Vec<Member>) -> Vec<MemberParts> {
+    let parts = members.into_iter().map(|member| {
+        let Member { id, name, peer_urls, client_urls, is_learner } = member;
+        (id, name, peer_urls, client_urls, is_learner)
+    });
+    parts.collect()
+}
+
+/// Ids, raft, sizes, errors.
+pub type StatusParts =
+    ((String, u64, u64, i64, u64, bool), (u64, u64, u64), (i64, i64, i64), Vec<String>);
+
+pub fn status(status: MemberStatus) -> StatusParts {
+    let MemberStatus {
+        version,
+        cluster,
+        member,
+        revision,
+        leader,
+        is_learner,
+        raft_term,
+        raft_index,
+        raft_applied_index,
+        db_size,
+        db_size_in_use,
+        db_quota,
+        errors,
+    } = status;
+    let ids = (version, cluster, member, revision, leader, is_learner);
+    let raft = (raft_term, raft_index, raft_applied_index);
+    (ids, raft, (db_size, db_size_in_use, db_quota), errors)
 }
 
 pub fn txn(

@@ -165,6 +165,7 @@ mod tests {
             credentials: None,
             connect_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60),
+            as_it_is: false,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("one").block_on(async {

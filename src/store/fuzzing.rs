@@ -101,6 +101,7 @@ pub fn handle_requests(data: &[u8]) {
         credentials: None,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(1),
+        as_it_is: false,
     });
     client.close();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
-#: Why etcd refused a request for good.
+#: Why etcd refused a request.
 Refusal: TypeAlias = Literal[
     "lease_not_found",
     "lease_exists",
@@ -19,6 +19,15 @@ Refusal: TypeAlias = Literal[
     "too_large",
     "no_space",
     "corrupt",
+    "member_not_found",
+    "member_exists",
+    "peer_url_exists",
+    "invalid_member_urls",
+    "not_enough_started_members",
+    "unhealthy_cluster",
+    "not_learner",
+    "learner_not_ready",
+    "too_many_learners",
     "other",
 ]
 
@@ -27,7 +36,7 @@ class EtcdException(Exception):
     """Base class of everything that `torchetcd.etcd` raises about etcd.
 
     Attributes:
-        refusal: Why etcd refused a request for good, one of `Refusal`; `None` where it did not.
+        refusal: Why etcd refused a request, one of `Refusal`; `None` where it did not.
     """
 
     refusal: Refusal | None = None

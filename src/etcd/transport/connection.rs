@@ -51,16 +51,17 @@ impl Reached {
     ) -> Result<Self, ConnectError> {
         let dialled = dial(config, endpoint, address).await?;
         connected();
-        let client = Client::from_channel(Channel::Tonic(dialled.channel.clone()), Some(options()))
-            .await
-            .map_err(|error| ConnectError::Unreachable(describe(&error)))?;
+        let client =
+            Client::from_channel(Channel::Tonic(dialled.channel.clone()), Some(options(config)))
+                .await
+                .map_err(|error| ConnectError::Unreachable(describe(&error)))?;
         probe(config, endpoint, &dialled, client.clone()).await?;
         Ok(Self { address, dialled, client })
     }
 }
 
-fn options() -> ConnectOptions {
-    ConnectOptions::new().with_require_leader(true)
+fn options(config: &Config) -> ConnectOptions {
+    ConnectOptions::new().with_require_leader(!config.as_it_is)
 }
 
 impl Connection {
@@ -74,7 +75,7 @@ impl Connection {
         let mut anonymous = false;
         if let Some(credentials) = &config.credentials {
             let channel = Channel::Tonic(dialled.channel);
-            match log_in(endpoint, credentials, channel, options()).await? {
+            match log_in(endpoint, credentials, channel, options(config)).await? {
                 Some(authenticated) => client = authenticated,
                 None => anonymous = true,
             }
@@ -141,7 +142,7 @@ async fn probe(
     mut client: Client,
 ) -> Result<(), ConnectError> {
     match tokio::time::timeout(config.connect_timeout, client.status()).await {
-        Ok(Ok(status)) if status.is_learner() => {
+        Ok(Ok(status)) if status.is_learner() && !config.as_it_is => {
             Err(ConnectError::Unreachable("it is a learner, which serves no clients".into()))
         }
         Ok(Ok(_)) => Ok(()),

@@ -9,10 +9,10 @@ use pyo3::types::PyList;
 use super::ask::ask;
 use super::watch::AsyncWatch;
 use crate::etcd::kv::Range;
-use crate::etcd::{self, Client, EtcdError, MemberStatus, Repeat, WatchSpec};
+use crate::etcd::{self, Client, EtcdError, Repeat, WatchSpec};
 use crate::python::client::PyClient;
 use crate::python::convert;
-use crate::python::errors::{etcd_error, invalid_endpoint};
+use crate::python::errors::etcd_error;
 use crate::python::runtime;
 
 /// A view of a `Client`: it has no connection of its own.
@@ -161,36 +161,13 @@ impl AsyncClient {
         endpoint: Option<&str>,
         timeout_s: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let tls = self.client.get().config().endpoints.iter().any(|known| known.tls);
-        let endpoint = endpoint
-            .map(|given| etcd::parse_endpoints(given, tls))
-            .transpose()
-            .map_err(|error| invalid_endpoint(&error))?
-            .and_then(|endpoints| endpoints.into_iter().next());
+        let tls = self.client.get().tls();
+        let endpoint = convert::endpoint(endpoint, tls)?;
         self.ask(
             py,
             timeout_s,
             |client, deadline| async move { client.status(endpoint, deadline).await },
-            |py, status| {
-                let MemberStatus {
-                    version,
-                    cluster,
-                    member,
-                    revision,
-                    leader,
-                    is_learner,
-                    raft_term,
-                    raft_index,
-                    raft_applied_index,
-                    db_size,
-                    db_size_in_use,
-                    db_quota,
-                    errors,
-                } = status;
-                let ids = (version, cluster, member, revision, leader, is_learner);
-                let raft = (raft_term, raft_index, raft_applied_index);
-                (ids, raft, (db_size, db_size_in_use, db_quota), errors).into_py_any(py)
-            },
+            |py, status| convert::status(status).into_py_any(py),
         )
     }
 
@@ -200,13 +177,7 @@ impl AsyncClient {
             py,
             timeout_s,
             |client, deadline| async move { client.members(deadline).await },
-            |py, members| {
-                let members = members.into_iter().map(|member| {
-                    let urls = (member.peer_urls, member.client_urls);
-                    (member.id, member.name, urls.0, urls.1, member.is_learner)
-                });
-                members.collect::<Vec<_>>().into_py_any(py)
-            },
+            |py, members| convert::members(members).into_py_any(py),
         )
     }
 
