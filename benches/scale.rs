@@ -83,6 +83,7 @@ impl<'a> World<'a> {
                 connect_timeout: Duration::from_secs(30),
                 request_timeout: Duration::from_secs(60),
                 as_it_is: false,
+                cluster: None,
             });
             client.version(client.deadline_after(None)).await.unwrap();
             clients.push(client);

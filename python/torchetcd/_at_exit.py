@@ -84,6 +84,14 @@ def leaving_on_signals(leave: Callable[[], None]) -> Iterator[None]:
                 signal.signal(number, signal.SIG_DFL)
 
 
+_afterwards: list[Callable[[], None]] = []
+
+
+def after_leaving(end: Callable[[], None]) -> None:
+    """Call `end` when the interpreter ends, after the nodes have left their runs."""
+    _afterwards.append(end)
+
+
 #: Longer than a node takes to leave.
 _LEAVE_S = 1.0
 #: Long for a thread that runs, nothing for one that ends.
@@ -104,6 +112,9 @@ def _end() -> None:
     deadline = time.monotonic() + _LEAVE_S
     while _under_way and time.monotonic() < deadline:
         time.sleep(0.002)
+    for end in _afterwards:
+        with contextlib.suppress(Exception):
+            end()
     # A native thread that outlives the interpreter can crash it.
     native.shutdown()
     if len(sys._current_frames()) > 1:

@@ -87,6 +87,11 @@ TIMEOUT = Variable(
     _BOTH,
     "`read_timeout`: the seconds that a call to etcd may take; by default 60, on the command line 10.",
 )
+QUORUM_SECRET_FILE = Variable(
+    "TORCHETCD_QUORUM_SECRET_FILE",
+    _BOTH,
+    "`quorum_secret_file`: the file with the secret of the quorum of an endpoint `job://...`.",
+)
 OVERRIDE = Variable(
     "TORCHETCD_OVERRIDE",
     _JOBS,
@@ -132,6 +137,7 @@ VARIABLES = (
     PASSWORD,
     PASSWORD_FILE,
     TIMEOUT,
+    QUORUM_SECRET_FILE,
     OVERRIDE,
     METRICS_PORT,
     METRICS_ADDRESS,

@@ -16,11 +16,12 @@ import time
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from subprocess import run as run_program
 from types import TracebackType
 from typing import IO, Any, TextIO
 
+from torchetcd._child_guard import ChildGuard
 from torchetcd._environment import ETCD_BINARY
 from torchetcd.etcd import Client, EtcdException, EtcdInsufficientPermissions
 
@@ -34,12 +35,6 @@ _POLL_S = 0.01
 # How long a server may take to end by itself before it is killed.
 _STOP_S = 10.0
 _TAIL = 2000
-
-# Waits for the end of its input. With a line before that the server was stopped in order; without
-# one its owner died (SIGKILL, a crash), and the server goes too. This is a process of its own
-# because PR_SET_PDEATHSIG needs code between fork and exec, which is not safe with threads, and
-# fires when the *thread* that started the server ends.
-_GUARD = 'read -r _ || { kill -TERM "$1"; if [ -n "$2" ]; then sleep 1; rm -rf -- "$2"; fi; }'
 
 
 def find_free_port() -> socket.socket:
@@ -170,7 +165,7 @@ class EtcdServer:
         self._tls = any(arg.lstrip("-").startswith("cert-file") for arg in self._extra_args)
         self._work_dir: str | None = None
         self._process: Popen[Any] | None = None
-        self._guard: Popen[bytes] | None = None
+        self._guard: ChildGuard | None = None
         self._owner = -1
 
     def get_port(self) -> int:
@@ -287,7 +282,7 @@ class EtcdServer:
                 # of this process, which may still use it.
                 start_new_session=True,
             )
-        self._start_guard(self._process.pid)
+        self._guard = ChildGuard(self._process.pid, self._work_dir or "")
         self._wait_until_ready(timeout, Path(data_dir) if fresh else None, health_port)
 
     def _address(self) -> str:
@@ -313,16 +308,6 @@ class EtcdServer:
             message = f"etcd cannot listen at {port}'{self._host}': {reason}."
             raise RuntimeError(message) from None
         return _HOST if self._host == _HOST else str(target[0])
-
-    def _start_guard(self, pid: int) -> None:
-        with contextlib.suppress(OSError):  # without a shell there is no guard
-            self._guard = Popen(
-                ["/bin/sh", "-c", _GUARD, "sh", str(pid), self._work_dir or ""],
-                stdin=PIPE,
-                stdout=DEVNULL,
-                stderr=DEVNULL,
-                start_new_session=True,
-            )
 
     def _log_file(self) -> Path:
         return Path(self._work_dir or "", "stderr.log")
@@ -391,9 +376,8 @@ class EtcdServer:
 
     def _end_process(self) -> None:
         guard, self._guard = self._guard, None
-        if guard is not None and guard.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                guard.communicate(b"stop\n")
+        if guard is not None:
+            guard.release()
         process, self._process = self._process, None
         stop_etcd(process)
 

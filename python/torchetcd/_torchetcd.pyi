@@ -33,6 +33,7 @@ class Client:
         password_file: str | None = None,
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 60.0,
+        cluster_id: int | None = None,
     ) -> Self: ...
     @property
     def endpoints(self) -> list[str]: ...

@@ -22,6 +22,8 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
+from torchetcd._quorum.of_handler import naming_members, quorum_of
+from torchetcd._quorum.quorum import Quorum
 from torchetcd._rendezvous.handler_call import Call, master_of, state_of
 from torchetcd._rendezvous.job_ending import ending_now, under_way
 from torchetcd._rendezvous.local_address import host_name
@@ -67,6 +69,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         backend: The name that `get_backend` returns.
         hand_over: Hands a store in etcd to the workers of a round. Without it they use a TCPStore of their
             own.
+        quorum: This agent's part in the quorum of an endpoint `job://...`.
     """
 
     def __init__(
@@ -76,8 +79,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
         *,
         backend: str = "etcd",
         hand_over: Callable[[EtcdRendezvous, int, RendezvousStoreInfo], None] | None = None,
+        quorum: Quorum | None = None,
     ) -> None:
         self._hand_over = hand_over
+        self._quorum = quorum
         self._rdzv_impl = rdzv_impl
         #: Whom `rdzv_impl` has called, if it is none itself.
         self._ours = rdzv_impl
@@ -107,7 +112,7 @@ class EtcdRendezvousHandler(RendezvousHandler):
         call = Call(local_addr=self._local_addr)
         try:
             try:
-                with call.under_way():
+                with call.under_way(), naming_members(self._quorum):
                     version, rank, world_size = self._rdzv_impl.rendezvous_barrier()
             finally:
                 self._ours = call.rdzv or self._ours
@@ -189,6 +194,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
         finally:
             self._before = None
             self._leave()
+            if self._quorum is not None:
+                self._quorum.left(self._ours, ended=closed)
         return closed
 
     def _leave(self) -> None:
@@ -256,11 +263,12 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     options = parse_options(params.config)
     serve_metrics_if_asked()
     hand_over = None
+    quorum = quorum_of(params, options)
     if options.worker_store == "etcd":
         agent.check(options)
         hand_over = functools.partial(agent.hand_over, options)
     rdzv_impl = EtcdRendezvous(
-        make_client(params, options),
+        make_client(params, options) if quorum is None else quorum.client,
         options.etcd_prefix,
         params.run_id,
         params.min_nodes,
@@ -269,11 +277,15 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
+    if quorum is not None:
+        quorum.start(options.join_timeout)
     # What cannot work fails here, before an agent is made.
-    rdzv_impl._look()
+    with naming_members(quorum):
+        rdzv_impl._look()
     return EtcdRendezvousHandler(
         rdzv_impl,
         params.local_addr,
         backend=params.backend,
         hand_over=hand_over,
+        quorum=quorum,
     )

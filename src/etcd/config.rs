@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use etcd_client::ResponseHeader;
+
 use super::endpoint::Endpoint;
 use super::error::EtcdError;
 
@@ -80,4 +82,14 @@ pub struct Config {
     pub request_timeout: Duration,
     /// A member is asked as it is, without a leader or as a learner too: for what it answers by itself.
     pub as_it_is: bool,
+    /// The only cluster whose members are used; any without it. A member that is asked as it is may be of another one.
+    pub cluster: Option<u64>,
+}
+
+impl Config {
+    /// Whether an answer is of a cluster that is not meant.
+    pub(super) fn refuses(&self, header: Option<&ResponseHeader>) -> bool {
+        let told = header.map_or(0, ResponseHeader::cluster_id);
+        !self.as_it_is && told != 0 && self.cluster.is_some_and(|expected| expected != told)
+    }
 }

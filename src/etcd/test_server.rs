@@ -56,6 +56,7 @@ impl Server {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             as_it_is: false,
+            cluster: None,
         })
     }
 }

@@ -39,7 +39,7 @@ impl PyClient {
     #[new]
     #[pyo3(signature = (
         endpoints, *, tls=false, ca_cert=None, cert=None, key=None, user=None, password=None,
-        password_file=None, connect_timeout_s=5.0, request_timeout_s=60.0
+        password_file=None, connect_timeout_s=5.0, request_timeout_s=60.0, cluster_id=None
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
@@ -53,6 +53,7 @@ impl PyClient {
         password_file: Option<PathBuf>,
         connect_timeout_s: f64,
         request_timeout_s: f64,
+        cluster_id: Option<u64>,
     ) -> PyResult<Self> {
         let endpoints =
             etcd::parse_endpoints(endpoints, tls).map_err(|error| invalid_endpoint(&error))?;
@@ -82,6 +83,7 @@ impl PyClient {
             connect_timeout: convert::duration("connect_timeout_s", connect_timeout_s)?,
             request_timeout: convert::duration("request_timeout_s", request_timeout_s)?,
             as_it_is: false,
+            cluster: cluster_id,
         };
         Ok(Self { config, client: PerProcess::new() })
     }

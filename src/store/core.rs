@@ -166,6 +166,7 @@ mod tests {
             connect_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(60),
             as_it_is: false,
+            cluster: None,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("one").block_on(async {

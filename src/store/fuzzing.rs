@@ -102,6 +102,7 @@ pub fn handle_requests(data: &[u8]) {
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(1),
         as_it_is: false,
+        cluster: None,
     });
     client.close();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();

@@ -163,7 +163,7 @@ class TestNames:
 
 def test_what_the_kernel_says_of_this_host() -> None:
     """Each of its addresses can be bound to, and the loopback ones are not among them."""
-    for address in addresses._interface_addresses():
+    for address in addresses.interface_addresses():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family) as sock:
             sock.bind((address, 0))

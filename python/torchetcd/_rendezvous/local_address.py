@@ -61,7 +61,7 @@ def _candidates(endpoints: Sequence[str]) -> Iterator[str]:
         yield from _sources_towards(endpoint)
     for family, target in _ANYWHERE:
         yield from _source_of_route(family, target)
-    yield from _interface_addresses()
+    yield from interface_addresses()
 
 
 def _is_name(endpoint: str) -> bool:
@@ -102,7 +102,7 @@ _IFA_F_TEMPORARY, _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x01, 
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
 
-def _interface_addresses() -> list[str]:
+def interface_addresses() -> list[str]:
     """Return the global addresses of all interfaces that are up, those first that peers reach most likely."""
     unusable = _IFA_F_DADFAILED | _IFA_F_TENTATIVE
     ranked = []

@@ -237,6 +237,14 @@ class EtcdRendezvous(RoundStores):
     def _name(self) -> str:
         return f"{host_name()} (pid {os.getpid()})"
 
+    def nodes_left(self) -> int:
+        """Return how many nodes the run has now, by their leases; for one that has left itself."""
+        begin = self.get_path("rdzv/round/").encode()
+        everything = ("get", begin, _native.prefix_end(begin), 0, True, 0)
+        _, _, replies = self.client._native.txn([], [everything], [], 2.0)
+        leases = {lease for *_, lease in replies[0][0]}
+        return len(leases - {0, self._node.run_lease})
+
     def leave(self) -> None:
         """Give up membership at once, without closing the run."""
         self._node.leave()

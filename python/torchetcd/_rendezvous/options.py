@@ -269,6 +269,40 @@ PARAMETERS = (
         "of several, such as `29500-29599`: at least one for each agent on a host. By default any free port.",
     ),
     Parameter(
+        ("quorum",),
+        3,
+        one_of("1", "3", "5"),
+        "How many members the quorum of an endpoint `job://...` has: 1, 3 or 5 (docs/how-to/quorum.md).",
+    ),
+    Parameter(
+        ("quorum_peer_port",),
+        None,
+        whole("port", 1, 65535),
+        "The port at which the members of that quorum reach one another. By default the one after the port of "
+        "the entry.",
+    ),
+    Parameter(
+        ("quorum_replace_after",),
+        30,
+        seconds(1),
+        "Seconds for which a member of that quorum must be gone before another host takes its place.",
+    ),
+    Parameter(
+        ("quorum_dir",),
+        None,
+        text,
+        "The folder in which a member of that quorum makes its private folder. By default the temporary "
+        "directory. A file system in memory will do.",
+    ),
+    Parameter(
+        ("quorum_secret_file",),
+        None,
+        file,
+        "A file with the secret of that quorum, the same on all hosts: at least 16 bytes. All its ports use "
+        "mutual TLS then.",
+        _environment.QUORUM_SECRET_FILE,
+    ),
+    Parameter(
         ("heartbeat_timeout",), None, _any, "Accepted without effect: heartbeats are leases."
     ),
     Parameter(
@@ -311,6 +345,11 @@ class Options:
     read_timeout: float
     worker_store: str
     master_port: range | None
+    quorum: int
+    quorum_peer_port: int | None
+    quorum_replace_after: int
+    quorum_dir: str | None
+    quorum_secret_file: str | None
 
     def __init__(self, values: dict[str, Any]) -> None:
         # No NamedTuple: the class of one this long takes a millisecond to make, in every agent.
@@ -369,6 +408,7 @@ def _checked(config: dict[str, Any], by_site: dict[str, Any]) -> dict[str, Any]:
         values["keep_alive_ttl"] = max(product, SHORTEST_TTL_S) if given else _DEFAULT_TTL_S
     if values["survivor_grace"] is None:
         values["survivor_grace"] = _stopping_time()
+    values["quorum"] = int(values["quorum"])
     del values["heartbeat_timeout"], values["cas_backoff_max_seconds"]
     if values["ssl_cert_key"] is not None and values["ssl_cert"] is None:
         what, cert = "The rendezvous parameter 'ssl_cert_key'", "'ssl_cert'"

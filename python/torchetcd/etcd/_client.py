@@ -36,6 +36,17 @@ def _gone(sentence: str) -> property:
     return property(fail, doc=sentence)
 
 
+def _cluster_id(text: str) -> int:
+    try:
+        number = int(text, 16)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 < number < 1 << 64:
+        message = f"expected_cluster_id must be up to 16 hexadecimal digits, not {text!r}."
+        raise ValueError(message)
+    return number
+
+
 class Client(KeyOperations):
     """A client of an etcd cluster.
 
@@ -92,7 +103,8 @@ class Client(KeyOperations):
             allow_reconnect: Ask the cluster for its members now, so that an address where no etcd
                 answers fails here and not at the first use.
             use_proxies: Do not ask for the members.
-            expected_cluster_id: Only kept; a warning says that it is not compared.
+            expected_cluster_id: The id of the cluster, in hexadecimal digits. A member of another one counts
+                as one that is not reached.
             per_host_pool_size: Only kept: all calls share one HTTP/2 connection.
             lock_prefix: Only kept.
 
@@ -104,8 +116,9 @@ class Client(KeyOperations):
         if srv_domain is not None:
             message = "SRV discovery is not supported: give the endpoints themselves."
             raise EtcdException(message)
+        self._cluster_id = None
         if expected_cluster_id is not None:
-            _logger.warning("expected_cluster_id is not compared with the cluster's.")
+            self._cluster_id = _cluster_id(expected_cluster_id)
         if (username is None) != (password is None and password_file is None):
             _logger.warning("A user needs a password and a password a user: both are ignored.")
             username = password = password_file = None
@@ -150,6 +163,7 @@ class Client(KeyOperations):
                 password_file=self._password_file,
                 connect_timeout_s=min(5.0, self._seconds()),
                 request_timeout_s=self._seconds(),
+                cluster_id=self._cluster_id,
             )
             # Atomic: threads that come here together get the same one. No lock that a fork could
             # leave locked.

@@ -145,6 +145,9 @@ async fn probe(
         Ok(Ok(status)) if status.is_learner() && !config.as_it_is => {
             Err(ConnectError::Unreachable("it is a learner, which serves no clients".into()))
         }
+        Ok(Ok(status)) if config.refuses(status.header()) => Err(ConnectError::Unreachable(
+            "it belongs to another cluster than the one that is expected".into(),
+        )),
         Ok(Ok(_)) => Ok(()),
         // Users without a token may not ask, but that is an answer too.
         Ok(Err(error)) if is_answer(&error) && classify(&error) != Verdict::NotApplied => Ok(()),

@@ -150,6 +150,7 @@ mod tests {
             connect_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(30),
             as_it_is: false,
+            cluster: None,
         };
         let dialling = dial(&config, &config.endpoints[0], address);
         let (dialled, accepted) = tokio::join!(dialling, listener.accept());

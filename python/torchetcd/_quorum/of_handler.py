@@ -1,0 +1,50 @@
+"""What the rendezvous handler does with an endpoint `job://...`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
+
+from torchetcd._environment import endpoint_or_default
+from torchetcd._quorum.entries import is_job
+from torchetcd._quorum.quorum import Quorum
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+
+    from torchetcd._rendezvous.options import Options
+
+
+def quorum_of(params: RendezvousParameters, options: Options) -> Quorum | None:
+    """Return this agent's part in the quorum of its job; `None` where etcd is elsewhere.
+
+    Raises:
+        ValueError: if there can be no quorum of what is given.
+    """
+    endpoint, _ = endpoint_or_default(params.endpoint)
+    if not is_job(endpoint):
+        return None
+    quorum = Quorum(endpoint, str(params.run_id), options)
+    if quorum.material is not None:
+        # Workers with `worker_store=etcd` use the same files.
+        options.ca_cert = quorum.material.ca
+        options.ssl_cert, options.ssl_cert_key = quorum.material.cert, quorum.material.key
+    return quorum
+
+
+@contextlib.contextmanager
+def naming_members(quorum: Quorum | None) -> Iterator[None]:
+    """Let an error that etcd does not answer name the members that are gone."""
+    try:
+        yield
+    except (RendezvousConnectionError, RendezvousTimeoutError) as exc:
+        lacking = quorum.lacking() if quorum is not None else ""
+        if not lacking:
+            raise
+        raise type(exc)(f"{exc} {lacking}") from (exc.__cause__ or exc)

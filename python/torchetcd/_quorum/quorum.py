@@ -1,0 +1,217 @@
+"""The part that one agent has in the quorum of its job."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from torchetcd._at_exit import after_leaving
+from torchetcd._quorum.asking import Answer, Who, ask_all
+from torchetcd._quorum.entries import Entries, Entry, parse_entries
+from torchetcd._quorum.folder import FolderError, open_folder, private_folder
+from torchetcd._quorum.keeper import Keeper
+from torchetcd._quorum.material import Material, make_material, read_secret
+from torchetcd._quorum.places import is_loopback, own_entries
+from torchetcd._quorum.seat import Seat
+from torchetcd.etcd import Client, EtcdException
+
+if TYPE_CHECKING:
+    from torchetcd._rendezvous.node import EtcdRendezvous
+    from torchetcd._rendezvous.options import Options
+
+_logger = logging.getLogger("torchetcd.quorum")
+
+#: How long the member of an agent whose job has ended serves the other agents at most.
+_LINGER_S = 60.0
+
+
+class _Place(NamedTuple):
+    entry: Entry
+    keeper: Keeper
+
+
+class Quorum:
+    """What the handler of an agent uses: a client, and the member that may run here."""
+
+    def __init__(self, endpoint: str, run_id: str, options: Options) -> None:
+        """Read what is given; `start` begins.
+
+        Raises:
+            ValueError: if there can be no quorum of it.
+        """
+        secret_file = options.quorum_secret_file
+        self._secret = (
+            read_secret("The rendezvous parameter 'quorum_secret_file'", secret_file)
+            if secret_file
+            else None
+        )
+        self.entries = parse_entries(
+            endpoint,
+            options.quorum,
+            options.quorum_peer_port,
+            secure=self._secret is not None,
+        )
+        self._run_id, self._options = run_id, options
+        self.token = self.entries.token(run_id)
+        own = own_entries(self.entries.all)
+        self.material: Material | None = None
+        if self._secret is not None:
+            self.material = make_material(self._secret, own)
+        elif not all(is_loopback(entry.host) for entry in self.entries.all):
+            _logger.warning(
+                "The quorum of %s has no secret: whoever reaches its ports %s can read and change all of it. "
+                "Give the rendezvous parameter 'quorum_secret_file'.",
+                self.entries.endpoint,
+                _ports(self.entries),
+            )
+        self._own = own
+        self.client = self._make_client(options.read_timeout)
+        self._place: _Place | None = None
+
+    def _make_client(self, timeout_s: float) -> Client:
+        return connect(self.entries, self.material, timeout_s, self.entries.cluster_id(self.token))
+
+    def start(self, timeout_s: float) -> None:
+        """Begin to run a member if this host has an entry, and wait until there is a quorum.
+
+        Args:
+            timeout_s: How long it is waited for.
+
+        Raises:
+            ValueError: if there can be none with this agent.
+        """
+        taken = []
+        base = None
+        for entry in self._own:
+            try:
+                base = base or private_folder(self._options.quorum_dir)
+                folder = open_folder(base, f"{self.token}-{entry.port}")
+            except FolderError as exc:
+                raise ValueError(str(exc)) from None
+            if folder is None:
+                continue  # another agent of this host has it
+            keeper = Keeper(
+                Seat(self.entries, entry, self.token, folder, self.material),
+                self._make_client(5.0),
+                self.material,
+                self._options.quorum_replace_after,
+            )
+            try:
+                keeper.start()
+            except FolderError as exc:
+                folder.close(remove=False)
+                raise ValueError(str(exc)) from None
+            except OSError as exc:
+                folder.close(remove=False)
+                taken.append((entry, exc))
+                continue
+            self._place = _Place(entry, keeper)
+            break
+        if self._place is None:
+            self._without_place(taken)
+            return
+        after_leaving(self._stop)
+        keeper = self._place.keeper
+        began = warned = time.monotonic()
+        while not keeper.settled.wait(0.5):
+            now = time.monotonic()
+            if now - began >= timeout_s:
+                break
+            if now - warned >= 30:
+                warned = now
+                _logger.warning(
+                    "Run '%s': there has been no quorum for %.0f s. %s",
+                    self._run_id,
+                    now - began,
+                    self.lacking(),
+                )
+        if keeper.failure:
+            self._stop()
+            raise ValueError(keeper.failure)
+
+    def _without_place(self, taken: list[tuple[Entry, OSError]]) -> None:
+        """Go on as a client; or not, if something else has the port of a member.
+
+        Raises:
+            ValueError: if it has.
+        """
+        answers = ask_all([entry for entry, _ in taken], self._tls_of_client())
+        for answer, (entry, exc) in zip(answers, taken, strict=True):
+            ours = answer.who is Who.ETCD or (
+                answer.who is Who.AGENT and answer.says["token"] == self.token
+            )
+            if (
+                not ours
+            ):  # in a container of its own, for instance, another agent of this job may have it
+                message = (
+                    f"The port of the entry {entry.name} of {self.entries.endpoint} is taken on this host by "
+                    f"another program ({exc.strerror or exc}): end that, or give other ports."
+                )
+                raise ValueError(message)
+        _logger.info(
+            "No entry of %s is free on this host: this agent is a client.", self.entries.endpoint
+        )
+
+    def _tls_of_client(self) -> ssl.SSLContext | None:
+        return self.material.of_client() if self.material else None
+
+    def lacking(self) -> str:
+        """Say which members are gone, for an error; empty where a majority is there."""
+        try:
+            self.client._native.member_list(3.0)
+        except EtcdException:
+            answers = ask_all(self.entries.first, self._tls_of_client())
+        else:
+            return ""
+        gone = [self._text(answer) for answer in answers if answer.who is not Who.ETCD]
+        return (
+            f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
+            f"{self.entries.size} members. Gone: {'; '.join(gone) or 'none of those asked'}."
+        )
+
+    def _text(self, answer: Answer) -> str:
+        if answer.who is Who.AGENT:
+            return f"{answer.entry.name} (its agent runs, its member does not)"
+        return f"{answer.entry.name} ({answer.text})"
+
+    def left(self, node: EtcdRendezvous, *, ended: bool) -> None:
+        """End after a node has left its run.
+
+        Args:
+            node: The node.
+            ended: Whether the run is closed. Then the member serves until the other agents have ended, and
+                its data is deleted. Otherwise the data stays, for the agent that comes next.
+        """
+        if not ended:
+            self._stop()
+            return
+        place, self._place = self._place, None
+        if place is not None:
+            place.keeper.end(lambda: node.nodes_left() == 0, _LINGER_S)
+
+    def _stop(self) -> None:
+        """End without the job: the data stays, and whoever comes next resumes it."""
+        place, self._place = self._place, None
+        if place is not None:
+            place.keeper.stop()
+
+
+def _ports(entries: Entries) -> str:
+    ports = sorted({port for entry in entries.all for port in (entry.port, entry.peer_port)})
+    return ", ".join(map(str, ports[:6])) + (" and more" if len(ports) > 6 else "")
+
+
+def connect(
+    entries: Entries, material: Material | None, timeout_s: float, cluster_id: int | None = None
+) -> Client:
+    """Make a client of a quorum; it connects at its first call."""
+    return Client(
+        ",".join(entry.client_url(entries.scheme) for entry in entries.all),
+        protocol=entries.scheme,
+        read_timeout=timeout_s,
+        ca_cert=material.ca if material else None,
+        cert=(material.cert, material.key) if material else None,
+        expected_cluster_id=None if cluster_id is None else f"{cluster_id:x}",
+    )

@@ -1,0 +1,130 @@
+"""An entry as its agent holds it: the folder, and at the port either an etcd or the agent itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torchetcd._quorum.answering import Answerer
+from torchetcd._quorum.decisions import Own
+from torchetcd._quorum.entries import Entries, Entry
+from torchetcd._quorum.folder import Folder
+from torchetcd._quorum.material import Material
+from torchetcd._quorum.member import Member
+from torchetcd._quorum.places import listen
+from torchetcd._rendezvous.local_address import host_name
+
+
+class Seat:
+    """The entry of this agent."""
+
+    def __init__(
+        self,
+        entries: Entries,
+        entry: Entry,
+        token: str,
+        folder: Folder,
+        material: Material | None,
+    ) -> None:
+        """Take what belongs to it; `answer` takes the port.
+
+        Args:
+            entries: All entries.
+            entry: This one.
+            token: The name of the quorum.
+            folder: Where the data of its member is.
+            material: The certificates, if there is a secret.
+        """
+        self.entries, self.entry, self.token, self._folder = entries, entry, token, folder
+        self._tls = material.of_server() if material else None
+        self._member = Member(entries, entry, token, material)
+        self._answerer: Answerer | None = None
+        self.client_url = entry.client_url(entries.scheme)
+        self.peer_url = entry.peer_url(entries.scheme)
+        #: The member that this agent has data of, or has added.
+        self.id = folder.member
+        self.started_at = 0.0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is an entry of a first member."""
+        return self.entry in self.entries.first
+
+    @property
+    def runs(self) -> bool:
+        """Whether its etcd runs."""
+        return self._member.runs
+
+    @property
+    def was_started(self) -> bool:
+        """Whether its etcd was started, and has not been stopped."""
+        return self._member.pid is not None
+
+    @property
+    def own(self) -> Own:
+        """What decisions know of it."""
+        return Own(self.peer_url, self.id, self.runs)
+
+    def check(self) -> None:
+        """See whether a member could run here.
+
+        Raises:
+            FolderError: if the disk is full.
+            OSError: if something else has the port for the other members.
+        """
+        self._folder.check_space()
+        listen(self.entry.host, self.entry.peer_port).close()
+
+    def answer(self, role: str) -> None:
+        """Say at the port that there is an agent, and in which role.
+
+        Raises:
+            OSError: if something else has the port.
+        """
+        says = {"token": self.token, "entry": self.entry.name, "role": role, "host": host_name()}
+        if self._answerer is None:
+            self._answerer = Answerer(listen(self.entry.host, self.entry.port), self._tls, says)
+        self._answerer.says = says
+
+    def _stop_answering(self) -> None:
+        answerer, self._answerer = self._answerer, None
+        if answerer is not None:
+            answerer.close()
+
+    def start(self, initial_cluster: Sequence[tuple[str, str]] | None = None) -> None:
+        """Start its etcd; the arguments are those of `Member.start`."""
+        assert self.id is not None
+        self._folder.check_space()
+        self._folder.keep(self.id)
+        self._stop_answering()
+        self._member.start(self._folder, initial_cluster)
+        self.started_at = time.monotonic()
+
+    def start_as_first(self) -> None:
+        """Start its etcd as one of the first members."""
+        self.forget()
+        self.id = self.entries.first_member_id(self.entry, self.token)
+        self.start()
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End its etcd."""
+        self._member.stop(kill=kill)
+
+    def forget(self) -> None:
+        """Delete data that is of no use any more."""
+        self._folder.clear()
+        self.id = None
+
+    def in_use(self) -> None:
+        """Note that the data is of now."""
+        self._folder.in_use()
+
+    def last_words(self) -> str:
+        """Return the last line that its etcd has printed."""
+        return (self._member.tail().splitlines() or ["it has logged nothing"])[-1]
+
+    def give_up(self, *, remove: bool) -> None:
+        """End all of it, and delete its data if that is of no more use."""
+        self._stop_answering()
+        self._member.stop()
+        self._folder.close(remove=remove)

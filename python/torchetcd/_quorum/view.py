@@ -1,0 +1,99 @@
+"""What one agent knows of the members of its quorum: etcd's list, who runs, and since when one is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torchetcd._quorum.decisions import Seen
+from torchetcd._quorum.entries import Entries
+from torchetcd._quorum.etcd_keys import Keys, Record
+from torchetcd.etcd import EtcdException
+
+if TYPE_CHECKING:
+    from torchetcd._torchetcd import Client
+    from torchetcd._torchetcd import Member as ListedMember
+
+#: A member that answers within this is there, whatever its agent says.
+_ANSWER_S = 2.0
+#: Of members that are gone, and of those that nobody has spoken for.
+_ASK_AGAIN_S = 5.0
+
+
+class View:
+    """What is known. It is read again by `look`."""
+
+    def __init__(self, native: Client, entries: Entries) -> None:
+        """Take a client of the quorum."""
+        self._native, self._entries = native, entries
+        self.keys = Keys(native, 10.0)
+        self.revision = 0
+        self.listed: list[ListedMember] = []
+        self.records: list[Record] = []
+        #: Who changes the list of members.
+        self.changer: str | None = None
+        self._gone_since: dict[int, float] = {}
+        self._ask_at: dict[int, float] = {}
+
+    def look(self, timeout_s: float = 10.0) -> None:
+        """Ask the quorum.
+
+        Raises:
+            EtcdException: if there is no majority of members.
+        """
+        self.listed = self._native.member_list(timeout_s)
+        self.revision, self.records, self.changer = self.keys.read()
+
+    def seen(self) -> list[Seen]:
+        """Return the members, and since when those are gone of whom nobody says that they run."""
+        spoken_for = {record.member for record in self.records}
+        now = time.monotonic()
+        found = []
+        for number, _, peer_urls, client_urls, is_learner in self.listed:
+            peer_url = peer_urls[0] if peer_urls else ""
+            if number in spoken_for or self._answers(number, peer_url, client_urls, now):
+                self._gone_since.pop(number, None)
+                gone_s = 0.0
+            else:
+                gone_s = now - self._gone_since.setdefault(number, now) + 0.001
+            found.append(Seen(number, peer_url, is_learner, gone_s))
+        present = {member.id for member in found}
+        for forgotten in self._gone_since.keys() - present:
+            del self._gone_since[forgotten]
+        return found
+
+    def _answers(self, number: int, peer_url: str, client_urls: Iterable[str], now: float) -> bool:
+        """Ask a member itself, now and then: its agent may be slow, or not be connected."""
+        if now < self._ask_at.get(number, 0.0):
+            return False
+        entry = self._entries.of_peer_url(peer_url)
+        urls = list(client_urls) or ([entry.client_url(self._entries.scheme)] if entry else [])
+        answers = any(is_member(self._native, url, number) for url in urls)
+        if not answers:
+            self._ask_at[number] = time.monotonic() + _ASK_AGAIN_S
+        return answers
+
+    def until(self, replace_after_s: float, longest_s: float) -> float:
+        """Return the seconds after which something may have to be done, if nothing changes."""
+        now = time.monotonic()
+        due = [since + replace_after_s - now for since in self._gone_since.values()]
+        return min([longest_s, *(max(seconds, 0.5) for seconds in due)])
+
+    def place_of(self, member: int) -> str:
+        """Return the peer URL of a member."""
+        return next((urls[0] for number, _, urls, _, _ in self.listed if number == member), "")
+
+    def confirm_gone(self, number: int) -> bool:
+        """Ask a member once more, before it is removed."""
+        self._ask_at.pop(number, None)
+        return any(member.id == number and member.gone_s > 0 for member in self.seen())
+
+
+def is_member(native: Client, url: str, number: int) -> bool:
+    """Return whether a member of the quorum answers at a URL, and is this one."""
+    try:
+        (_, _, member, *_), *_ = native.status(url, _ANSWER_S)
+    except EtcdException:
+        return False
+    return member == number
