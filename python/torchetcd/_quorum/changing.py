@@ -1,4 +1,4 @@
-"""Changes the list of members, one step after another, so that an agent takes the place of a member that is gone."""
+"""Changes the list of members, one step after another: an agent takes the place of a member that is gone."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Changer:
 
     @contextlib.contextmanager
     def _as_changer(self) -> Iterator[Callable[[], bool]]:
-        """Hold the key that says who changes the list; what is given says whether this agent holds it still."""
+        """Hold the key that says who changes the list; what is given says whether it is held still."""
         lease = self._native.lease_grant(_TTL_S)
         renewed = time.monotonic()
         holding = False

@@ -85,8 +85,8 @@ class Folder:
         if free < _LEAST_FREE:
             message = (
                 f"The file system of '{self.path}' has {free >> 20} MiB left, and a member of the quorum "
-                f"needs {_LEAST_FREE >> 20} MiB: make room, or give another folder by the rendezvous parameter "
-                "'quorum_dir'."
+                f"needs {_LEAST_FREE >> 20} MiB: make room, or give another folder by the rendezvous "
+                "parameter 'quorum_dir'."
             )
             raise FolderError(message)
 

@@ -118,6 +118,6 @@ def _compare_clocks(answers: list[Answer], warn: Callable[[str], None]) -> None:
         apart = time.time() - now if isinstance(now, (int, float)) else 0.0
         if abs(apart) > _CLOCKS_S:
             warn(
-                f"The clocks of {host_name()} and {answer.entry.name} are {abs(apart):.0f} s apart. The quorum "
-                "does not need them, but times in logs and in `torchetcd timeline` will be wrong."
+                f"The clocks of {host_name()} and {answer.entry.name} are {abs(apart):.0f} s apart. The "
+                "quorum does not need them, but times in logs and in `torchetcd timeline` will be wrong."
             )

@@ -278,8 +278,8 @@ PARAMETERS = (
         ("quorum_peer_port",),
         None,
         whole("port", 1, 65535),
-        "The port at which the members of that quorum reach one another. By default the one after the port of "
-        "the entry.",
+        "The port at which the members of that quorum reach one another. By default the one after the port "
+        "of the entry.",
     ),
     Parameter(
         ("quorum_replace_after",),
