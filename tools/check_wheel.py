@@ -96,9 +96,9 @@ def check_sdist(path: Path) -> None:
 
 
 def main() -> None:
-    """Check all that lies in the folder that is given."""
+    """Check what the folder has of torchetcd; check_etcd_wheel.py checks torchetcd-etcd."""
     folder = Path(sys.argv[1])
-    wheels, sdists = sorted(folder.glob("*.whl")), sorted(folder.glob("*.tar.gz"))
+    wheels, sdists = sorted(folder.glob("torchetcd-*.whl")), sorted(folder.glob("*.tar.gz"))
     require(wheels, f"there is no wheel in {folder}")
     require(sdists, f"there is no sdist in {folder}")
     for wheel in wheels:

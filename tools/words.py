@@ -143,6 +143,7 @@ CODE = (
     ("python", "*.py"),
     ("src", "*.rs"),
     ("build_backend", "*.py"),
+    ("packaging", "*.py"),
     ("tools", "*.py"),
     ("benches", "*.py"),
     ("examples", "*.py"),
@@ -240,6 +241,7 @@ def files_of(names: Iterable[str]) -> list[Path]:
     documentation = [
         *ROOT.glob("*.md"),
         ROOT / "examples/README.md",
+        ROOT / "packaging/etcd/README.md",
         *(ROOT / "docs").rglob("*.md"),
     ]
     code = [found for folder, kind in CODE for found in (ROOT / folder).rglob(kind)]
