@@ -201,6 +201,6 @@ class TestWorkflows:
 
 def test_what_is_published_is_checked_first() -> None:
     jobs = _workflow(ROOT / ".github" / "workflows" / "wheels.yml")["jobs"]
-    assert set(jobs["check"]["needs"]) == {"linux", "macos", "sdist"}
+    assert set(jobs["check"]["needs"]) == {"linux", "macos", "etcd", "sdist"}
     assert set(jobs["publish"]["needs"]) == {"check", "tests"}
     assert jobs["publish"]["if"] == jobs["tests"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
