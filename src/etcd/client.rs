@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::call::Repeat;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Endpoints};
 use super::config::Config;
 use super::endpoint::Endpoint;
 use super::error::{EtcdError, Refusal};
@@ -34,9 +34,20 @@ impl Client {
 
     /// A way of its own to the member of that endpoint, or to any of them without one; see [`Config::as_it_is`].
     pub(super) fn apart(&self, endpoint: Option<Endpoint>, as_it_is: bool) -> Cluster {
-        let config = self.config().clone();
-        let endpoints = endpoint.map_or_else(|| config.endpoints.clone(), |one| vec![one]);
-        Cluster::new(Config { endpoints, as_it_is, ..config })
+        let known = self.cluster.endpoints();
+        let apart = Cluster::new(Config { as_it_is, ..self.config().clone() });
+        apart.set_endpoints(match endpoint {
+            Some(endpoint) => Endpoints::new(vec![endpoint], Vec::new()),
+            None => known.as_ref().clone(),
+        });
+        apart
+    }
+
+    /// Replaces the endpoints, for all that share the connection. Does no I/O: a connection goes on for as long as it
+    /// works, watches and leases with it, and then one of these takes its place. Each attempt to connect tries all of
+    /// `first`, from any of them on, and then some of `rest`.
+    pub fn set_endpoints(&self, first: Vec<Endpoint>, rest: Vec<Endpoint>) {
+        self.cluster.set_endpoints(Endpoints::new(first, rest));
     }
 
     pub fn config(&self) -> &Config {

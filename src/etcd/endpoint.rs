@@ -1,5 +1,6 @@
 //! Endpoints of an etcd cluster, as people write them.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// etcd's client port: <https://etcd.io/docs/v3.6/op-guide/configuration/>.
@@ -45,6 +46,7 @@ pub fn parse_endpoints(list: &str, tls: bool) -> Result<Vec<Endpoint>, InvalidEn
         });
     }
     let mut endpoints = Vec::new();
+    let mut seen = HashSet::new();
     for part in list.split(',').map(str::trim) {
         if part.is_empty() {
             let reason =
@@ -53,7 +55,7 @@ pub fn parse_endpoints(list: &str, tls: bool) -> Result<Vec<Endpoint>, InvalidEn
         }
         let endpoint = parse_endpoint(part, tls)
             .map_err(|reason| InvalidEndpoint { endpoint: part.into(), reason })?;
-        if !endpoints.contains(&endpoint) {
+        if seen.insert(endpoint.clone()) {
             endpoints.push(endpoint);
         }
     }

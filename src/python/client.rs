@@ -2,6 +2,7 @@
 //! and handlers.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -12,7 +13,7 @@ use super::convert;
 use super::errors::{etcd_error, invalid_endpoint};
 use super::wait::{wait, wait_until};
 use crate::etcd::{
-    self, Client, Config, Credentials, EtcdError, Knowledge, Password, Repeat, TlsFiles,
+    self, Client, Config, Credentials, Endpoint, EtcdError, Knowledge, Password, Repeat, TlsFiles,
     WatchMessage, WatchSpec,
 };
 use crate::process::PerProcess;
@@ -21,12 +22,28 @@ use crate::process::PerProcess;
 #[pyclass(name = "Client", module = "torchetcd._torchetcd", frozen)]
 pub struct PyClient {
     config: Config,
+    /// Those that are used at present. Locked only while attached to Python, and nothing of Python is done meanwhile, so
+    /// that no fork from Python finds it locked.
+    endpoints: Mutex<Listed>,
     client: PerProcess<Client>,
 }
 
+/// Those to try first, and the rest.
+type Listed = (Vec<Endpoint>, Vec<Endpoint>);
+
 impl PyClient {
     pub fn client(&self) -> Client {
-        self.client.get_or_make(|| Client::new(self.config.clone())).clone()
+        let made = self.client.get_or_make(|| {
+            let client = Client::new(self.config.clone());
+            let (first, rest) = self.listed().clone();
+            client.set_endpoints(first, rest);
+            client
+        });
+        made.clone()
+    }
+
+    fn listed(&self) -> MutexGuard<'_, Listed> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn config(&self) -> &Config {
@@ -85,12 +102,33 @@ impl PyClient {
             as_it_is: false,
             cluster: cluster_id,
         };
-        Ok(Self { config, client: PerProcess::new() })
+        let endpoints = Mutex::new((config.endpoints.clone(), Vec::new()));
+        Ok(Self { config, endpoints, client: PerProcess::new() })
     }
 
     #[getter]
     fn endpoints(&self) -> Vec<String> {
-        self.config.endpoints.iter().map(ToString::to_string).collect()
+        let listed = self.listed();
+        listed.0.iter().chain(&listed.1).map(ToString::to_string).collect()
+    }
+
+    /// Replaces the endpoints, for stores and handlers that share this client too. It asks nobody: a connection goes on
+    /// for as long as it works. Each attempt to connect tries all of `endpoints`, then a few of the `rest`.
+    #[pyo3(signature = (endpoints, rest=Vec::new()))]
+    #[allow(clippy::needless_pass_by_value, reason = "what Python gives")]
+    fn set_endpoints(&self, endpoints: Vec<String>, rest: Vec<String>) -> PyResult<()> {
+        let parsed = |list: &[String]| {
+            let each = list.iter().map(|text| etcd::parse_endpoints(text, self.tls()));
+            let all = each.collect::<Result<Vec<_>, _>>().map_err(|error| invalid_endpoint(&error));
+            all.map(|lists| lists.concat())
+        };
+        let listed = (parsed(&endpoints)?, parsed(&rest)?);
+        if listed.0.is_empty() && listed.1.is_empty() {
+            return Err(PyValueError::new_err("A client needs at least one endpoint of etcd."));
+        }
+        self.listed().clone_from(&listed);
+        self.client().set_endpoints(listed.0, listed.1);
+        Ok(())
     }
 
     #[pyo3(signature = (compares, success, failure, timeout_s=None))]

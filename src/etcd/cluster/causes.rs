@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::etcd::endpoint::Endpoint;
 use crate::etcd::error::EtcdError;
 
+/// How many an error tells.
+const SHOWN: usize = 10;
+
 #[derive(Clone, Default)]
 pub struct Causes(Vec<(Endpoint, String)>);
 
@@ -25,7 +28,11 @@ impl Causes {
     }
 
     pub fn remove(&mut self, endpoint: &Endpoint) {
-        self.0.retain(|(known, _)| known != endpoint);
+        self.retain(|known| known != endpoint);
+    }
+
+    pub fn retain(&mut self, keep: impl Fn(&Endpoint) -> bool) {
+        self.0.retain(|(endpoint, _)| keep(endpoint));
     }
 
     /// Takes over what others found later.
@@ -50,10 +57,32 @@ impl fmt::Display for Causes {
         if self.0.is_empty() {
             return f.write_str("no attempt ended before the deadline");
         }
-        for (number, (endpoint, cause)) in self.0.iter().enumerate() {
+        for (number, (endpoint, cause)) in self.0.iter().take(SHOWN).enumerate() {
             let separator = if number == 0 { "" } else { "; " };
             write!(f, "{separator}{endpoint}: {cause}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            1 => f.write_str("; and 1 endpoint more"),
+            more => write!(f, "; and {more} endpoints more"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::endpoint::parse_endpoints;
+
+    #[test]
+    fn an_error_of_many_endpoints_can_be_read() {
+        let list = (0..1000).map(|number| format!("h{number}")).collect::<Vec<_>>().join(",");
+        let mut causes = Causes::default();
+        for endpoint in parse_endpoints(&list, false).expect("endpoints") {
+            causes.add(&endpoint, "refused".into());
+        }
+        let text = causes.to_string();
+        assert!(text.starts_with("http://h0:2379: refused; http://h1:2379: refused; "), "{text}");
+        assert!(text.ends_with("http://h9:2379: refused; and 990 endpoints more"), "{text}");
     }
 }

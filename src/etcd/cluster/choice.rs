@@ -4,18 +4,20 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::candidates::{decides, open_endpoint};
 use super::causes::Causes;
+use super::endpoints::{Endpoints, Turn};
 use super::pace::Pace;
 use super::race::{Progress, race};
 use crate::etcd::config::Config;
+use crate::etcd::endpoint::Endpoint;
 use crate::etcd::error::EtcdError;
 use crate::etcd::history::History;
 use crate::etcd::metrics::{Connect, metrics};
 use crate::etcd::transport::{ConnectError, Connection};
-use crate::etcd::unique::unique;
 
 /// A member that is busy so often in a row is left for another one.
 const BUSY: u32 = 3;
@@ -31,12 +33,20 @@ pub struct Cluster {
 
 struct Shared {
     config: Config,
+    /// Those of the settings until others are set.
+    endpoints: watch::Sender<Arc<Endpoints>>,
     state: Mutex<State>,
     history: History,
     /// Held while connecting, so that calls that need a connection share one, and the pauses.
-    connecting: tokio::sync::Mutex<Pace>,
+    connecting: tokio::sync::Mutex<Connecting>,
     /// Says it to the task that serves the watches, which makes no calls while all is well.
-    closed: tokio::sync::watch::Sender<bool>,
+    closed: watch::Sender<bool>,
+}
+
+struct Connecting {
+    pace: Pace,
+    /// Of the endpoints.
+    changes: watch::Receiver<Arc<Endpoints>>,
 }
 
 /// What came of one try at each endpoint.
@@ -49,7 +59,7 @@ enum Attempt {
 #[derive(Default)]
 struct State {
     current: Option<Arc<Connection>>,
-    next_endpoint: usize,
+    turn: Turn,
     /// The address of the last connection that was given up.
     left: Option<SocketAddr>,
     /// Whether it had served before: then the next one is made without a pause.
@@ -64,17 +74,35 @@ struct State {
 impl Cluster {
     /// Does no I/O: the first call connects.
     pub fn new(config: Config) -> Self {
-        // Clients of one cluster spread over its members.
-        let next_endpoint =
-            usize::try_from(unique() % (config.endpoints.len().max(1) as u128)).unwrap_or(0);
+        let endpoints = Endpoints::new(config.endpoints.clone(), Vec::new());
+        let (endpoints, changes) = watch::channel(Arc::new(endpoints));
+        let connecting = Connecting { pace: Pace::default(), changes };
         let shared = Arc::new(Shared {
             config,
-            state: Mutex::new(State { next_endpoint, ..State::default() }),
+            endpoints,
+            state: Mutex::default(),
             history: History::default(),
-            connecting: tokio::sync::Mutex::default(),
-            closed: tokio::sync::watch::Sender::new(false),
+            connecting: tokio::sync::Mutex::new(connecting),
+            closed: watch::Sender::new(false),
         });
         Self { shared }
+    }
+
+    pub fn endpoints(&self) -> Arc<Endpoints> {
+        self.shared.endpoints.borrow().clone()
+    }
+
+    /// Does no I/O. A connection goes on for as long as it works, whatever its endpoint. Whoever is connecting
+    /// starts over with these, at once.
+    pub fn set_endpoints(&self, endpoints: Endpoints) {
+        self.state().causes.retain(|endpoint| endpoints.is_first(endpoint));
+        self.shared.endpoints.send_if_modified(|known| {
+            let changed = **known != endpoints;
+            if changed {
+                *known = Arc::new(endpoints);
+            }
+            changed
+        });
     }
 
     pub fn config(&self) -> &Config {
@@ -124,15 +152,29 @@ impl Cluster {
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
-        let mut pace = self.shared.connecting.lock().await;
+        let mut connecting = self.shared.connecting.lock().await;
+        let Connecting { pace, changes } = &mut *connecting;
         if let Some(connection) = self.current()? {
             return Ok(Some(connection));
         }
         if std::mem::take(&mut self.state().served) {
             pace.begin_anew();
         }
-        pace.due().await;
-        match Box::pin(self.connect()).await? {
+        // Its sender is ours.
+        tokio::select! {
+            biased;
+            _ = changes.changed() => pace.begin_anew(),
+            () = pace.due() => {}
+        }
+        let attempt = tokio::select! {
+            attempt = Box::pin(self.connect()) => attempt?,
+            // Those that are being tried may hang, and be gone for good.
+            _ = changes.changed() => {
+                pace.begin_anew();
+                return Ok(None);
+            }
+        };
+        match attempt {
             // A proxy may take connections and requests although there is nothing behind it.
             Attempt::Connected(connection) => {
                 pace.pause();
@@ -147,24 +189,26 @@ impl Cluster {
     /// A connection beside the present one, to another member if there is one: for what must not wait in the
     /// same queue. `None` where none can be had.
     pub async fn connection_beside(&self, other: &Connection) -> Option<Arc<Connection>> {
-        let first = self.state().next_endpoint;
-        let opened = Box::pin(self.open_first(first, Some(other.address))).await;
+        let candidates = self.state().turn.of(&self.endpoints());
+        let opened = Box::pin(self.open_first(candidates, Some(other.address))).await;
         opened.into_iter().find_map(|(_, opened)| opened.ok()).map(Arc::new)
     }
 
-    /// Tries each endpoint once, until one of them serves.
+    /// Tries the endpoints once, the rest of them in part, until one of them serves.
     async fn connect(&self) -> Result<Attempt, EtcdError> {
-        let (first, left, connected_before) = {
+        let endpoints = self.endpoints();
+        let (candidates, left, connected_before) = {
             let mut state = self.state();
-            let first = state.next_endpoint;
-            state.next_endpoint += 1;
-            (first, state.left, state.connected)
+            let candidates = state.turn.of(&endpoints);
+            state.turn.tried();
+            (candidates, state.left, state.connected)
         };
+        let number_of = candidates.len();
         let mut untrusted = 0;
         let mut outcome = Attempt::NoneAnswered;
-        for (number, opened) in self.open_first(first, left).await {
+        for (endpoint, opened) in self.open_first(candidates, left).await {
             metrics().connect(counted(&opened, connected_before));
-            let endpoint = &self.shared.config.endpoints[number];
+            let endpoint = &endpoint;
             let mut state = self.state();
             match opened {
                 Ok(connection) => {
@@ -173,7 +217,7 @@ impl Cluster {
                         return Err(EtcdError::Closed);
                     }
                     state.connected = true;
-                    state.next_endpoint = number + 1;
+                    state.turn.connected(&endpoints, endpoint);
                     state.causes.remove(endpoint);
                     state.current = Some(connection.clone());
                     return Ok(Attempt::Connected(connection));
@@ -197,7 +241,7 @@ impl Cluster {
                 }
             }
         }
-        if untrusted == self.shared.config.endpoints.len() {
+        if untrusted == number_of {
             return Err(EtcdError::Untrusted { causes: self.state().causes.to_string() });
         }
         Ok(outcome)
@@ -207,20 +251,20 @@ impl Cluster {
     /// the address that is tried last of those that one endpoint has.
     async fn open_first(
         &self,
-        first: usize,
+        candidates: Vec<Endpoint>,
         left: Option<SocketAddr>,
-    ) -> Vec<(usize, Result<Connection, ConnectError>)> {
+    ) -> Vec<(Endpoint, Result<Connection, ConnectError>)> {
         let config = &self.shared.config;
         let log_in = tokio::sync::Mutex::new(());
-        let number_of = config.endpoints.len();
-        let attempt = |number: usize, progress: Arc<Progress>| {
-            let endpoint = &config.endpoints[number];
-            self.state().causes.begin(endpoint);
+        let attempt = |endpoint: Endpoint, progress: Arc<Progress>| {
+            self.state().causes.begin(&endpoint);
             let log_in = &log_in;
-            async move { (number, open_endpoint(config, endpoint, left, &progress, log_in).await) }
+            async move {
+                let opened = open_endpoint(config, &endpoint, left, &progress, log_in).await;
+                (endpoint, opened)
+            }
         };
-        let order = (0..number_of).map(|number| (first + number) % number_of).collect();
-        race(order, attempt, |(_, opened)| decides(opened)).await
+        race(candidates, attempt, |(_, opened)| decides(opened)).await
     }
 
     fn current(&self) -> Result<Option<Arc<Connection>>, EtcdError> {
@@ -248,7 +292,8 @@ impl Cluster {
 
     /// Leaves a connection whose member answers, but not to all, if there are others.
     pub fn leave_for_another(&self, connection: &Arc<Connection>) {
-        if self.shared.config.endpoints.len() > 1 || !connection.alone {
+        let others = self.endpoints().all().any(|endpoint| *endpoint != connection.endpoint);
+        if others || !connection.alone {
             self.discard(connection);
         }
     }

@@ -5,9 +5,11 @@ mod backoff;
 mod candidates;
 mod causes;
 mod choice;
+mod endpoints;
 mod pace;
 mod race;
 
 pub use backoff::Backoff;
 pub use causes::Causes;
 pub use choice::Cluster;
+pub use endpoints::Endpoints;
