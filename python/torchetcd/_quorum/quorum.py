@@ -227,6 +227,6 @@ def connect(
 
 
 def members_at(client: Client, entries: Entries, urls: list[str]) -> None:
-    """Let a client try the members first, and then the other entries, some at a time: there may be thousands."""
+    """Let a client try the members first, then the other entries, some at a time: there may be thousands."""
     others = [entry.client_url(entries.scheme) for entry in entries.all]
     client._native.set_endpoints(urls, [url for url in others if url not in urls])
