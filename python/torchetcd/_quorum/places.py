@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Iterator
 
@@ -81,17 +82,25 @@ def listening_address(host: str) -> str:
     return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
+class PortTakenError(OSError):
+    """Why a port of an entry cannot be used."""
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Listen at a port of an entry.
 
     Raises:
-        OSError: if the port is taken.
+        PortTakenError: if something else does.
     """
     address = listening_address(host)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server(
-        (address, port), family=family, dualstack_ipv6=address == "::", backlog=128
-    )
+    try:
+        return socket.create_server(
+            (address, port), family=family, dualstack_ipv6=address == "::", backlog=128
+        )
+    except OSError as exc:
+        message = f"port {port} of {host} cannot be used: {os.strerror(exc.errno or 0)}"
+        raise PortTakenError(message) from None
 
 
 def is_loopback(host: str) -> bool:
