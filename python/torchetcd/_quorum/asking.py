@@ -108,7 +108,8 @@ def _get(
         connection.sock = socket.create_connection((entry.host, port), PATIENCE_S)
         if tls is not None:
             connection.sock = tls.wrap_socket(connection.sock, server_hostname=entry.host)
-        connection.request("GET", page)
+        # The other side closes first: ours would keep its port for a minute, which may be that of an entry.
+        connection.request("GET", page, headers={"Connection": "close"})
         answer = connection.getresponse()
         return answer.status, answer.getheader("X-Etcd-Cluster-Id"), answer.read(_LONGEST)
 

@@ -85,6 +85,10 @@ def listening_address(host: str) -> str:
 class PortTakenError(OSError):
     """Why a port of an entry cannot be used."""
 
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(f"port {port} of {host} cannot be used: {why}")
+        self.host, self.port = host, port
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Listen at a port of an entry.
@@ -99,8 +103,15 @@ def listen(host: str, port: int) -> socket.socket:
             (address, port), family=family, dualstack_ipv6=address == "::", backlog=128
         )
     except OSError as exc:
-        message = f"port {port} of {host} cannot be used: {os.strerror(exc.errno or 0)}"
-        raise PortTakenError(message) from None
+        raise PortTakenError(host, port, os.strerror(exc.errno or 0)) from None
+
+
+def is_served(host: str, port: int) -> bool:
+    """Return whether something accepts connections at a port of this host."""
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), 1.0).close()
+        return True
+    return False
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
-from torchetcd._quorum.places import PortTakenError, is_loopback, own_entries
+from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
 from torchetcd.etcd import Client, EtcdException
 
@@ -25,8 +25,10 @@ _logger = logging.getLogger("torchetcd.quorum")
 
 #: How long the member of an agent whose job has ended serves the other agents at most.
 _LINGER_S = 60.0
-#: How long a port that something else has is waited for: an earlier job may be about to end.
+#: How long a port that something else serves is waited for: an earlier job may be about to end.
 _PORTS_S = 15.0
+#: And one that nobody serves: the kernel keeps the port of a connection for a minute after its end.
+_PORTS_IN_USE_S = 65.0
 #: How often it is said that there is no quorum.
 _WARN_S = 30.0
 #: How long a call of a keeper may take: its member may need it.
@@ -91,7 +93,7 @@ class Quorum:
         Raises:
             ValueError: if there can be none with this agent.
         """
-        self._take_place(min(timeout_s, _PORTS_S))
+        self._take_place(timeout_s)
         if self._place is None:
             return
         after_leaving(self._stop)
@@ -119,8 +121,7 @@ class Quorum:
         Raises:
             ValueError: if something else has the port of a member, and keeps it.
         """
-        deadline = time.monotonic() + patience_s
-        said = False
+        began, warned = time.monotonic(), ""
         while True:
             try:
                 taken = self._try_places()
@@ -129,14 +130,15 @@ class Quorum:
             if self._place is not None:
                 return
             foreign = self._foreign(taken)
-            if not foreign:
+            if foreign is None:
                 break
             message = f"A member of the quorum of {self.entries.endpoint} cannot run on this host: {foreign}."
-            if time.monotonic() >= deadline:
+            limit = _PORTS_S if is_served(foreign.host, foreign.port) else _PORTS_IN_USE_S
+            if time.monotonic() - began >= min(limit, patience_s):
                 raise ValueError(f"{message} End what uses it, or give other ports.")
-            if not said:
-                said = True
-                _logger.warning("%s It is waited for.", message)
+            if warned != message:
+                warned = message
+                _logger.warning("%s It is tried again for %.0f s.", message, min(limit, patience_s))
             time.sleep(0.5)
         if self._own:
             _logger.info(
@@ -177,8 +179,8 @@ class Quorum:
             break
         return taken
 
-    def _foreign(self, taken: list[tuple[Entry, PortTakenError]]) -> str:
-        """Return which port something else has; empty if agents of this job have them.
+    def _foreign(self, taken: list[tuple[Entry, PortTakenError]]) -> PortTakenError | None:
+        """Return which port something else has; `None` if agents of this job have them.
 
         In containers that share the network of their host, agents do not see one another's folders.
         """
@@ -186,8 +188,8 @@ class Quorum:
         for answer, (_, exc) in zip(answers, taken, strict=True):
             ours = answer.who is Who.ETCD and answer.cluster == self.entries.cluster_id(self.token)
             if not ours and answer.says.get("token") != self.token:
-                return str(exc)
-        return ""
+                return exc
+        return None
 
     def _members_are(self, keepers: Client, urls: list[str]) -> None:
         self._members = [
