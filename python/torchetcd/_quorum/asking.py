@@ -50,8 +50,8 @@ class Answer:
     says: dict[str, Any] = field(default_factory=dict, compare=False)
     #: The cluster of a member.
     cluster: int = 0
-    #: The peer URLs of the members that it knows and that have never been started.
-    awaited: tuple[str, ...] = ()
+    #: Whether it knows a member that was started, itself included. They tell once there is a leader.
+    knows_started: bool = False
 
 
 def ask_all(entries: Iterable[Entry], tls: ssl.SSLContext | None) -> list[Answer]:
@@ -91,11 +91,9 @@ def ask_member(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
         status, cluster, body = _get(entry, entry.peer_port, tls, "/members")
         listed = json.loads(body) if status == 200 else None
         if isinstance(listed, list) and cluster is not None:
-            awaited = [
-                url for each in listed if not each.get("clientURLs") for url in each["peerURLs"]
-            ]
-            return Answer(entry, Who.ETCD, cluster=int(cluster, 16), awaited=tuple(awaited))
-    except (OSError, HTTPException, ValueError, KeyError, AttributeError, TypeError) as exc:
+            started = any(each.get("clientURLs") for each in listed)
+            return Answer(entry, Who.ETCD, cluster=int(cluster, 16), knows_started=started)
+    except (OSError, HTTPException, ValueError, AttributeError) as exc:
         return _failed(entry, entry.peer_port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
 
