@@ -129,7 +129,7 @@ class World(NamedTuple):
     joined: frozenset[tuple[int, int]] = frozenset()
     #: How many ids each place has had.
     generations: tuple[int, ...] = ()
-    #: Who holds the key `change`.
+    #: The place that holds the key `change`.
     holder: int = NOBODY
     #: The places of one part of a network that has two.
     cut: frozenset[int] = frozenset()
