@@ -120,7 +120,7 @@ class Quorum:
             raise ValueError(keeper.failure)
 
     def _take_place(self, patience_s: float) -> None:
-        """Take the first entry of this host that is free, now or, where a port is in use for the moment, later.
+        """Take the first entry of this host that is free, now or, where a port is in use for now, later.
 
         Raises:
             ValueError: if something else serves the port of a member, and goes on to.
