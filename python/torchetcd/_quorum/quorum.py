@@ -96,6 +96,7 @@ class Quorum:
 
         Raises:
             ValueError: if there can be none with this agent.
+            TimeoutError: if there was none in time.
         """
         self._take_place(min(timeout_s, _PORTS_S))
         if self._place is None:
@@ -106,7 +107,9 @@ class Quorum:
         while not keeper.settled.wait(0.5):
             now = time.monotonic()
             if now - began >= timeout_s:
-                break
+                self._stop()
+                message = f"There was no quorum within {timeout_s:.0f} s."
+                raise TimeoutError(message)
             if now - warned >= _WARN_S:
                 warned = now
                 _logger.warning(
