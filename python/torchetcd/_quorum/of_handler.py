@@ -44,8 +44,7 @@ def naming_members(quorum: Quorum | None) -> Iterator[None]:
     try:
         yield
     except TimeoutError as exc:
-        lacking = quorum.lacking() if quorum is not None else ""
-        raise RendezvousConnectionError(f"{exc} {lacking}".rstrip()) from None
+        raise RendezvousConnectionError(str(exc)) from None
     except (RendezvousConnectionError, RendezvousTimeoutError) as exc:
         lacking = quorum.lacking() if quorum is not None else ""
         if not lacking:

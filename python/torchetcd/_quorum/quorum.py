@@ -107,8 +107,8 @@ class Quorum:
         while not keeper.settled.wait(0.5):
             now = time.monotonic()
             if now - began >= timeout_s:
+                message = f"There was no quorum within {timeout_s:.0f} s. {self.lacking()}"
                 self._stop()
-                message = f"There was no quorum within {timeout_s:.0f} s."
                 raise TimeoutError(message)
             if now - warned >= _WARN_S:
                 warned = now
