@@ -42,6 +42,14 @@ class _Place(NamedTuple):
     keeper: Keeper
 
 
+class _InUse(NamedTuple):
+    """Why an entry cannot be taken."""
+
+    text: str
+    #: Whether that will pass.
+    passing: bool
+
+
 class Quorum:
     """What the handler of an agent uses: a client, and the member that may run here."""
 
@@ -139,9 +147,9 @@ class Quorum:
             if foreign is None:
                 break
             name = self.entries.endpoint
-            message = f"A member of the quorum of {name} cannot run on this host: {foreign}."
-            if not is_served(foreign.host, foreign.port):
-                _logger.warning("%s It is tried again.", message)
+            message = f"A member of the quorum of {name} cannot run on this host: {foreign.text}."
+            if foreign.passing:
+                _logger.info("%s It is tried again.", message)
                 threading.Thread(
                     target=self._try_later, name="torchetcd-place", daemon=True
                 ).start()
@@ -168,7 +176,7 @@ class Quorum:
                 _logger.warning("%s", exc)
                 return
 
-    def _try_places(self, *, any_entry: bool = False) -> PortTakenError | None:
+    def _try_places(self, *, any_entry: bool = False) -> _InUse | None:
         """Take an entry; return what stands against it, if something else has its ports.
 
         Args:
@@ -196,11 +204,11 @@ class Quorum:
                 keeper.start()
             except PortTakenError as exc:
                 keeper.stop()
-                if self._is_of_this_job(entry):
-                    continue
-                if not any_entry and not is_served(exc.host, exc.port):
-                    return exc
-                taken = taken or exc
+                ours = self._is_of_this_job(entry)
+                if not any_entry and (ours or not is_served(exc.host, exc.port)):
+                    return _InUse(str(exc), passing=True)
+                if not ours:
+                    taken = taken or _InUse(str(exc), passing=False)
                 continue
             except BaseException:
                 keeper.stop()
@@ -216,7 +224,8 @@ class Quorum:
     def _is_of_this_job(self, entry: Entry) -> bool:
         """Return whether an agent of this job, or its member, is at an entry.
 
-        In containers that share the network of their host, agents do not see one another's folders.
+        It may be the member of an agent that was killed, and ends now. In containers that share the network
+        of their host, it may be another agent, whose folder is not seen here.
         """
         answer = ask(entry, self._tls)
         if answer.who is Who.ETCD:
