@@ -97,7 +97,7 @@ class Keeper:
             PortTakenError: if something else has one of the entry's ports.
         """
         self._seat.check()
-        self._seat.answer("fresh" if self._seat.id is None else "starting")
+        self._seat.answer(self._seat.role)
         self._thread.start()
 
     def end(self, others_are_gone: Callable[[], bool], limit_s: float) -> None:
@@ -189,8 +189,11 @@ class Keeper:
         if told.quorum:
             self.settled.set()
         how = start(told)
+        if told.quorum and how is not Start.AS_FIRST:
+            # Before data is deleted: without it, this agent must not look like a new one.
+            self._seat.learn()
         if how is Start.WAIT:
-            self._seat.answer("fresh")
+            self._seat.answer(self._seat.role)
             return _PAUSE_S
         if how is Start.BY_CHANGE:
             if told.has_data:
