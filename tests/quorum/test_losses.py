@@ -37,6 +37,12 @@ def _join(agents: list[Agent]) -> None:
     assert worlds == [[rank, len(agents)] for rank in range(len(agents))]
 
 
+def _await_other(job: Job, than: set[int]) -> set[int]:
+    """Wait until a member serves that is none of these, and return it."""
+    eventually(lambda: job.serving() - than, PATIENCE_S)
+    return job.serving() - than
+
+
 def _goes_on(agents: list[Agent]) -> None:
     """A store of the old world serves, and a new world forms."""
     agents[0].call("set", "key", "value")
@@ -59,16 +65,14 @@ def test_an_etcd_ends_with_its_agent(make_job: Callable[..., Job]) -> None:
 
 @pytest.mark.slow(20)
 def test_one_loss_after_another(make_job: Callable[..., Job]) -> None:
-    """Each time the leader's; each time the agent without a member takes the place, then a new agent comes."""
+    """Each time the leader's; the agent without a member takes the place, and a new agent comes."""
     job = make_job(5)
     _formed(job, 4)
     for _ in range(3):
         leader = job.leader()
         job.lose(job.agent_at(leader))
         left = set(job.members()) - {leader}
-        # The agent that has an entry without a member.
-        eventually(lambda left=left: len(job.serving() - left) == 1, PATIENCE_S)  # type: ignore[misc]
-        (taken,) = job.serving() - left
+        (taken,) = _await_other(job, left)
         job.await_members(*left, taken)
         running = [agent for agent in job.agents if not agent.ended]
         assert len(running) == 3

@@ -285,8 +285,10 @@ class Job:
     def _told(self) -> dict[int, tuple[int, int]]:
         """Return what each member that answers says is its id and that of the leader, by its port."""
         found = {}
+        # A client waits for one that it cannot reach.
+        there = [entry for entry in self.entries.all if entry.port in self.etcds()]
         with self.client() as client:
-            for entry in self.entries.all:
+            for entry in there:
                 with contextlib.suppress(EtcdException):
                     (_, _, own, _, leader, _), *_ = client._native.status(
                         entry.client_url("http"), 2.0
