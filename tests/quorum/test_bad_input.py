@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from support.etcd.cluster import Cluster
 from support.processes.agents import Agent
 from support.processes.zygote import Zygote
-from support.quorum import Job, free_ports
+from support.quorum import AgentError, Job, free_ports
+from torchetcd._rendezvous.options import parse_options
 
 pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(240)]
 
@@ -64,8 +66,7 @@ def test_what_is_read_before_anything_is_started(torchrun: Torchrun) -> None:
         == f"ValueError: The endpoint '{twice}' names '127.0.0.1:{one}' twice."
     )
     even = torchrun.fails(_endpoint([one, two, three]), "quorum=2")
-    assert "quorum" in even
-    assert "1, 3 or 5" in even or "1, 3, 5" in even or "'1', '3'" in even
+    assert even == "ValueError: The rendezvous parameter 'quorum' must be 1 or 3 or 5, not '2'."
     few = torchrun.fails(_endpoint([one, two]))
     assert "A quorum of 3 members needs 3 hosts" in few
     nothing = torchrun.fails("job://")
@@ -81,17 +82,37 @@ def test_no_entry_is_of_this_host(torchrun: Torchrun) -> None:
         assert f"192.0.2.{number}:2379 (" in last
 
 
-def test_no_etcd(torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(tmp_path / "no-etcd"))
-    last = torchrun.fails(_endpoint(free_ports(3)), "join_timeout=30")
-    assert "TORCHELASTIC_ETCD_BINARY_PATH" in last
-    assert "no-etcd" in last
-    assert last.startswith("ValueError: ")
+@pytest.mark.parametrize("mode", [0o600, 0o700])
+def test_an_etcd_that_does_not_run(
+    torchrun: Torchrun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int
+) -> None:
+    """The error says what is wrong at this host, too."""
+    program = tmp_path / "etcd"
+    program.write_text("#!/bin/sh\necho 'no etcd is here'\nexit 3\n")
+    program.chmod(mode)
+    monkeypatch.setenv("TORCHELASTIC_ETCD_BINARY_PATH", str(program))
+    endpoint = _endpoint(free_ports(1))
+    last = torchrun.fails(endpoint, "quorum=1,join_timeout=5")
+    assert f"The quorum of {endpoint} has no majority, 1 of 1 members." in last
+    assert ("no etcd is here" if mode == 0o700 else "Permission denied") in last
+
+
+def test_no_etcd(monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]) -> None:
+    """It is told at once."""
+    from torchetcd._quorum import quorum
+
+    def find() -> str:
+        raise FileNotFoundError("There is no etcd server on this machine.")
+
+    monkeypatch.setattr(quorum, "find_binary", find)
+    job = make_job(3)
+    options = parse_options({"quorum_dir": str(job.data)})
+    with pytest.raises(ValueError, match="There is no etcd server on this machine") as failed:
+        quorum.Quorum(job.endpoint, job.run_id, options).start(60)
+    assert job.endpoint in str(failed.value)
 
 
 def test_a_folder_that_others_can_read(torchrun: Torchrun, tmp_path: Path) -> None:
-    import os
-
     folder = tmp_path / "quorum" / f"torchetcd-quorum-{os.getuid()}"
     folder.mkdir(parents=True)
     folder.chmod(0o755)
@@ -145,17 +166,18 @@ def test_another_program_has_a_port(
     ports = free_ports(1)
     with program(ports[0] + for_members):  # type: ignore[attr-defined]
         last = torchrun.fails(_endpoint(ports), "quorum=1,join_timeout=60")
-    assert last.startswith("ValueError: ")
-    assert f"127.0.0.1:{ports[0]}" in last
-    assert "another program" in last
+    assert last == (
+        f"ValueError: A member of the quorum of job://127.0.0.1:{ports[0]} cannot run on this host: port "
+        f"{ports[0] + for_members} of 127.0.0.1 cannot be used: Address already in use. End what uses it, or "
+        "give other ports."
+    )
 
 
 def test_the_etcd_of_somebody_else_has_a_port(torchrun: Torchrun) -> None:
     with Cluster(1) as cluster:
         port = cluster.members[0].port
         last = torchrun.fails(_endpoint([port]), "quorum=1,join_timeout=60")
-    assert last.startswith("ValueError: ")
-    assert f"127.0.0.1:{port}" in last
+    assert f"port {port} of 127.0.0.1 cannot be used: Address already in use" in last
 
 
 def test_another_job_has_the_ports(torchrun: Torchrun, make_job: Callable[..., Job]) -> None:
@@ -163,25 +185,25 @@ def test_another_job_has_the_ports(torchrun: Torchrun, make_job: Callable[..., J
     job.start_all(3)
     job.await_members(*(entry.port for entry in job.entries.all))
     last = torchrun.fails(job.endpoint, "join_timeout=60", run_id="another-job")
-    assert last.startswith("ValueError: ")
-    assert "another" in last
+    assert last.startswith("ValueError: A member of the quorum of job://")
+    assert last.endswith(
+        "cannot be used: Address already in use. End what uses it, or give other ports."
+    )
 
 
 def test_agents_with_other_lists(make_job: Callable[..., Job]) -> None:
     """Those that name other first members are of another quorum, and are told so."""
     job = make_job(3)
-    one = job.start(2, 3, join_timeout=60)
+    one = job.start(2, 3, join_timeout=25)
     first, second, third = (entry.name for entry in job.entries.all)
     other_order = f"job://{second},{first},{third}"
     (fourth,) = free_ports(1)
-    two = job.start(2, 3, endpoint=other_order, join_timeout=60)
-    three = job.start(2, 3, endpoint=f"job://{first},{second},127.0.0.1:{fourth}", join_timeout=60)
+    two = job.start(2, 3, endpoint=other_order, join_timeout=25)
+    three = job.start(2, 3, endpoint=f"job://{first},{second},127.0.0.1:{fourth}", join_timeout=25)
     texts = []
     for agent in (one, two, three):
-        try:
+        with pytest.raises(AgentError) as failed:
             agent.finish()
-        except Exception as exc:  # noqa: BLE001
-            texts.append(str(exc))
-        else:
-            texts.append("")
-    assert any("other first entries" in text for text in texts), texts
+        texts.append(str(failed.value))
+    # Those that see no majority of another list name the agents that have another one, as long as these run.
+    assert sum("other first entries" in text for text in texts) >= 2, texts
