@@ -152,7 +152,7 @@ class Keeper:
                 pause = self._next_pause()
             except Exception:
                 if not threading.main_thread().is_alive():
-                    return  # the interpreter ends, so no thread can be started that asks the others
+                    return  # the interpreter ends, and allows no new threads
                 _logger.exception("The keeper of the quorum at %s goes on.", self._seat.entry.name)
                 pause = _LONGEST_PAUSE_S
             self._pause(pause)
