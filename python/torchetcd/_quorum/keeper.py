@@ -84,6 +84,8 @@ class Keeper:
         self.settled = threading.Event()
         #: Why there can be none.
         self.failure: str | None = None
+        #: What last kept the member from running: a sentence, empty while it runs.
+        self.trouble = ""
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="torchetcd-quorum", daemon=True)
 
@@ -145,7 +147,8 @@ class Keeper:
                 _logger.debug("The quorum at %s: %s", self._seat.entry.name, exc)
                 pause = self._next_pause()
             except (OSError, FolderError) as exc:
-                self._warn(f"No member of the quorum can run at {self._seat.entry.name}: {exc}")
+                self.trouble = f"No member of the quorum can run at {self._seat.entry.name}: {exc}."
+                self._warn(self.trouble)
                 pause = self._next_pause()
             except Exception:
                 if not threading.main_thread().is_alive():
@@ -167,6 +170,7 @@ class Keeper:
         return float(min(_PAUSE_S * 2 ** min(self._failures, 6), _LONGEST_PAUSE_S))
 
     def _in_conflict(self, text: str) -> float:
+        self.trouble = text
         self._warn(text)
         now = time.monotonic()
         if self._conflict is None or self._conflict[0] != text:
@@ -244,6 +248,7 @@ class Keeper:
         seat.in_use()
         if ask_member(seat.entry, self._tls).cluster == seat.cluster:
             self._answered_at = time.monotonic()
+            self.trouble = ""
         elif time.monotonic() - max(self._answered_at, seat.started_at) > _HANG_S:
             self._warn(
                 f"The member of the quorum at {seat.entry.name} hangs, and is started again."
@@ -286,6 +291,7 @@ class Keeper:
             self._crashes = 0
         self._crashes += 1
         seat.answer("starting")
+        self.trouble = f"The member of the quorum at {seat.entry.name} has ended: {last}"
         self._warn(
             f"The member of the quorum at {seat.entry.name} has ended, and is started again: {last}"
         )

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._at_exit import after_leaving
+from torchetcd._etcd_process import find_binary
 from torchetcd._quorum.asking import Answer, Who, ask, ask_all
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
@@ -17,6 +18,7 @@ from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
 from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
+from torchetcd._quorum.surroundings import judged
 from torchetcd.etcd import Client, EtcdException
 
 if TYPE_CHECKING:
@@ -137,6 +139,12 @@ class Quorum:
             ValueError: if something else serves the port of a member, and goes on to.
         """
         deadline = time.monotonic() + patience_s
+        if self._own:
+            try:
+                find_binary()
+            except FileNotFoundError as exc:
+                message = f"{self.entries.endpoint} has a member of its quorum on this host. {exc}"
+                raise ValueError(message) from None
         while True:
             try:
                 foreign = self._try_places()
@@ -247,10 +255,14 @@ class Quorum:
             answers = ask_all(self._members or self.entries.first, self._tls)
         else:
             return ""
+        cluster = self.entries.cluster_id(self.token)
+        answers = [judged(answer, self.token, cluster) for answer in answers]
         gone = [self._text(answer) for answer in answers if answer.who is not Who.ETCD]
+        place = self._place
+        here = f" At this agent: {place.keeper.trouble}" if place and place.keeper.trouble else ""
         return (
             f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
-            f"{self.entries.size} members. Gone: {'; '.join(gone) or 'none of those asked'}."
+            f"{self.entries.size} members. Gone: {'; '.join(gone) or 'none of those asked'}.{here}"
         )
 
     def _text(self, answer: Answer) -> str:
