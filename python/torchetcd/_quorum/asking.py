@@ -50,8 +50,8 @@ class Answer:
     says: dict[str, Any] = field(default_factory=dict, compare=False)
     #: The cluster of a member.
     cluster: int = 0
-    #: Whether it knows a member that was started, itself included: they say so once there is a leader. `None` if
-    #: it does not say.
+    #: Whether it knows a member that was started, itself included: they say so once there is a leader.
+    #: `None` if it does not say.
     knows_started: bool | None = None
 
 
