@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from torchetcd._quorum.answering import PAGE
-from torchetcd._quorum.entries import Entry
+from torchetcd._quorum.entries import PAGE, Entry
 
 #: How long an entry may take to answer.
 PATIENCE_S = 2.0

@@ -11,8 +11,8 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
+from torchetcd._endpoints import is_job
 from torchetcd._environment import endpoint_or_default
-from torchetcd._quorum.entries import is_job
 from torchetcd._quorum.quorum import Quorum
 
 if TYPE_CHECKING:
