@@ -41,7 +41,12 @@ class Keeper:
     """Of one entry."""
 
     def __init__(
-        self, seat: Seat, client: Client, material: Material | None, replace_after_s: float
+        self,
+        seat: Seat,
+        client: Client,
+        material: Material | None,
+        replace_after_s: float,
+        members_are: Callable[[list[str]], None],
     ) -> None:
         """Take what is fixed; `start` begins.
 
@@ -50,12 +55,14 @@ class Keeper:
             client: A client of the quorum.
             material: The certificates, if there is a secret.
             replace_after_s: How long a member is gone before another takes its place.
+            members_are: Is told where clients reach the members.
         """
         self._seat = seat
         self._native = client._native
         self._tls = material.of_client() if material else None
         self._replace_after_s = replace_after_s
         self._view = View(self._native, seat.entries)
+        self._members_are, self._members_at = members_are, [""]
         self._changer = Changer(seat, self._view, self._native, replace_after_s, self._pause)
         self._lease = 0
         #: Whether the record of the member says that this agent's job has ended; `None` without a record.
@@ -188,9 +195,18 @@ class Keeper:
             self._seat.start()
         return 0.0
 
+    def _look(self) -> None:
+        self._view.look()
+        urls = sorted(
+            url for _, _, _, clients, learner in self._view.listed for url in clients if not learner
+        )
+        if urls and urls != self._members_at:
+            self._members_at = urls
+            self._members_are(urls)
+
     def _stand_by(self) -> None:
         """Wait until there is a place, and take it."""
-        self._view.look()
+        self._look()
         self.settled.set()
         if isinstance(self._changer.next(), Nothing) or self._view.changer is not None:
             until = self._view.until(self._replace_after_s, _LOOK_S)
@@ -225,7 +241,7 @@ class Keeper:
             _logger.info("A member of the quorum runs at %s.", seat.entry.name)
         if time.monotonic() - self._looked_at > _LOOK_S:
             self._looked_at = time.monotonic()
-            self._view.look()
+            self._look()
             if not isinstance(self._changer.next(), Nothing):
                 self._changer.make_all()
         return _TTL_S / 3

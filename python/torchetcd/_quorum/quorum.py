@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import ssl
 import time
@@ -92,11 +93,13 @@ class Quorum:
                 raise ValueError(str(exc)) from None
             if folder is None:
                 continue  # another agent of this host has it
+            client = self._make_client(5.0)
             keeper = Keeper(
                 Seat(self.entries, entry, self.token, folder, self.material),
-                self._make_client(5.0),
+                client,
                 self.material,
                 self._options.quorum_replace_after,
+                functools.partial(self._members_are, client),
             )
             try:
                 keeper.start()
@@ -130,6 +133,10 @@ class Quorum:
         if keeper.failure:
             self._stop()
             raise ValueError(keeper.failure)
+
+    def _members_are(self, keepers: Client, urls: list[str]) -> None:
+        for client in (keepers, self.client):
+            members_at(client, self.entries, urls)
 
     def _without_place(self, taken: list[tuple[Entry, OSError]]) -> None:
         """Go on as a client; or not, if something else has the port of a member.
@@ -207,7 +214,7 @@ def connect(
     entries: Entries, material: Material | None, timeout_s: float, cluster_id: int | None = None
 ) -> Client:
     """Make a client of a quorum; it connects at its first call."""
-    return Client(
+    client = Client(
         ",".join(entry.client_url(entries.scheme) for entry in entries.all),
         protocol=entries.scheme,
         read_timeout=timeout_s,
@@ -215,3 +222,11 @@ def connect(
         cert=(material.cert, material.key) if material else None,
         expected_cluster_id=None if cluster_id is None else f"{cluster_id:x}",
     )
+    members_at(client, entries, [entry.client_url(entries.scheme) for entry in entries.first])
+    return client
+
+
+def members_at(client: Client, entries: Entries, urls: list[str]) -> None:
+    """Let a client try the members first, then the other entries, some at a time: there may be thousands."""
+    others = [entry.client_url(entries.scheme) for entry in entries.all]
+    client._native.set_endpoints(urls, [url for url in others if url not in urls])
