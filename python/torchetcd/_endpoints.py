@@ -49,9 +49,9 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         refuse_credentials(host)
         if is_job(host):
             message = (
-                f"The endpoint {_short(host)} names a quorum inside the job, which only the rendezvous backend "
-                "'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of its members "
-                "here, such as http://host-a:2379."
+                f"The endpoint {_short(host)} names a quorum inside the job, which only the rendezvous "
+                "backend 'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of "
+                "its members here, such as http://host-a:2379."
             )
             raise ValueError(message)
         parts = [_parse(part.strip(), host, port, protocol) for part in host.split(",")]

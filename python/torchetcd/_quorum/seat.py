@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from torchetcd._quorum.answering import Answerer
 from torchetcd._quorum.decisions import Own
@@ -75,13 +76,19 @@ class Seat:
         self._folder.check_space()
         listen(self.entry.host, self.entry.peer_port).close()
 
-    def answer(self, role: str) -> None:
-        """Say at the port that there is an agent, and in which role.
+    def answer(self, role: str, gone: dict[str, float] | None = None) -> None:
+        """Say at the port that there is an agent, in which role, and which members it has seen go.
 
         Raises:
             OSError: if something else has the port.
         """
-        says = {"token": self.token, "entry": self.entry.name, "role": role, "host": host_name()}
+        says: dict[str, Any] = {
+            "token": self.token,
+            "entry": self.entry.name,
+            "role": role,
+            "host": host_name(),
+            "gone": gone or {},
+        }
         if self._answerer is None:
             self._answerer = Answerer(listen(self.entry.host, self.entry.port), self._tls, says)
         self._answerer.says = says

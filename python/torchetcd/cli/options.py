@@ -11,15 +11,20 @@ import click
 from click.core import ParameterSource
 
 from torchetcd import _defaults, _environment
+from torchetcd._endpoints import is_job
+from torchetcd._quorum.clients import Access, entries_of_people
+from torchetcd._quorum.seen import lack
 from torchetcd.aio import key_prefix
 from torchetcd.cli.completion import complete_run
 from torchetcd.cli.exit_codes import Failure
 from torchetcd.cli.target import Target
 from torchetcd.etcd import Client as EtcdClient
-from torchetcd.etcd import EtcdConnectionFailed
+from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+#: How long one asks for what a quorum lacks.
+_LACK_S = 3.0
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -44,7 +49,10 @@ class Seconds(click.FloatRange):
 
 def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
-        EtcdClient(value)
+        if is_job(value):
+            entries_of_people(value)
+        else:
+            EtcdClient(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     return value
@@ -86,7 +94,7 @@ _OPTIONS = (
         show_default=True,
         metavar="HOST:PORT,...",
         callback=_endpoint,
-        help="etcd's endpoints, separated by commas.",
+        help="etcd's endpoints, separated by commas, or job://HOST,... as its agents have it.",
     ),
     click.option(
         "--protocol",
@@ -123,6 +131,13 @@ _OPTIONS = (
         help="User in etcd; the password is in TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD.",
     ),
     click.option(
+        "--quorum-secret-file",
+        envvar=_environment.QUORUM_SECRET_FILE.name,
+        show_envvar=True,
+        type=_FILE,
+        help="For job://...: the file with the secret of the quorum.",
+    ),
+    click.option(
         "--prefix",
         envvar=_environment.PREFIX.name,
         show_envvar=True,
@@ -156,7 +171,11 @@ def with_target(command: _Command) -> _Command:
         target = Target(**{name: arguments.pop(name) for name in fields})
         try:
             return command(target, **arguments)
-        except EtcdConnectionFailed as exc:
+        except EtcdException as exc:
+            if target.quorum is not None:
+                raise Failure(_without_quorum(target.quorum, exc)) from None
+            if not isinstance(exc, EtcdConnectionFailed):
+                raise
             if _source("endpoint") is not ParameterSource.DEFAULT:
                 raise
             message = (
@@ -170,6 +189,13 @@ def with_target(command: _Command) -> _Command:
         made = option(made)
     result: _Command = made
     return result
+
+
+def _without_quorum(quorum: Access, exc: EtcdException) -> str:
+    """Say why the quorum of a job did not answer: which members are gone, where that is why."""
+    with quorum.client(_LACK_S) as client:
+        why = lack(client._native, quorum.entries, quorum.tls())
+    return why or f"{str(exc).rstrip('.')}."
 
 
 def _source(option: str) -> ParameterSource | None:
