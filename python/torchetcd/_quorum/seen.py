@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ _MAJORITY_S, _MEMBER_S = 3.0, 2.0
 #: So many entries are asked. There may be thousands, and those that the job names first are what counts.
 _ASKED = 64
 _AT_ONCE = 16
+#: Enough for the members of any quorum: one who is no agent does not know which entries have them.
+_ASKED_FOR_LACK = 8
 #: So many members are named at most.
 _NAMED = 6
 
@@ -120,7 +122,7 @@ def _look_at(
     if decides:
         with contextlib.suppress(EtcdException):
             _, records, changer = Keys(native, _MAJORITY_S).read()
-    told = _statuses(native, entries, listed_)
+    told = _statuses(native, entries, listed_, answers)
     members = _Members(entries, answers, records, changes=changer is not None).of(listed_, told)
     taken = {member.entry for member in members}
     others = tuple(answer for answer in answers if answer.entry.name not in taken)
@@ -217,20 +219,31 @@ class _Members:
 
 
 def _statuses(
-    native: Client, entries: Entries, members: Sequence[ListedMember]
+    native: Client,
+    entries: Entries,
+    members: Sequence[ListedMember],
+    answers: Iterable[Answer],
 ) -> list[Status | None]:
     if not members:
         return []
+    # Where no etcd is, a client would try for the whole time.
+    without = {
+        answer.entry.client_url(entries.scheme) for answer in answers if answer.who is not Who.ETCD
+    }
     with ThreadPoolExecutor(min(len(members), _AT_ONCE), "torchetcd-status") as pool:
-        return list(pool.map(lambda member: _status(native, entries, member), members))
+        return list(pool.map(lambda member: _status(native, entries, member, without), members))
 
 
-def _status(native: Client, entries: Entries, member: ListedMember) -> Status | None:
+def _status(
+    native: Client, entries: Entries, member: ListedMember, without: Container[str]
+) -> Status | None:
     """Return what a member says of itself; `None` if it does not answer, or another one does."""
     number, _, _, client_urls, _ = member
     entry = _entry(entries, member)
     urls = client_urls or ([entry.client_url(entries.scheme)] if entry is not None else [])
     for url in urls:
+        if url in without:
+            continue
         with contextlib.suppress(EtcdException):
             status = native.status(url, _MEMBER_S)
             if status[0][2] == number:
@@ -254,7 +267,7 @@ def lack(native: Client, entries: Entries, tls: ssl.SSLContext | None) -> str:
     of_majority = _list_of_majority(native)
     if of_majority is not None:
         return ""
-    return lack_of(_look_at(native, entries, tls, entries.size, None))
+    return lack_of(_look_at(native, entries, tls, _ASKED_FOR_LACK, None))
 
 
 def lack_of(quorum: Quorum) -> str:
@@ -280,7 +293,7 @@ def lack_of(quorum: Quorum) -> str:
         return f"The members of the quorum of {endpoint} answer, but have no leader yet."
     are = "is" if len(gone) == 1 else "are"
     return (
-        f"The quorum of {endpoint} has no majority, {quorum.majority} of {count(len(voters), 'member')}, "
+        f"The quorum of {endpoint} has no majority ({quorum.majority} of {count(len(voters), 'member')}), "
         f"because {plain(_named(gone))} {are} gone, so no new round can form while training goes on."
     )
 

@@ -173,7 +173,8 @@ def with_target(command: _Command) -> _Command:
             return command(target, **arguments)
         except EtcdException as exc:
             if target.quorum is not None:
-                raise Failure(_without_quorum(target.quorum, exc)) from None
+                why = lack_of_majority(target.quorum)
+                raise Failure(why or f"{str(exc).rstrip('.')}.") from None
             if not isinstance(exc, EtcdConnectionFailed):
                 raise
             if _source("endpoint") is not ParameterSource.DEFAULT:
@@ -191,11 +192,10 @@ def with_target(command: _Command) -> _Command:
     return result
 
 
-def _without_quorum(quorum: Access, exc: EtcdException) -> str:
-    """Say why the quorum of a job did not answer: which members are gone, where that is why."""
+def lack_of_majority(quorum: Access) -> str:
+    """Say which members of the quorum of a job are gone, if it has no majority."""
     with quorum.client(_LACK_S) as client:
-        why = lack(client._native, quorum.entries, quorum.tls())
-    return why or f"{str(exc).rstrip('.')}."
+        return lack(client._native, quorum.entries, quorum.tls())
 
 
 def _source(option: str) -> ParameterSource | None:
