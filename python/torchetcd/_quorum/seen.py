@@ -72,6 +72,8 @@ class Quorum:
     members: tuple[Member, ...]
     #: Entries that run no member, as far as they were asked.
     others: tuple[Answer, ...]
+    #: When the entries had answered.
+    at: float
     #: Who changes the list of members just now.
     changer: str | None = None
 
@@ -79,6 +81,16 @@ class Quorum:
     def voters(self) -> list[Member]:
         """The members that decide."""
         return [member for member in self.members if not member.is_learner]
+
+    @property
+    def reached(self) -> list[str]:
+        """Where members answer, and other etcds; nowhere without a majority, as each would only say so."""
+        if not self.decides:
+            return []
+        of_members = {member.entry for member in self.members if member.state == "runs"}
+        of_members |= {answer.entry.name for answer in self.others if answer.who is Who.ETCD}
+        scheme = self.entries.scheme
+        return [each.client_url(scheme) for each in self.entries.all if each.name in of_members]
 
     @property
     def majority(self) -> int:
@@ -116,6 +128,7 @@ def _look_at(
 ) -> Quorum:
     decides = of_majority is not None
     answers = ask_all(_to_ask(entries, of_majority or [], most), tls)
+    at = time.time()
     listed_ = _any_list(native, entries, answers) if of_majority is None else of_majority
     records: list[Record] = []
     changer = None
@@ -126,7 +139,7 @@ def _look_at(
     members = _Members(entries, answers, records, changes=changer is not None).of(listed_, told)
     taken = {member.entry for member in members}
     others = tuple(answer for answer in answers if answer.entry.name not in taken)
-    return Quorum(entries, decides, members, others, changer)
+    return Quorum(entries, decides, members, others, at, changer)
 
 
 def _to_ask(entries: Entries, members: Iterable[ListedMember], most: int) -> list[Entry]:

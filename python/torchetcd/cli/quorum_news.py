@@ -55,8 +55,8 @@ async def with_news(
         for task in tasks:
             task.add_done_callback(lambda _: told.put_nowait(None))
         try:
-            while (event := await told.get()) is not None:
-                yield event
+            while (each := await told.get()) is not None:
+                yield each
             for task in tasks:
                 if task.done():
                     task.result()
@@ -108,9 +108,9 @@ class Follower:
         now = time.time()
         back = self._decides is False
         said = {
-            member: Record(member, kv.value)
+            number: Record(number, kv.value)
             for kv in found.kvs
-            if (member := member_of(kv.key)) is not None
+            if (number := member_of(kv.key)) is not None
         }
         before, self._said = self._said, said
         self._members = {member.id: member for member in members}

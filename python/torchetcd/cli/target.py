@@ -49,7 +49,7 @@ class Target:
             return Client(
                 endpoint or self.endpoint,
                 protocol=self.scheme,
-                cert=(self.cert, self.key or self.cert) if self.cert else None,
+                cert=self.pair,
                 ca_cert=self.ca_cert,
                 username=credentials.user,
                 password=credentials.password,
@@ -63,13 +63,16 @@ class Target:
         if endpoint is None:
             secret_file = self.quorum_secret_file
             return Client(self.endpoint, read_timeout=self.timeout, quorum_secret_file=secret_file)
-        material = quorum.material
-        return Client(
-            endpoint,
-            cert=(material.cert, material.key) if material else None,
-            ca_cert=material.ca if material else None,
-            read_timeout=self.timeout,
-        )
+        ca_cert = quorum.material.ca if quorum.material else None
+        return Client(endpoint, cert=self.pair, ca_cert=ca_cert, read_timeout=self.timeout)
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The files of the client's certificate and of its key."""
+        if self.quorum is not None:
+            material = self.quorum.material
+            return (material.cert, material.key) if material else None
+        return (self.cert, self.key or self.cert) if self.cert else None
 
     @functools.cached_property
     def quorum(self) -> Access | None:
