@@ -1,4 +1,4 @@
-"""Asks an entry of a quorum who is there: an agent, a member of this quorum, something else or nobody."""
+"""Asks an entry of a quorum who is there: an agent, a member, something else or nobody."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from torchetcd._quorum.entries import PAGE, Entry
 #: How long an entry may take to answer.
 PATIENCE_S = 2.0
 _AT_ONCE = 16
+_LONGEST = 1 << 20
 
 
 class Who(enum.Enum):
     """Who is at an entry."""
 
     AGENT = enum.auto()
+    #: A member, of this quorum or of another one.
     ETCD = enum.auto()
     #: Nobody, on a host that is up.
     NOBODY = enum.auto()
@@ -45,6 +47,10 @@ class Answer:
     text: str = ""
     #: What an agent says of itself.
     says: dict[str, Any] = field(default_factory=dict, compare=False)
+    #: The cluster of a member.
+    cluster: int = 0
+    #: The peer URLs of the members that it knows and that have never been started.
+    awaited: tuple[str, ...] = ()
 
 
 def ask_all(entries: Iterable[Entry], tls: ssl.SSLContext | None) -> list[Answer]:
@@ -57,36 +63,64 @@ def ask_all(entries: Iterable[Entry], tls: ssl.SSLContext | None) -> list[Answer
 
 
 def ask(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
-    """Ask one entry."""
+    """Ask one entry: first for a member, then for an agent.
+
+    A member is asked at the port for other members, because etcd serves no clients before it has a leader.
+    """
+    found = ask_member(entry, tls)
+    if found.who is Who.ETCD:
+        return found
     try:
-        status, body = _get(entry, tls, PAGE)
-        if status == 200:
-            says = json.loads(body)
-            if isinstance(says, dict) and "token" in says:
-                return Answer(entry, Who.AGENT, says=says)
-        status, body = _get(entry, tls, "/version")
+        status, _, body = _get(entry, entry.port, tls, PAGE)
+        says = json.loads(body) if status == 200 else None
+        if isinstance(says, dict) and "token" in says:
+            return Answer(entry, Who.AGENT, says=says)
+        # Who is no agent may not know the port for other members.
+        status, _, body = _get(entry, entry.port, tls, "/version")
         if status == 200 and "etcdserver" in json.loads(body):
             return Answer(entry, Who.ETCD)
     except (OSError, HTTPException, ValueError) as exc:
-        return _failed(entry, tls, exc)
+        return _failed(entry, entry.port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
 
 
-def _get(entry: Entry, tls: ssl.SSLContext | None, page: str) -> tuple[int, bytes]:
-    connection = HTTPConnection(entry.host, entry.port, timeout=PATIENCE_S)
+def ask_member(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
+    """Ask for a member alone.
+
+    It says which members it knows, as it does to a member that joins (etcd `etcdhttp/peer.go`). It needs no
+    leader for that.
+    """
+    try:
+        status, cluster, body = _get(entry, entry.peer_port, tls, "/members")
+        listed = json.loads(body) if status == 200 else None
+        if isinstance(listed, list) and cluster is not None:
+            awaited = [
+                url for each in listed if not each.get("clientURLs") for url in each["peerURLs"]
+            ]
+            return Answer(entry, Who.ETCD, cluster=int(cluster, 16), awaited=tuple(awaited))
+    except (OSError, HTTPException, ValueError, KeyError, AttributeError, TypeError) as exc:
+        return _failed(entry, entry.peer_port, tls, exc)
+    return Answer(entry, Who.OTHER, "another program answers there")
+
+
+def _get(
+    entry: Entry, port: int, tls: ssl.SSLContext | None, page: str
+) -> tuple[int, str | None, bytes]:
+    connection = HTTPConnection(entry.host, port, timeout=PATIENCE_S)
     with contextlib.closing(connection):
-        connection.sock = socket.create_connection((entry.host, entry.port), PATIENCE_S)
+        connection.sock = socket.create_connection((entry.host, port), PATIENCE_S)
         if tls is not None:
             connection.sock = tls.wrap_socket(connection.sock, server_hostname=entry.host)
-        connection.request("GET", page)
+        # The other side closes first: ours would keep its port for a minute, which may be that of an entry.
+        connection.request("GET", page, headers={"Connection": "close"})
         answer = connection.getresponse()
-        return answer.status, answer.read(1 << 16)
+        return answer.status, answer.getheader("X-Etcd-Cluster-Id"), answer.read(_LONGEST)
 
 
-def _failed(entry: Entry, tls: ssl.SSLContext | None, exc: Exception) -> Answer:
+def _failed(entry: Entry, port: int, tls: ssl.SSLContext | None, exc: Exception) -> Answer:
     who, text = _meaning(exc)
     closed = who in (Who.OTHER, Who.NOBODY) and not isinstance(exc, ConnectionRefusedError)
-    if closed and tls is None and _speaks_tls(entry):
+    if closed and tls is None and _speaks_tls(entry, port):
         who, text = Who.UNTRUSTED, "it speaks TLS: quorum_secret_file is given there and not here"
     return Answer(entry, who, text)
 
@@ -114,18 +148,18 @@ def _meaning(exc: Exception) -> tuple[Who, str]:  # noqa: PLR0911 - one table of
     return Who.OTHER, "another program answers there"
 
 
-def _speaks_tls(entry: Entry) -> bool:
+def _speaks_tls(entry: Entry, port: int) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((entry.host, entry.port), PATIENCE_S) as sock,
+        socket.create_connection((entry.host, port), PATIENCE_S) as sock,
     ):
         try:
             context.wrap_socket(sock, server_hostname=entry.host).close()
         except ssl.SSLError as exc:
             # It wants a certificate, which only a server of TLS does.
-            return exc.reason not in ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING")
+            return exc.reason not in _NO_TLS
         return True
     return False

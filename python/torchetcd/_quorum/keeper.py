@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torchetcd._quorum.asking import ask_member
 from torchetcd._quorum.changing import Changer
 from torchetcd._quorum.decisions import Nothing, Start, start
+from torchetcd._quorum.etcd_keys import Keys
 from torchetcd._quorum.folder import FolderError
 from torchetcd._quorum.material import Material
 from torchetcd._quorum.seat import Seat
 from torchetcd._quorum.surroundings import ConflictError, look_around
-from torchetcd._quorum.view import View, is_member
+from torchetcd._quorum.view import View
 from torchetcd._rendezvous.local_address import host_name
 from torchetcd.etcd import Client, EtcdException
 
@@ -62,7 +64,7 @@ class Keeper:
         self._native = client._native
         self._tls = material.of_client() if material else None
         self._replace_after_s = replace_after_s
-        self._view = View(self._native, seat.entries)
+        self._view = View(self._native, seat.entries, seat.cluster, self._tls)
         self._members_are, self._members_at = members_are, [""]
         self._changer = Changer(seat, self._view, self._native, replace_after_s, self._pause)
         self._lease = 0
@@ -88,7 +90,7 @@ class Keeper:
 
         Raises:
             FolderError: if the disk is full.
-            OSError: if one of the entry's ports is taken.
+            PortTakenError: if something else has one of the entry's ports.
         """
         self._seat.check()
         self._seat.answer("fresh" if self._seat.id is None else "starting")
@@ -103,11 +105,11 @@ class Keeper:
         """
         self._ending.set()
         self._wake.set()
-        view = View(self._native, self._seat.entries)
+        keys = Keys(self._native, 2.0)
         deadline = time.monotonic() + limit_s
         while self._seat.runs and time.monotonic() < deadline:
             try:
-                _, records, _ = view.keys.read()
+                _, records, _ = keys.read()
                 if all(each.is_ending for each in records) and others_are_gone():
                     break
             except EtcdException:
@@ -228,7 +230,7 @@ class Keeper:
             return self._ended()
         assert seat.id is not None
         seat.in_use()
-        if is_member(self._native, seat.client_url, seat.id):
+        if ask_member(seat.entry, self._tls).cluster == seat.cluster:
             self._answered_at = time.monotonic()
         elif time.monotonic() - max(self._answered_at, seat.started_at) > _HANG_S:
             self._warn(

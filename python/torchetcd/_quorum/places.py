@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Iterator
 
@@ -81,17 +82,36 @@ def listening_address(host: str) -> str:
     return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
+class PortTakenError(OSError):
+    """Why a port of an entry cannot be used."""
+
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(f"port {port} of {host} cannot be used: {why}")
+        self.host, self.port = host, port
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Listen at a port of an entry.
 
     Raises:
-        OSError: if the port is taken.
+        PortTakenError: if something else does.
     """
     address = listening_address(host)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server(
-        (address, port), family=family, dualstack_ipv6=address == "::", backlog=128
-    )
+    try:
+        return socket.create_server(
+            (address, port), family=family, dualstack_ipv6=address == "::", backlog=128
+        )
+    except OSError as exc:
+        raise PortTakenError(host, port, os.strerror(exc.errno or 0)) from None
+
+
+def is_served(host: str, port: int) -> bool:
+    """Return whether something accepts connections at a port of this host."""
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), 1.0).close()
+        return True
+    return False
 
 
 def is_loopback(host: str) -> bool:

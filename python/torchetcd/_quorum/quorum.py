@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import ssl
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +14,7 @@ from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
-from torchetcd._quorum.places import is_loopback, own_entries
+from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
 from torchetcd._quorum.seen import lack
 
@@ -28,6 +27,14 @@ _logger = logging.getLogger("torchetcd.quorum")
 
 #: How long the member of an agent whose job has ended serves the other agents at most.
 _LINGER_S = 60.0
+#: How long a port that something else serves is waited for: an earlier job may be about to end.
+_PORTS_S = 15.0
+#: And one that nobody serves: the kernel keeps the port of a connection for a minute after its end.
+_PORTS_IN_USE_S = 65.0
+#: How often it is said that there is no quorum.
+_WARN_S = 30.0
+#: How long a call of a keeper may take: its member may need it.
+_KEEPER_S = 5.0
 
 
 class _Place(NamedTuple):
@@ -71,7 +78,10 @@ class Quorum:
             )
         self._own = own
         self.client = self._make_client(options.read_timeout)
+        self._tls = self.material.of_client() if self.material else None
         self._place: _Place | None = None
+        #: The members as last seen, if this agent has seen them.
+        self._members: list[Entry] = []
 
     def _make_client(self, timeout_s: float) -> Client:
         return connect(
@@ -91,37 +101,8 @@ class Quorum:
         Raises:
             ValueError: if there can be none with this agent.
         """
-        taken = []
-        base = None
-        for entry in self._own:
-            try:
-                base = base or private_folder(self._options.quorum_dir)
-                folder = open_folder(base, f"{self.token}-{entry.port}")
-            except FolderError as exc:
-                raise ValueError(str(exc)) from None
-            if folder is None:
-                continue  # another agent of this host has it
-            client = self._make_client(5.0)
-            keeper = Keeper(
-                Seat(self.entries, entry, self.token, folder, self.material),
-                client,
-                self.material,
-                self._options.quorum_replace_after,
-                functools.partial(self._members_are, client),
-            )
-            try:
-                keeper.start()
-            except FolderError as exc:
-                folder.close(remove=False)
-                raise ValueError(str(exc)) from None
-            except OSError as exc:
-                folder.close(remove=False)
-                taken.append((entry, exc))
-                continue
-            self._place = _Place(entry, keeper)
-            break
+        self._take_place(timeout_s)
         if self._place is None:
-            self._without_place(taken)
             return
         after_leaving(self._stop)
         keeper = self._place.keeper
@@ -130,7 +111,7 @@ class Quorum:
             now = time.monotonic()
             if now - began >= timeout_s:
                 break
-            if now - warned >= 30:
+            if now - warned >= _WARN_S:
                 warned = now
                 _logger.warning(
                     "Run '%s': there has been no quorum for %.0f s. %s",
@@ -142,39 +123,92 @@ class Quorum:
             self._stop()
             raise ValueError(keeper.failure)
 
+    def _take_place(self, patience_s: float) -> None:
+        """Take the first entry of this host that is free.
+
+        Raises:
+            ValueError: if something else has the port of a member, and keeps it.
+        """
+        began, warned = time.monotonic(), ""
+        while True:
+            try:
+                taken = self._try_places()
+            except FolderError as exc:
+                raise ValueError(str(exc)) from None
+            if self._place is not None:
+                return
+            foreign = self._foreign(taken)
+            if foreign is None:
+                break
+            message = f"A member of the quorum of {self.entries.endpoint} cannot run on this host: {foreign}."
+            limit = _PORTS_S if is_served(foreign.host, foreign.port) else _PORTS_IN_USE_S
+            if time.monotonic() - began >= min(limit, patience_s):
+                raise ValueError(f"{message} End what uses it, or give other ports.")
+            if warned != message:
+                warned = message
+                _logger.warning("%s It is tried again for %.0f s.", message, min(limit, patience_s))
+            time.sleep(0.5)
+        if self._own:
+            _logger.info(
+                "All entries of this host have agents: this one is a client of the quorum."
+            )
+        else:
+            _logger.info("No entry of the quorum is this host: this agent is a client of it.")
+
+    def _try_places(self) -> list[tuple[Entry, PortTakenError]]:
+        """Take an entry; return those whose ports something else has.
+
+        Raises:
+            FolderError: if there is no folder for a member.
+        """
+        taken = []
+        for entry in self._own:
+            base = private_folder(self._options.quorum_dir)
+            folder = open_folder(base, f"{self.token}-{entry.port}")
+            if folder is None:
+                continue  # another agent of this host has it
+            client = self._make_client(_KEEPER_S)
+            keeper = Keeper(
+                Seat(self.entries, entry, self.token, folder, self.material),
+                client,
+                self.material,
+                self._options.quorum_replace_after,
+                functools.partial(self._members_are, client),
+            )
+            try:
+                keeper.start()
+            except BaseException as exc:
+                keeper.stop()
+                if not isinstance(exc, PortTakenError):
+                    raise
+                taken.append((entry, exc))
+                continue
+            self._place = _Place(entry, keeper)
+            break
+        return taken
+
+    def _foreign(self, taken: list[tuple[Entry, PortTakenError]]) -> PortTakenError | None:
+        """Return which port something else has; `None` if agents of this job have them.
+
+        In containers that share the network of their host, agents do not see one another's folders.
+        """
+        answers = ask_all([entry for entry, _ in taken], self._tls)
+        for answer, (_, exc) in zip(answers, taken, strict=True):
+            ours = answer.who is Who.ETCD and answer.cluster == self.entries.cluster_id(self.token)
+            if not ours and answer.says.get("token") != self.token:
+                return exc
+        return None
+
     def _members_are(self, keepers: Client, urls: list[str]) -> None:
+        self._members = [
+            entry for entry in self.entries.all if entry.client_url(self.entries.scheme) in urls
+        ]
         for client in (keepers, self.client):
             members_at(client, self.entries, urls)
 
-    def _without_place(self, taken: list[tuple[Entry, OSError]]) -> None:
-        """Go on as a client; or not, if something else has the port of a member.
-
-        Raises:
-            ValueError: if it has.
-        """
-        answers = ask_all([entry for entry, _ in taken], self._tls_of_client())
-        for answer, (entry, exc) in zip(answers, taken, strict=True):
-            ours = answer.who is Who.ETCD or (
-                answer.who is Who.AGENT and answer.says["token"] == self.token
-            )
-            if (
-                not ours
-            ):  # in a container of its own, for instance, another agent of this job may have it
-                message = (
-                    f"The port of the entry {entry.name} of {self.entries.endpoint} is taken on this host by "
-                    f"another program ({exc.strerror or exc}): end that, or give other ports."
-                )
-                raise ValueError(message)
-        _logger.info(
-            "No entry of %s is free on this host: this agent is a client.", self.entries.endpoint
-        )
-
-    def _tls_of_client(self) -> ssl.SSLContext | None:
-        return self.material.of_client() if self.material else None
-
     def lacking(self) -> str:
         """Say which members are gone, for an error; empty where a majority is there."""
-        return lack(self.client._native, self.entries, self._tls_of_client())
+        return lack(self.client._native, self.entries, self._tls, self._members)
 
     def left(self, node: EtcdRendezvous, *, ended: bool) -> None:
         """End after a node has left its run.

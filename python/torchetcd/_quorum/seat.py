@@ -40,8 +40,8 @@ class Seat:
         self._tls = material.of_server() if material else None
         self._member = Member(entries, entry, token, material)
         self._answerer: Answerer | None = None
-        self.client_url = entry.client_url(entries.scheme)
         self.peer_url = entry.peer_url(entries.scheme)
+        self.cluster = entries.cluster_id(token)
         #: The member that this agent has data of, or has added.
         self.id = folder.member
         self.started_at = 0.0
@@ -71,7 +71,7 @@ class Seat:
 
         Raises:
             FolderError: if the disk is full.
-            OSError: if something else has the port for the other members.
+            PortTakenError: if something else has the port for the other members.
         """
         self._folder.check_space()
         listen(self.entry.host, self.entry.peer_port).close()
@@ -80,7 +80,7 @@ class Seat:
         """Say at the port that there is an agent, in which role, and which members it has seen go.
 
         Raises:
-            OSError: if something else has the port.
+            PortTakenError: if something else has the port.
         """
         says: dict[str, Any] = {
             "token": self.token,

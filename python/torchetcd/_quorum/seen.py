@@ -109,7 +109,8 @@ def look_at(
         tls: What a client uses, if there is a secret.
         most: How many entries without a member are asked.
     """
-    return _look_at(native, entries, tls, most, _list_of_majority(native))
+    of_majority = _list_of_majority(native)
+    return _look_at(native, entries, tls, _to_ask(entries, of_majority or [], most), of_majority)
 
 
 def _list_of_majority(native: Client) -> list[ListedMember] | None:
@@ -123,11 +124,11 @@ def _look_at(
     native: Client,
     entries: Entries,
     tls: ssl.SSLContext | None,
-    most: int,
+    asked: Sequence[Entry],
     of_majority: list[ListedMember] | None,
 ) -> Quorum:
     decides = of_majority is not None
-    answers = ask_all(_to_ask(entries, of_majority or [], most), tls)
+    answers = ask_all(asked, tls)
     at = time.time()
     listed_ = _any_list(native, entries, answers) if of_majority is None else of_majority
     records: list[Record] = []
@@ -275,12 +276,24 @@ def _why(answer: Answer | None) -> str:
 # ------------------------------------------------------------------ no majority
 
 
-def lack(native: Client, entries: Entries, tls: ssl.SSLContext | None) -> str:
-    """Say which members are gone, in a sentence, if that is why etcd does not answer; else nothing."""
-    of_majority = _list_of_majority(native)
-    if of_majority is not None:
+def lack(
+    native: Client,
+    entries: Entries,
+    tls: ssl.SSLContext | None,
+    known: Sequence[Entry] = (),
+) -> str:
+    """Say which members are gone, in a sentence, if that is why etcd does not answer; else nothing.
+
+    Args:
+        native: A client of the quorum.
+        entries: Its entries.
+        tls: What a client uses, if there is a secret.
+        known: Where the members were, if one knows.
+    """
+    if _list_of_majority(native) is not None:
         return ""
-    return lack_of(_look_at(native, entries, tls, _ASKED_FOR_LACK, None))
+    others = [entry for entry in entries.all[:_ASKED_FOR_LACK] if entry not in known]
+    return lack_of(_look_at(native, entries, tls, [*known, *others], None))
 
 
 def lack_of(quorum: Quorum) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -11,15 +10,12 @@ from typing import TYPE_CHECKING
 
 from torchetcd._quorum.asking import Answer, Who, ask_all
 from torchetcd._quorum.decisions import Told
-from torchetcd._quorum.entries import Entry
 from torchetcd._quorum.seat import Seat
 from torchetcd._rendezvous.local_address import host_name
 from torchetcd.etcd import EtcdException
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import Client
-
-_logger = logging.getLogger("torchetcd.quorum")
 
 #: Clocks that are further apart are worth a warning.
 _CLOCKS_S = 60.0
@@ -51,19 +47,17 @@ def look_around(
             has_data=seat.id is not None,
             removed=seat.id not in {number for number, *_ in listed},
             quorum=True,
-            awaited=_is_awaited(seat, listed),
+            awaited=any(seat.peer_url in urls and not clients for _, _, urls, clients, _ in listed),
         )
     if seat.id is not None:
         return Told(seat.is_first, has_data=True)
     answers = ask_all([entry for entry in seat.entries.first if entry != seat.entry], tls)
-    ours, wrong = [], []
-    quorum = awaited = False
+    ours, wrong, members = [], [], []
     for answer in answers:
-        if answer.who is Who.ETCD:
-            known = _knows(answer.entry, seat, native)
-            quorum, awaited = quorum or known is not None, awaited or known is True
-            if known is None:
-                wrong.append(Answer(answer.entry, Who.OTHER, "an etcd of another job runs there"))
+        if answer.who is Who.ETCD and answer.cluster != seat.cluster:
+            wrong.append(Answer(answer.entry, Who.OTHER, "an etcd of another job runs there"))
+        elif answer.who is Who.ETCD:
+            members.append(answer)
         elif answer.who is Who.AGENT and answer.says["token"] != seat.token:
             text = "an agent of another job, or one with other first entries, is there"
             wrong.append(Answer(answer.entry, Who.OTHER, text))
@@ -72,34 +66,15 @@ def look_around(
         elif answer.who in (Who.OTHER, Who.UNTRUSTED):
             wrong.append(answer)
     _compare_clocks(ours, warn)
-    _judge(seat, wrong, warn, fatal=not quorum)
+    _judge(seat, wrong, warn, fatal=not members)
     return Told(
         seat.is_first,
         has_data=False,
-        quorum=quorum,
-        awaited=awaited,
+        quorum=bool(members),
+        awaited=any(seat.peer_url in member.awaited for member in members),
         fresh=sum(answer.says.get("role") == "fresh" for answer in ours) + seat.is_first,
         majority=seat.entries.majority,
     )
-
-
-def _is_awaited(seat: Seat, listed: list[tuple[int, str, list[str], list[str], bool]]) -> bool:
-    """Return whether a member of this entry is listed that was never started."""
-    return any(seat.peer_url in urls and not clients for _, _, urls, clients, _ in listed)
-
-
-def _knows(entry: Entry, seat: Seat, native: Client) -> bool | None:
-    """Return whether a member awaits the one of this entry; `None` for a member of another quorum."""
-    at = entry.client_url(seat.entries.scheme)
-    try:
-        (_, cluster, *_), *_ = native.status(at, 2.0)
-        if cluster != seat.entries.cluster_id(seat.token):
-            return None
-        return _is_awaited(seat, native.member_list(2.0, linearizable=False, endpoint=at))
-    except EtcdException as exc:
-        # It has just started or ended, or is a learner: it is asked again.
-        _logger.debug("The member at %s does not say which members there are: %s", entry.name, exc)
-        return False
 
 
 def _judge(seat: Seat, wrong: list[Answer], warn: Callable[[str], None], *, fatal: bool) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import ssl
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from torchetcd._quorum.asking import ask_member
 from torchetcd._quorum.decisions import Seen
 from torchetcd._quorum.entries import Entries
 from torchetcd._quorum.etcd_keys import Keys, Record
-from torchetcd.etcd import EtcdException
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import Client
     from torchetcd._torchetcd import Member as ListedMember
 
-#: A member that answers within this is there, whatever its agent says.
-_ANSWER_S = 2.0
 #: Of members that are gone, and of those that nobody has spoken for.
 _ASK_AGAIN_S = 5.0
 
@@ -24,9 +22,11 @@ _ASK_AGAIN_S = 5.0
 class View:
     """What is known. It is read again by `look`."""
 
-    def __init__(self, native: Client, entries: Entries) -> None:
-        """Take a client of the quorum."""
-        self._native, self._entries = native, entries
+    def __init__(
+        self, native: Client, entries: Entries, cluster: int, tls: ssl.SSLContext | None
+    ) -> None:
+        """Take a client of the quorum, and what is needed to ask its members."""
+        self._native, self._entries, self._cluster, self._tls = native, entries, cluster, tls
         self.keys = Keys(native, 10.0)
         self.revision = 0
         self.listed: list[ListedMember] = []
@@ -52,9 +52,9 @@ class View:
         spoken_for = {record.member for record in self.records}
         now = time.monotonic()
         found = []
-        for number, _, peer_urls, client_urls, is_learner in self.listed:
+        for number, _, peer_urls, _, is_learner in self.listed:
             peer_url = peer_urls[0] if peer_urls else ""
-            if number in spoken_for or self._answers(number, peer_url, client_urls, now):
+            if number in spoken_for or self._answers(number, peer_url, now):
                 self._gone_since.pop(number, None)
                 self._gone_at.pop(number, None)
                 gone_s = 0.0
@@ -71,16 +71,15 @@ class View:
         """Return the ids of members that are gone, and at what time that was noticed."""
         return {f"{number:016x}": self._gone_at[number] for number in self._gone_since}
 
-    def _answers(self, number: int, peer_url: str, client_urls: Iterable[str], now: float) -> bool:
+    def _answers(self, number: int, peer_url: str, now: float) -> bool:
         """Ask a member itself, now and then: its agent may be slow, or not be connected."""
         if now < self._ask_at.get(number, 0.0):
             return False
         entry = self._entries.of_peer_url(peer_url)
-        urls = list(client_urls) or ([entry.client_url(self._entries.scheme)] if entry else [])
-        answers = any(is_member(self._native, url, number) for url in urls)
-        if not answers:
-            self._ask_at[number] = time.monotonic() + _ASK_AGAIN_S
-        return answers
+        if entry is not None and ask_member(entry, self._tls).cluster == self._cluster:
+            return True
+        self._ask_at[number] = time.monotonic() + _ASK_AGAIN_S
+        return False
 
     def until(self, replace_after_s: float, longest_s: float) -> float:
         """Return the seconds after which something may have to be done, if nothing changes."""
@@ -96,12 +95,3 @@ class View:
         """Ask a member once more, before it is removed."""
         self._ask_at.pop(number, None)
         return any(member.id == number and member.gone_s > 0 for member in self.seen())
-
-
-def is_member(native: Client, url: str, number: int) -> bool:
-    """Return whether a member of the quorum answers at a URL, and is this one."""
-    try:
-        (_, _, member, *_), *_ = native.status(url, _ANSWER_S)
-    except EtcdException:
-        return False
-    return member == number
