@@ -139,12 +139,12 @@ def _meaning(exc: Exception) -> tuple[Who, str]:  # noqa: PLR0911 - one table of
     if isinstance(exc, TimeoutError):
         return Who.SILENT, f"it does not answer within {PATIENCE_S:.0f} s"
     if isinstance(exc, ConnectionRefusedError):
-        return Who.NOBODY, "no agent runs there: connection refused"
+        return Who.NOBODY, "no agent runs there (connection refused)"
     if isinstance(exc, ConnectionError):
         # As by a member that starts or ends.
         return Who.NOBODY, "it closes the connection"
     if isinstance(exc, OSError):
-        return Who.SILENT, f"it cannot be reached: {exc.strerror or exc}"
+        return Who.SILENT, f"it cannot be reached ({exc.strerror or exc})"
     return Who.OTHER, "another program answers there"
 
 

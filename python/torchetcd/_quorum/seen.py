@@ -319,7 +319,7 @@ def lack_of(quorum: Quorum) -> str:
         return f"The members of the quorum of {endpoint} answer, but have no leader yet."
     are = "is" if len(gone) == 1 else "are"
     return (
-        f"The quorum of {endpoint} has no majority ({quorum.majority} of {count(len(voters), 'member')}), "
+        f"The quorum of {endpoint} has no majority, {quorum.majority} of {count(len(voters), 'member')}, "
         f"because {plain(_named(gone))} {are} gone, so no new round can form while training goes on."
     )
 
