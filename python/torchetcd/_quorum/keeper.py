@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,10 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _LOOK_S = 60.0
 #: How long a member may not answer its own agent before it is ended and started again.
 _HANG_S = 15.0
+#: How long the last member serves when all have ended.
+_LAST_S = 0.5
+#: So many entries stand by for a place. The others look only now and then: thousands would ask at once.
+_STANDING_BY, _LOOK_FROM_AFAR_S = 32, 120.0
 #: Between the agents that could take the same place.
 _TURN_S, _LONGEST_TURN_S = 0.5, 15.0
 #: What cannot be right is waited for so long, as an earlier job may be about to end.
@@ -111,6 +116,8 @@ class Keeper:
             try:
                 _, records, _ = keys.read()
                 if all(each.is_ending for each in records) and others_are_gone():
+                    # The others must see it, too, before the first of them takes its member away.
+                    time.sleep(_LAST_S)
                     break
             except EtcdException:
                 # The majority has ended already.
@@ -211,14 +218,17 @@ class Keeper:
         """Wait until there is a place, and take it."""
         self._look()
         self.settled.set()
+        place = self._seat.entries.all.index(self._seat.entry)
         change = self._changer.next()
         self._seat.answer("candidate", self._view.gone_at())
         if isinstance(change, Nothing) or self._view.changer is not None:
-            until = self._view.until(self._replace_after_s, _LOOK_S)
-            self._view.keys.watch(self._view.revision, until)
+            if place < self._seat.entries.size + _STANDING_BY:
+                until = self._view.until(self._replace_after_s, _LOOK_S)
+                self._view.keys.watch(self._view.revision, until)
+            else:
+                self._pause(_LOOK_FROM_AFAR_S * random.uniform(0.5, 1.5))
             return
         # The others see the same. Those that the job names first are first.
-        place = self._seat.entries.all.index(self._seat.entry)
         if self._pause(min(place * _TURN_S, _LONGEST_TURN_S)):
             self._changer.make_all()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._at_exit import after_leaving
-from torchetcd._quorum.asking import Who, ask_all
+from torchetcd._quorum.asking import Who, ask
 from torchetcd._quorum.clients import connect, members_at
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
@@ -29,8 +31,8 @@ _logger = logging.getLogger("torchetcd.quorum")
 _LINGER_S = 60.0
 #: How long a port that something else serves is waited for: an earlier job may be about to end.
 _PORTS_S = 15.0
-#: And one that nobody serves: the kernel keeps the port of a connection for a minute after its end.
-_PORTS_IN_USE_S = 65.0
+#: The kernel keeps the port of a connection for a minute after its end.
+_PORT_IN_USE_S = 65.0
 #: How often it is said that there is no quorum.
 _WARN_S = 30.0
 #: How long a call of a keeper may take: its member may need it.
@@ -79,6 +81,8 @@ class Quorum:
         self._own = own
         self.client = self._make_client(options.read_timeout)
         self._tls = self.material.of_client() if self.material else None
+        self._owner = os.getpid()
+        self._has_left = threading.Event()
         self._place: _Place | None = None
         #: The members as last seen, if this agent has seen them.
         self._members: list[Entry] = []
@@ -101,7 +105,7 @@ class Quorum:
         Raises:
             ValueError: if there can be none with this agent.
         """
-        self._take_place(timeout_s)
+        self._take_place(min(timeout_s, _PORTS_S))
         if self._place is None:
             return
         after_leaving(self._stop)
@@ -124,29 +128,31 @@ class Quorum:
             raise ValueError(keeper.failure)
 
     def _take_place(self, patience_s: float) -> None:
-        """Take the first entry of this host that is free.
+        """Take the first entry of this host that is free, now or, where a port is in use for the moment, later.
 
         Raises:
-            ValueError: if something else has the port of a member, and keeps it.
+            ValueError: if something else serves the port of a member, and goes on to.
         """
-        began, warned = time.monotonic(), ""
+        deadline = time.monotonic() + patience_s
         while True:
             try:
-                taken = self._try_places()
+                foreign = self._try_places()
             except FolderError as exc:
                 raise ValueError(str(exc)) from None
             if self._place is not None:
                 return
-            foreign = self._foreign(taken)
             if foreign is None:
                 break
-            message = f"A member of the quorum of {self.entries.endpoint} cannot run on this host: {foreign}."
-            limit = _PORTS_S if is_served(foreign.host, foreign.port) else _PORTS_IN_USE_S
-            if time.monotonic() - began >= min(limit, patience_s):
+            name = self.entries.endpoint
+            message = f"A member of the quorum of {name} cannot run on this host: {foreign}."
+            if not is_served(foreign.host, foreign.port):
+                _logger.warning("%s It is tried again.", message)
+                threading.Thread(
+                    target=self._try_later, name="torchetcd-place", daemon=True
+                ).start()
+                return
+            if time.monotonic() >= deadline:
                 raise ValueError(f"{message} End what uses it, or give other ports.")
-            if warned != message:
-                warned = message
-                _logger.warning("%s It is tried again for %.0f s.", message, min(limit, patience_s))
             time.sleep(0.5)
         if self._own:
             _logger.info(
@@ -155,16 +161,32 @@ class Quorum:
         else:
             _logger.info("No entry of the quorum is this host: this agent is a client of it.")
 
-    def _try_places(self) -> list[tuple[Entry, PortTakenError]]:
-        """Take an entry; return those whose ports something else has.
+    def _try_later(self) -> None:
+        after_leaving(self._stop)
+        began = time.monotonic()
+        while self._place is None and not self._has_left.wait(1.0):
+            try:
+                # Another entry of this host is only second best: nobody else can have this one.
+                if self._try_places(any_entry=time.monotonic() - began > _PORT_IN_USE_S) is None:
+                    return
+            except FolderError as exc:
+                _logger.warning("%s", exc)
+                return
+
+    def _try_places(self, *, any_entry: bool = False) -> PortTakenError | None:
+        """Take an entry; return what stands against it, if something else has its ports.
+
+        Args:
+            any_entry: Take the next one where a port is in use for the moment.
 
         Raises:
             FolderError: if there is no folder for a member.
         """
-        taken = []
+        taken = None
         for entry in self._own:
-            base = private_folder(self._options.quorum_dir)
-            folder = open_folder(base, f"{self.token}-{entry.port}")
+            folder = open_folder(
+                private_folder(self._options.quorum_dir), f"{self.token}-{entry.port}"
+            )
             if folder is None:
                 continue  # another agent of this host has it
             client = self._make_client(_KEEPER_S)
@@ -177,27 +199,34 @@ class Quorum:
             )
             try:
                 keeper.start()
-            except BaseException as exc:
+            except PortTakenError as exc:
                 keeper.stop()
-                if not isinstance(exc, PortTakenError):
-                    raise
-                taken.append((entry, exc))
+                if self._is_of_this_job(entry):
+                    continue
+                if not any_entry and not is_served(exc.host, exc.port):
+                    return exc
+                taken = taken or exc
                 continue
+            except BaseException:
+                keeper.stop()
+                raise
             self._place = _Place(entry, keeper)
-            break
+            if taken is not None:
+                _logger.warning(
+                    "The entry %s is used instead of another one: %s.", entry.name, taken
+                )
+            return None
         return taken
 
-    def _foreign(self, taken: list[tuple[Entry, PortTakenError]]) -> PortTakenError | None:
-        """Return which port something else has; `None` if agents of this job have them.
+    def _is_of_this_job(self, entry: Entry) -> bool:
+        """Return whether an agent of this job, or its member, is at an entry.
 
         In containers that share the network of their host, agents do not see one another's folders.
         """
-        answers = ask_all([entry for entry, _ in taken], self._tls)
-        for answer, (_, exc) in zip(answers, taken, strict=True):
-            ours = answer.who is Who.ETCD and answer.cluster == self.entries.cluster_id(self.token)
-            if not ours and answer.says.get("token") != self.token:
-                return exc
-        return None
+        answer = ask(entry, self._tls)
+        if answer.who is Who.ETCD:
+            return answer.cluster == self.entries.cluster_id(self.token)
+        return answer.says.get("token") == self.token
 
     def _members_are(self, keepers: Client, urls: list[str]) -> None:
         self._members = [
@@ -221,15 +250,23 @@ class Quorum:
         if not ended:
             self._stop()
             return
-        place, self._place = self._place, None
+        place = self._give_up_place()
         if place is not None:
             place.keeper.end(lambda: node.nodes_left() == 0, _LINGER_S)
 
     def _stop(self) -> None:
         """End without the job: the data stays, and whoever comes next resumes it."""
-        place, self._place = self._place, None
+        place = self._give_up_place()
         if place is not None:
             place.keeper.stop()
+
+    def _give_up_place(self) -> _Place | None:
+        if self._owner != os.getpid():
+            # A forked child has this object, but not the member.
+            return None
+        self._has_left.set()
+        place, self._place = self._place, None
+        return place
 
 
 def _ports(entries: Entries) -> str:
