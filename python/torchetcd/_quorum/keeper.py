@@ -246,6 +246,7 @@ class Keeper:
             self._warn(
                 f"The member of the quorum at {seat.entry.name} hangs, and is started again."
             )
+            seat.counts.restarted()
             seat.stop(kill=True)
             return 0.0
         elif self._answered_at < seat.started_at:
@@ -287,6 +288,7 @@ class Keeper:
         if time.monotonic() - seat.started_at > _LONGEST_PAUSE_S:
             self._crashes = 0
         self._crashes += 1
+        seat.counts.restarted()
         seat.answer("starting")
         self._warn(
             f"The member of the quorum at {seat.entry.name} has ended, and is started again: {last}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torchetcd._at_exit import after_leaving
 from torchetcd._quorum.asking import Who, ask
 from torchetcd._quorum.clients import connect, members_at
+from torchetcd._quorum.counts import Counts
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
@@ -83,6 +84,7 @@ class Quorum:
         self._tls = self.material.of_client() if self.material else None
         self._owner = os.getpid()
         self._has_left = threading.Event()
+        self._counts = Counts(run_id, self.entries.size)
         self._place: _Place | None = None
         #: The members as last seen, if this agent has seen them.
         self._members: list[Entry] = []
@@ -191,7 +193,7 @@ class Quorum:
                 continue  # another agent of this host has it
             client = self._make_client(_KEEPER_S)
             keeper = Keeper(
-                Seat(self.entries, entry, self.token, folder, self.material),
+                Seat(self.entries, entry, self.token, folder, self.material, self._counts),
                 client,
                 self.material,
                 self._options.quorum_replace_after,
