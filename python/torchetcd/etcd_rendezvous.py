@@ -277,10 +277,10 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
-    if quorum is not None:
-        quorum.start(options.join_timeout)
     # What cannot work fails here, before an agent is made.
     with naming_members(quorum):
+        if quorum is not None:
+            quorum.start(options.join_timeout)
         rdzv_impl._look()
     return EtcdRendezvousHandler(
         rdzv_impl,

@@ -92,8 +92,9 @@ def ask_member(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
     """
     try:
         status, cluster, body = _get(entry, entry.peer_port, tls, "/members")
-        listed = json.loads(body) if status == 200 else None
-        if isinstance(listed, list) and cluster is not None:
+        if status == 200 and cluster is not None:
+            # Started with its data, a member knows nobody before it has heard of a leader (3.5.1: null).
+            listed = json.loads(body) or ()
             awaited = [
                 url for each in listed if not each.get("clientURLs") for url in each["peerURLs"]
             ]

@@ -75,7 +75,7 @@ class Entries(NamedTuple):
         return "torchetcd-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def initial_cluster(self) -> str:
-        """Return the first members, as etcd is told of them."""
+        """Return the first members, in the form that etcd takes."""
         return ",".join(f"{entry.name}={entry.peer_url(self.scheme)}" for entry in self.first)
 
     def first_member_id(self, entry: Entry, token: str) -> int:

@@ -149,6 +149,8 @@ class Keeper:
                 self._warn(f"No member of the quorum can run at {self._seat.entry.name}: {exc}")
                 pause = self._next_pause()
             except Exception:
+                if not threading.main_thread().is_alive():
+                    return  # the interpreter ends, and allows no new threads
                 _logger.exception("The keeper of the quorum at %s goes on.", self._seat.entry.name)
                 pause = _LONGEST_PAUSE_S
             self._pause(pause)

@@ -70,6 +70,8 @@ def naming_members(quorum: Quorum | None) -> Iterator[None]:
     """Let an error that etcd does not answer name the members that are gone."""
     try:
         yield
+    except TimeoutError as exc:
+        raise RendezvousConnectionError(str(exc)) from None
     except (RendezvousConnectionError, RendezvousTimeoutError) as exc:
         lacking = quorum.lacking() if quorum is not None else ""
         if not lacking:

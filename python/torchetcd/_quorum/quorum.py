@@ -106,6 +106,7 @@ class Quorum:
 
         Raises:
             ValueError: if there can be none with this agent.
+            TimeoutError: if there was none in time.
         """
         self._take_place(min(timeout_s, _PORTS_S))
         if self._place is None:
@@ -116,7 +117,9 @@ class Quorum:
         while not keeper.settled.wait(0.5):
             now = time.monotonic()
             if now - began >= timeout_s:
-                break
+                message = f"There was no quorum within {timeout_s:.0f} s. {self.lacking()}"
+                self._stop()
+                raise TimeoutError(message)
             if now - warned >= _WARN_S:
                 warned = now
                 _logger.warning(
@@ -130,7 +133,7 @@ class Quorum:
             raise ValueError(keeper.failure)
 
     def _take_place(self, patience_s: float) -> None:
-        """Take the first entry of this host that is free, now or, where a port is in use for the moment, later.
+        """Take the first entry of this host that is free, now or, where a port is in use for now, later.
 
         Raises:
             ValueError: if something else serves the port of a member, and goes on to.

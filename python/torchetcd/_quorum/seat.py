@@ -140,5 +140,6 @@ class Seat:
         """End all of it, and delete its data if that is of no more use."""
         self.counts.member_runs(False)
         self._stop_answering()
-        self._member.stop()
+        # In order it would look for another leader first, which the end of a job has no use for.
+        self._member.stop(kill=remove)
         self._folder.close(remove=remove)

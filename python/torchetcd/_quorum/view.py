@@ -31,7 +31,7 @@ class View:
         self.revision = 0
         self.listed: list[ListedMember] = []
         self.records: list[Record] = []
-        #: Who changes the list of members.
+        #: The agent that changes the list of members.
         self.changer: str | None = None
         self._gone_since: dict[int, float] = {}
         #: The same by the clock, for people.
