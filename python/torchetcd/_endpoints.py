@@ -46,14 +46,7 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         message = f"The protocol must be http or https, not {protocol!r}."
         raise ValueError(message)
     if isinstance(host, str):
-        refuse_credentials(host)
-        if is_job(host):
-            message = (
-                f"The endpoint {_short(host)} names a quorum inside the job, which only the rendezvous "
-                "backend 'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of "
-                "its members here, such as http://host-a:2379."
-            )
-            raise ValueError(message)
+        refuse_job(host)
         parts = [_parse(part.strip(), host, port, protocol) for part in host.split(",")]
     else:
         parts = [_pair(name, number, protocol) for name, number in host]
@@ -61,6 +54,22 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         message = "No etcd endpoint was given."
         raise ValueError(message)
     return parts
+
+
+def refuse_job(endpoints: str) -> None:
+    """Refuse the quorum of a job where an etcd must be named, and credentials in endpoints.
+
+    Raises:
+        ValueError: if it is one, or if there are any.
+    """
+    refuse_credentials(endpoints)
+    if is_job(endpoints):
+        message = (
+            f"The endpoint {_short(endpoints)} names a quorum inside the job, which only the rendezvous "
+            "backend 'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of "
+            "its members here, such as http://host-a:2379."
+        )
+        raise ValueError(message)
 
 
 def refuse_credentials(endpoints: str) -> None:

@@ -184,7 +184,11 @@ class Job:
 
     def parameters(self, least: int, most: int, **config: Any) -> dict[str, Any]:
         """Return what a handler of this job is given."""
-        given = {"backend": "etcd-v3", "endpoint": self.endpoint, "run_id": self.run_id}
+        given: dict[str, Any] = {
+            "backend": "etcd-v3",
+            "endpoint": self.endpoint,
+            "run_id": self.run_id,
+        }
         given |= {"min_nodes": least, "max_nodes": most, "local_addr": "127.0.0.1"}
         given |= {"keep_alive_ttl": 3, "last_call_timeout": 1, "join_timeout": PATIENCE_S}
         given |= {"quorum_dir": str(self.data), "quorum_replace_after": 2, **self.config, **config}

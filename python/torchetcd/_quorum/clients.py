@@ -27,7 +27,7 @@ class Access(NamedTuple):
         return connect(self.entries, self.material, timeout_s, secret_file=self.secret_file)
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return what a client uses that is none of etcd's."""
+        """Return what a client of HTTP uses."""
         return self.material.of_client() if self.material else None
 
 
@@ -47,7 +47,7 @@ def access(endpoint: str, secret_file: str | None, what: str) -> Access:
     Args:
         endpoint: `job://...`.
         secret_file: The file with the secret of the job.
-        what: Who named it, as the subject of a sentence.
+        what: Where it was given, as the subject of a sentence.
 
     Raises:
         ValueError: in one sentence, if it cannot be.

@@ -19,7 +19,7 @@ from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
 from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
-from torchetcd._quorum.seen import lack
+from torchetcd._quorum.seen import gone_of, without_majority
 
 if TYPE_CHECKING:
     from torchetcd._rendezvous.node import EtcdRendezvous
@@ -242,7 +242,14 @@ class Quorum:
 
     def lacking(self) -> str:
         """Say which members are gone, for an error; empty where a majority is there."""
-        return lack(self.client._native, self.entries, self._tls, self._members)
+        asked = self._members or self.entries.first
+        seen = without_majority(self.client._native, self.entries, self._tls, asked)
+        if seen is None:
+            return ""
+        return (
+            f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
+            f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}."
+        )
 
     def left(self, node: EtcdRendezvous, *, ended: bool) -> None:
         """End after a node has left its run.

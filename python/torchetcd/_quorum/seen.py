@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torchetcd._phrasing import count, listed, plain, some
 from torchetcd._quorum.asking import Answer, Who, ask_all
+from torchetcd._quorum.clients import Access
 from torchetcd._quorum.entries import Entries, Entry
 from torchetcd._quorum.etcd_keys import Keys, Record
 from torchetcd.etcd import EtcdException
@@ -74,7 +75,7 @@ class Quorum:
     others: tuple[Answer, ...]
     #: When the entries had answered.
     at: float
-    #: Who changes the list of members just now.
+    #: The agent that changes the list of members just now.
     changer: str | None = None
 
     @property
@@ -110,7 +111,8 @@ def look_at(
         most: How many entries without a member are asked.
     """
     of_majority = _list_of_majority(native)
-    return _look_at(native, entries, tls, _to_ask(entries, of_majority or [], most), of_majority)
+    answers = ask_all(_to_ask(entries, of_majority or [], most), tls)
+    return _look_at(native, entries, answers, of_majority)
 
 
 def _list_of_majority(native: Client) -> list[ListedMember] | None:
@@ -123,12 +125,10 @@ def _list_of_majority(native: Client) -> list[ListedMember] | None:
 def _look_at(
     native: Client,
     entries: Entries,
-    tls: ssl.SSLContext | None,
-    asked: Sequence[Entry],
+    answers: Sequence[Answer],
     of_majority: list[ListedMember] | None,
 ) -> Quorum:
     decides = of_majority is not None
-    answers = ask_all(asked, tls)
     at = time.time()
     listed_ = _any_list(native, entries, answers) if of_majority is None else of_majority
     records: list[Record] = []
@@ -276,51 +276,62 @@ def _why(answer: Answer | None) -> str:
 # ------------------------------------------------------------------ no majority
 
 
-def lack(
+def without_majority(
     native: Client,
     entries: Entries,
     tls: ssl.SSLContext | None,
-    known: Sequence[Entry] = (),
-) -> str:
-    """Say which members are gone, in a sentence, if that is why etcd does not answer; else nothing.
+    asked: Sequence[Entry] = (),
+    judge: Callable[[Answer], Answer] = lambda answer: answer,
+) -> Quorum | None:
+    """Look at a quorum that does not answer; `None` if it does.
 
     Args:
         native: A client of the quorum.
         entries: Its entries.
         tls: What a client uses, if there is a secret.
-        known: Where the members were, if one knows.
+        asked: Where its members are, if that is known.
+        judge: Tells answers of this quorum from those of another one.
     """
     if _list_of_majority(native) is not None:
-        return ""
-    others = [entry for entry in entries.all[:_ASKED_FOR_LACK] if entry not in known]
-    return lack_of(_look_at(native, entries, tls, [*known, *others], None))
+        return None
+    answers = ask_all(asked or entries.all[:_ASKED_FOR_LACK], tls)
+    return _look_at(native, entries, [judge(answer) for answer in answers], None)
+
+
+def gone_of(quorum: Quorum) -> list[str]:
+    """Name the members that are gone, each with what is at its entry."""
+    if quorum.voters:
+        return [
+            f"{member.entry} ({member.text})" if member.text else member.entry
+            for member in quorum.voters
+            if not member.is_there
+        ]
+    others = [answer for answer in quorum.others if answer.who is not Who.ETCD]
+    return [f"{answer.entry.name} ({_why(answer)})" for answer in others]
+
+
+def lack(access: Access) -> str:
+    """Say which members are gone, in a sentence, if that is why a quorum does not answer; else nothing."""
+    with access.client(_MAJORITY_S) as client:
+        seen = without_majority(client._native, access.entries, access.tls())
+    return lack_of(seen) if seen is not None else ""
 
 
 def lack_of(quorum: Quorum) -> str:
     """Say what a quorum lacks that does not answer."""
     if quorum.decides:
         return ""
-    endpoint, voters = quorum.entries.typed or quorum.entries.endpoint, quorum.voters
+    endpoint, voters, gone = quorum.entries.typed, quorum.voters, gone_of(quorum)
     if not voters:
-        gone = [f"{each.entry.name} ({_why(each)})" for each in quorum.others]
-        there = any(each.who is Who.AGENT for each in quorum.others)
-        what = (
-            f"No member of the quorum of {endpoint} runs"
-            if there
-            else f"No member of the quorum of {endpoint} answers"
-        )
-        return f"{what}: {plain(_named(gone))}."
-    gone = [
-        f"{each.entry} ({each.text})" if each.text else each.entry
-        for each in voters
-        if not each.is_there
-    ]
+        there = any(answer.who is Who.AGENT for answer in quorum.others)
+        does = "runs" if there else "answers"
+        return f"No member of the quorum of {endpoint} {does}: {plain(_named(gone))}."
     if len(voters) - len(gone) >= quorum.majority:
         return f"The members of the quorum of {endpoint} answer, but have no leader yet."
-    are = "is" if len(gone) == 1 else "are"
     return (
         f"The quorum of {endpoint} has no majority, {quorum.majority} of {count(len(voters), 'member')}, "
-        f"because {plain(_named(gone))} {are} gone, so no new round can form while training goes on."
+        f"because {plain(_named(gone))} {'is' if len(gone) == 1 else 'are'} gone, so no new round can form "
+        "while training goes on."
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torchetcd._quorum.seen import Quorum, look_at
+from torchetcd._quorum.seen import Quorum, lack, look_at
 from torchetcd.aio import Run, RunNotFoundError
 from torchetcd.cli.exit_codes import NOT_FOUND, Failure
-from torchetcd.cli.options import lack_of_majority
 from torchetcd.cli.target import Target
 
 
@@ -44,7 +43,7 @@ def check_majority(target: Target) -> None:
         Failure: if it has no majority: says which members are gone.
     """
     quorum = target.quorum
-    if quorum is not None and (why := lack_of_majority(quorum)):
+    if quorum is not None and (why := lack(quorum)):
         raise Failure(why)
 
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from torchetcd import _defaults, _environment
 from torchetcd._endpoints import is_job
-from torchetcd._quorum.clients import Access, entries_of_people
+from torchetcd._quorum.clients import entries_of_people
 from torchetcd._quorum.seen import lack
 from torchetcd.aio import key_prefix
 from torchetcd.cli.completion import complete_run
@@ -23,8 +23,6 @@ from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-#: How long one asks for what a quorum lacks.
-_LACK_S = 3.0
 _FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -173,7 +171,7 @@ def with_target(command: _Command) -> _Command:
             return command(target, **arguments)
         except EtcdException as exc:
             if target.quorum is not None:
-                why = lack_of_majority(target.quorum)
+                why = lack(target.quorum)
                 raise Failure(why or f"{str(exc).rstrip('.')}.") from None
             if not isinstance(exc, EtcdConnectionFailed):
                 raise
@@ -190,12 +188,6 @@ def with_target(command: _Command) -> _Command:
         made = option(made)
     result: _Command = made
     return result
-
-
-def lack_of_majority(quorum: Access) -> str:
-    """Say which members of the quorum of a job are gone, if it has no majority."""
-    with quorum.client(_LACK_S) as client:
-        return lack(client._native, quorum.entries, quorum.tls())
 
 
 def _source(option: str) -> ParameterSource | None:

@@ -48,7 +48,7 @@ def _majority(seen: Quorum) -> Finding:
             _TOPIC,
             lack_of(seen),
             "Start the agents of these entries again: a member resumes with its data. A quorum that has lost "
-            "the data of most members is gone, and the job must be started anew.",
+            "the data of most members is gone, and the job must be started again.",
         )
     text = f"{there} of {count(len(voters), 'member')} are there, and {seen.majority} are needed."
     if there == len(voters):
@@ -98,7 +98,7 @@ def _other(answer: Answer, seen: Quorum) -> Finding:
             "If that takes more than seconds, see the agent's log.",
         )
     if answer.who is Who.ETCD:
-        text = f"{entry} runs an etcd that is no member of this quorum."
+        text = f"{entry} runs an etcd that belongs to another one."
         return Finding("problem", _TOPIC, text, _OTHER)
     text = f"{entry} runs no member: {plain(answer.text)}."
     if answer.who is Who.UNTRUSTED:
