@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from torchetcd._quorum.answering import PAGE
-from torchetcd._quorum.entries import Entry
+from torchetcd._quorum.entries import PAGE, Entry
 
 #: How long an entry may take to answer.
 PATIENCE_S = 2.0
@@ -77,6 +76,10 @@ def ask(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
         says = json.loads(body) if status == 200 else None
         if isinstance(says, dict) and "token" in says:
             return Answer(entry, Who.AGENT, says=says)
+        # Who is no agent may not know the port for other members.
+        status, _, body = _get(entry, entry.port, tls, "/version")
+        if status == 200 and "etcdserver" in json.loads(body):
+            return Answer(entry, Who.ETCD)
     except (OSError, HTTPException, ValueError) as exc:
         return _failed(entry, entry.port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
