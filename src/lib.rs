@@ -3,6 +3,7 @@
 //! Without the feature `python` this is the core alone: that is how its tests are built, and what shows
 //! that nothing below `python/` needs pyo3.
 
+pub mod certificates;
 #[cfg(test)]
 mod corpus;
 pub mod etcd;

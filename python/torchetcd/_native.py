@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Store,
         metrics,
         prefix_end,
+        quorum_certificates,
         reopening,
         run_lease,
     )
@@ -31,6 +32,7 @@ __all__ = [
     "Store",
     "metrics",
     "prefix_end",
+    "quorum_certificates",
     "reopening",
     "run_lease",
 ]

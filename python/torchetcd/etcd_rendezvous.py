@@ -277,11 +277,17 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options.last_call_timeout,
         options=options,
     )
-    if quorum is not None:
-        quorum.start(options.join_timeout)
     # What cannot work fails here, before an agent is made.
-    with naming_members(quorum):
-        rdzv_impl._look()
+    try:
+        with naming_members(quorum):
+            if quorum is not None:
+                quorum.start(options.join_timeout)
+            rdzv_impl._look()
+    except BaseException:
+        if quorum is not None:
+            # Nobody else ends its member before the interpreter ends.
+            quorum.left(rdzv_impl, ended=False)
+        raise
     return EtcdRendezvousHandler(
         rdzv_impl,
         params.local_addr,

@@ -28,7 +28,8 @@ pub struct Member {
 pub enum Knowledge {
     /// The cluster's: a majority is needed.
     Cluster,
-    /// What a member has applied by now, or was started with. It needs no leader.
+    /// What a member has applied by now. It needs no leader, but it has to have had one since it started: until then etcd
+    /// takes connections of clients and answers nothing (its `ReadyNotify`). The peer port's `/members` answers before.
     Member,
 }
 

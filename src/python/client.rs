@@ -245,8 +245,8 @@ impl PyClient {
         Ok(convert::status(status))
     }
 
-    /// All members. With `linearizable=False` it is what one member knows, by a connection of its own: what it has
-    /// applied by now, or was started with. That needs no leader, but it needs a voter.
+    /// All members. With `linearizable=False` it is what one member knows, by a connection of its own. It needs no
+    /// leader, but has to be a voter that has had a leader since it started.
     #[pyo3(signature = (timeout_s=None, linearizable=true, endpoint=None))]
     fn member_list(
         &self,

@@ -1,6 +1,7 @@
 //! Everything that Python sees. No other module names pyo3.
 
 mod aio;
+mod certificates;
 mod client;
 mod convert;
 mod errors;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 mod _torchetcd {
     #[pymodule_export]
     use super::aio::{AsyncClient, AsyncStore, AsyncWatch};
+    #[pymodule_export]
+    use super::certificates::quorum_certificates;
     #[pymodule_export]
     use super::client::PyClient;
     #[pymodule_export]

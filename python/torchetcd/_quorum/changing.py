@@ -71,7 +71,11 @@ class Changer:
     def next(self) -> Change:
         """Return the next change, by what was last seen."""
         size = self._seat.entries.size
-        return next_change(self._view.seen(), self._seat.own, size, self._replace_after_s)
+        seen = self._view.seen()
+        self._seat.counts.members_seen(
+            sum(member.gone_s == 0 and not member.is_learner for member in seen)
+        )
+        return next_change(seen, self._seat.own, size, self._replace_after_s)
 
     def make_all(self) -> None:
         """Make all changes, while no other agent does."""
@@ -109,6 +113,7 @@ class Changer:
             return 2 * _PAUSE_S
         elif isinstance(change, Promote):
             self._native.member_promote(change.id)
+            self._seat.counts.replaced()
             name = self._seat.entry.name
             _logger.info(
                 "The member of the quorum at %s has taken the place of one that is gone.", name

@@ -136,7 +136,7 @@ def next_change(  # noqa: PLR0911 - one table of cases
 ) -> Change:
     """Return the next change that the holder of the key `change` makes.
 
-    It is asked anew after each change, so whatever an agent has left half done is taken up by the next one.
+    It is asked again after each change, so whatever an agent has left half done is taken up by the next one.
     etcd takes no member in while another one is away (`--strict-reconfig-check`). So the member that is gone
     is removed first, and the new one is added as a learner after that.
     """

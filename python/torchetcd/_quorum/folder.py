@@ -130,7 +130,7 @@ class Folder:
             raise FolderError(message)
 
     def close(self, *, remove: bool) -> None:
-        """Give the folder back, and delete it if it is of no more use."""
+        """Release the folder, and delete it if it is of no more use."""
         if self._lock < 0:
             return
         if remove:

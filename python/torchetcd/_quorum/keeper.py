@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from torchetcd._quorum.asking import ask_member
 from torchetcd._quorum.changing import Changer
@@ -33,6 +35,10 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _LOOK_S = 60.0
 #: How long a member may not answer its own agent before it is ended and started again.
 _HANG_S = 15.0
+#: How long the last member serves when all have ended.
+_LAST_S = 0.5
+#: So many entries stand by for a place. The others look only now and then: thousands would ask at once.
+_STANDING_BY, _LOOK_FROM_AFAR_S = 32, 120.0
 #: Between the agents that could take the same place.
 _TURN_S, _LONGEST_TURN_S = 0.5, 15.0
 #: What cannot be right is waited for so long, as an earlier job may be about to end.
@@ -67,8 +73,8 @@ class Keeper:
         self._members_are, self._members_at = members_are, [""]
         self._changer = Changer(seat, self._view, self._native, replace_after_s, self._pause)
         self._lease = 0
-        #: Whether the record of the member says that this agent's job has ended; `None` without a record.
-        self._said: bool | None = None
+        #: What the record of the member says; `None` without one.
+        self._said: dict[str, Any] | None = None
         self._answered_at = self._looked_at = 0.0
         self._failures = self._crashes = 0
         self._conflict: tuple[str, float] | None = None
@@ -79,6 +85,8 @@ class Keeper:
         self.settled = threading.Event()
         #: Why there can be none.
         self.failure: str | None = None
+        #: What last kept the member from running: a sentence, empty while it runs.
+        self.trouble = ""
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="torchetcd-quorum", daemon=True)
 
@@ -110,6 +118,8 @@ class Keeper:
             try:
                 _, records, _ = keys.read()
                 if all(each.is_ending for each in records) and others_are_gone():
+                    # The others must see it, too, before the first of them takes its member away.
+                    time.sleep(_LAST_S)
                     break
             except EtcdException:
                 # The majority has ended already.
@@ -138,9 +148,12 @@ class Keeper:
                 _logger.debug("The quorum at %s: %s", self._seat.entry.name, exc)
                 pause = self._next_pause()
             except (OSError, FolderError) as exc:
-                self._warn(f"No member of the quorum can run at {self._seat.entry.name}: {exc}")
+                self.trouble = f"No member of the quorum can run at {self._seat.entry.name}: {exc}."
+                self._warn(self.trouble)
                 pause = self._next_pause()
             except Exception:
+                if not threading.main_thread().is_alive():
+                    return  # the interpreter ends, and allows no new threads
                 _logger.exception("The keeper of the quorum at %s goes on.", self._seat.entry.name)
                 pause = _LONGEST_PAUSE_S
             self._pause(pause)
@@ -158,6 +171,7 @@ class Keeper:
         return float(min(_PAUSE_S * 2 ** min(self._failures, 6), _LONGEST_PAUSE_S))
 
     def _in_conflict(self, text: str) -> float:
+        self.trouble = text
         self._warn(text)
         now = time.monotonic()
         if self._conflict is None or self._conflict[0] != text:
@@ -191,7 +205,7 @@ class Keeper:
                 name = self._seat.entry.name
                 _logger.info("The member of the quorum at %s was replaced while it was away.", name)
                 self._seat.forget()
-            self._seat.answer("candidate")
+            self._seat.answer("candidate", self._view.gone_at())
             self._stand_by()
             return 0.0
         if how is Start.AS_FIRST:
@@ -213,12 +227,17 @@ class Keeper:
         """Wait until there is a place, and take it."""
         self._look()
         self.settled.set()
-        if isinstance(self._changer.next(), Nothing) or self._view.changer is not None:
-            until = self._view.until(self._replace_after_s, _LOOK_S)
-            self._view.keys.watch(self._view.revision, until)
+        place = self._seat.entries.all.index(self._seat.entry)
+        change = self._changer.next()
+        self._seat.answer("candidate", self._view.gone_at())
+        if isinstance(change, Nothing) or self._view.changer is not None:
+            if place < self._seat.entries.size + _STANDING_BY:
+                until = self._view.until(self._replace_after_s, _LOOK_S)
+                self._view.keys.watch(self._view.revision, until)
+            else:
+                self._pause(_LOOK_FROM_AFAR_S * random.uniform(0.5, 1.5))
             return
         # The others see the same. Those that the job names first are first.
-        place = self._seat.entries.all.index(self._seat.entry)
         if self._pause(min(place * _TURN_S, _LONGEST_TURN_S)):
             self._changer.make_all()
 
@@ -232,10 +251,12 @@ class Keeper:
         seat.in_use()
         if ask_member(seat.entry, self._tls).cluster == seat.cluster:
             self._answered_at = time.monotonic()
+            self.trouble = ""
         elif time.monotonic() - max(self._answered_at, seat.started_at) > _HANG_S:
             self._warn(
                 f"The member of the quorum at {seat.entry.name} hangs, and is started again."
             )
+            seat.counts.restarted()
             seat.stop(kill=True)
             return 0.0
         elif self._answered_at < seat.started_at:
@@ -253,16 +274,20 @@ class Keeper:
 
     def _say_that_it_runs(self) -> None:
         assert self._seat.id is not None
-        ending = self._ending.is_set()
         if self._lease and not self._native.lease_keep_alive_once(self._lease):
             self._lease = 0
-        if self._lease and self._said == ending:
+        said = {
+            "entry": self._seat.entry.name,
+            "host": host_name(),
+            "pid": os.getpid(),
+            "ending": self._ending.is_set(),
+            "gone": self._view.gone_at(),
+        }
+        if self._lease and self._said == said:
             return
         self._lease = self._lease or self._native.lease_grant(_TTL_S)
-        name = self._seat.entry.name
-        said = {"entry": name, "host": host_name(), "pid": os.getpid(), "ending": ending}
         self._view.keys.say(self._seat.id, self._lease, said)
-        self._said = ending
+        self._said = said
 
     def _ended(self) -> float:
         """Say why the process has ended, and wait longer each time."""
@@ -273,7 +298,9 @@ class Keeper:
         if time.monotonic() - seat.started_at > _LONGEST_PAUSE_S:
             self._crashes = 0
         self._crashes += 1
+        seat.counts.restarted()
         seat.answer("starting")
+        self.trouble = f"The member of the quorum at {seat.entry.name} has ended: {last}"
         self._warn(
             f"The member of the quorum at {seat.entry.name} has ended, and is started again: {last}"
         )

@@ -55,7 +55,7 @@ def read_secret(what: str, path: str) -> bytes:
     """Read a file with the secret of a job.
 
     Args:
-        what: Who named it, as the subject of a sentence.
+        what: Where it was named, as the subject of a sentence.
         path: The file.
 
     Raises:

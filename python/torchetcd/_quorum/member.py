@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 from collections.abc import Sequence
 from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
+from subprocess import run as run_program
 
 from torchetcd._child_guard import ChildGuard
 from torchetcd._etcd_process import find_binary
@@ -34,6 +36,23 @@ _SMALL = (
     "--logger=zap",
     "--log-level=warn",
 )
+
+
+@functools.cache
+def _skips_names(binary: str) -> list[str]:
+    """Return the flag that keeps a member from comparing addresses of others with their certificates.
+
+    Whoever has a certificate has the secret. A host with several addresses, or behind a translation of them,
+    does not know which one the others see. The flag has another name since etcd 3.6.
+    """
+    told = run_program([binary, "--help"], capture_output=True, check=False, stdin=DEVNULL)
+    names = (
+        "--peer-skip-client-san-verification",
+        "--experimental-peer-skip-client-san-verification",
+    )
+    return [f"{name}=true" for name in names if f"{name} ".encode() in told.stdout + told.stderr][
+        :1
+    ]
 
 
 class Member:
@@ -95,6 +114,7 @@ class Member:
             *_SMALL,
         ]
         if self._material is not None:
+            command += _skips_names(command[0])
             for kind in ("", "peer-"):
                 command += [
                     f"--{kind}client-cert-auth=true",

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._at_exit import after_leaving
-from torchetcd._quorum.asking import Answer, Who, ask_all
+from torchetcd._etcd_process import find_binary
+from torchetcd._quorum.asking import Who, ask
+from torchetcd._quorum.clients import connect, members_at
+from torchetcd._quorum.counts import Counts
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
 from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
-from torchetcd.etcd import Client, EtcdException
+from torchetcd._quorum.seen import gone_of, without_majority
+from torchetcd._quorum.surroundings import judged
 
 if TYPE_CHECKING:
     from torchetcd._rendezvous.node import EtcdRendezvous
     from torchetcd._rendezvous.options import Options
+    from torchetcd.etcd import Client
 
 _logger = logging.getLogger("torchetcd.quorum")
 
@@ -27,8 +34,8 @@ _logger = logging.getLogger("torchetcd.quorum")
 _LINGER_S = 60.0
 #: How long a port that something else serves is waited for: an earlier job may be about to end.
 _PORTS_S = 15.0
-#: And one that nobody serves: the kernel keeps the port of a connection for a minute after its end.
-_PORTS_IN_USE_S = 65.0
+#: The kernel keeps the port of a connection for a minute after its end.
+_PORT_IN_USE_S = 65.0
 #: How often it is said that there is no quorum.
 _WARN_S = 30.0
 #: How long a call of a keeper may take: its member may need it.
@@ -38,6 +45,14 @@ _KEEPER_S = 5.0
 class _Place(NamedTuple):
     entry: Entry
     keeper: Keeper
+
+
+class _InUse(NamedTuple):
+    """Why an entry cannot be taken."""
+
+    text: str
+    #: Whether that will pass.
+    passing: bool
 
 
 class Quorum:
@@ -77,12 +92,21 @@ class Quorum:
         self._own = own
         self.client = self._make_client(options.read_timeout)
         self._tls = self.material.of_client() if self.material else None
+        self._owner = os.getpid()
+        self._has_left = threading.Event()
+        self._counts = Counts(run_id, self.entries.size)
         self._place: _Place | None = None
         #: The members as last seen, if this agent has seen them.
         self._members: list[Entry] = []
 
     def _make_client(self, timeout_s: float) -> Client:
-        return connect(self.entries, self.material, timeout_s, self.entries.cluster_id(self.token))
+        return connect(
+            self.entries,
+            self.material,
+            timeout_s,
+            self.entries.cluster_id(self.token),
+            secret_file=self._options.quorum_secret_file,
+        )
 
     def start(self, timeout_s: float) -> None:
         """Begin to run a member if this host has an entry, and wait until there is a quorum.
@@ -92,8 +116,9 @@ class Quorum:
 
         Raises:
             ValueError: if there can be none with this agent.
+            TimeoutError: if there was none in time.
         """
-        self._take_place(timeout_s)
+        self._take_place(min(timeout_s, _PORTS_S))
         if self._place is None:
             return
         after_leaving(self._stop)
@@ -102,7 +127,9 @@ class Quorum:
         while not keeper.settled.wait(0.5):
             now = time.monotonic()
             if now - began >= timeout_s:
-                break
+                message = f"There was no quorum within {timeout_s:.0f} s. {self.lacking()}"
+                self._stop()
+                raise TimeoutError(message)
             if now - warned >= _WARN_S:
                 warned = now
                 _logger.warning(
@@ -116,29 +143,37 @@ class Quorum:
             raise ValueError(keeper.failure)
 
     def _take_place(self, patience_s: float) -> None:
-        """Take the first entry of this host that is free.
+        """Take the first entry of this host that is free, now or, where a port is in use for now, later.
 
         Raises:
-            ValueError: if something else has the port of a member, and keeps it.
+            ValueError: if something else serves the port of a member, and goes on to.
         """
-        began, warned = time.monotonic(), ""
+        deadline = time.monotonic() + patience_s
+        if self._own:
+            try:
+                find_binary()
+            except FileNotFoundError as exc:
+                message = f"{self.entries.endpoint} has a member of its quorum on this host. {exc}"
+                raise ValueError(message) from None
         while True:
             try:
-                taken = self._try_places()
+                foreign = self._try_places()
             except FolderError as exc:
                 raise ValueError(str(exc)) from None
             if self._place is not None:
                 return
-            foreign = self._foreign(taken)
             if foreign is None:
                 break
-            message = f"A member of the quorum of {self.entries.endpoint} cannot run on this host: {foreign}."
-            limit = _PORTS_S if is_served(foreign.host, foreign.port) else _PORTS_IN_USE_S
-            if time.monotonic() - began >= min(limit, patience_s):
+            name = self.entries.endpoint
+            message = f"A member of the quorum of {name} cannot run on this host: {foreign.text}."
+            if foreign.passing:
+                _logger.info("%s It is tried again.", message)
+                threading.Thread(
+                    target=self._try_later, name="torchetcd-place", daemon=True
+                ).start()
+                return
+            if time.monotonic() >= deadline:
                 raise ValueError(f"{message} End what uses it, or give other ports.")
-            if warned != message:
-                warned = message
-                _logger.warning("%s It is tried again for %.0f s.", message, min(limit, patience_s))
             time.sleep(0.5)
         if self._own:
             _logger.info(
@@ -147,21 +182,37 @@ class Quorum:
         else:
             _logger.info("No entry of the quorum is this host: this agent is a client of it.")
 
-    def _try_places(self) -> list[tuple[Entry, PortTakenError]]:
-        """Take an entry; return those whose ports something else has.
+    def _try_later(self) -> None:
+        after_leaving(self._stop)
+        began = time.monotonic()
+        while self._place is None and not self._has_left.wait(1.0):
+            try:
+                # Another entry of this host is only second best: nobody else can have this one.
+                if self._try_places(any_entry=time.monotonic() - began > _PORT_IN_USE_S) is None:
+                    return
+            except FolderError as exc:
+                _logger.warning("%s", exc)
+                return
+
+    def _try_places(self, *, any_entry: bool = False) -> _InUse | None:
+        """Take an entry; return what stands against it, if something else has its ports.
+
+        Args:
+            any_entry: Take the next one where a port is in use for the moment.
 
         Raises:
             FolderError: if there is no folder for a member.
         """
-        taken = []
+        taken = None
         for entry in self._own:
-            base = private_folder(self._options.quorum_dir)
-            folder = open_folder(base, f"{self.token}-{entry.port}")
+            folder = open_folder(
+                private_folder(self._options.quorum_dir), f"{self.token}-{entry.port}"
+            )
             if folder is None:
                 continue  # another agent of this host has it
             client = self._make_client(_KEEPER_S)
             keeper = Keeper(
-                Seat(self.entries, entry, self.token, folder, self.material),
+                Seat(self.entries, entry, self.token, folder, self.material, self._counts),
                 client,
                 self.material,
                 self._options.quorum_replace_after,
@@ -169,27 +220,35 @@ class Quorum:
             )
             try:
                 keeper.start()
-            except BaseException as exc:
+            except PortTakenError as exc:
                 keeper.stop()
-                if not isinstance(exc, PortTakenError):
-                    raise
-                taken.append((entry, exc))
+                ours = self._is_of_this_job(entry)
+                if not any_entry and (ours or not is_served(exc.host, exc.port)):
+                    return _InUse(str(exc), passing=True)
+                if not ours:
+                    taken = taken or _InUse(str(exc), passing=False)
                 continue
+            except BaseException:
+                keeper.stop()
+                raise
             self._place = _Place(entry, keeper)
-            break
+            if taken is not None:
+                _logger.warning(
+                    "The entry %s is used instead of another one: %s.", entry.name, taken
+                )
+            return None
         return taken
 
-    def _foreign(self, taken: list[tuple[Entry, PortTakenError]]) -> PortTakenError | None:
-        """Return which port something else has; `None` if agents of this job have them.
+    def _is_of_this_job(self, entry: Entry) -> bool:
+        """Return whether an agent of this job, or its member, is at an entry.
 
-        In containers that share the network of their host, agents do not see one another's folders.
+        It may be the member of an agent that was killed, and ends now. In containers that share the network
+        of their host, it may be another agent, whose folder is not seen here.
         """
-        answers = ask_all([entry for entry, _ in taken], self._tls)
-        for answer, (_, exc) in zip(answers, taken, strict=True):
-            ours = answer.who is Who.ETCD and answer.cluster == self.entries.cluster_id(self.token)
-            if not ours and answer.says.get("token") != self.token:
-                return exc
-        return None
+        answer = ask(entry, self._tls)
+        if answer.who is Who.ETCD:
+            return answer.cluster == self.entries.cluster_id(self.token)
+        return answer.says.get("token") == self.token
 
     def _members_are(self, keepers: Client, urls: list[str]) -> None:
         self._members = [
@@ -200,22 +259,18 @@ class Quorum:
 
     def lacking(self) -> str:
         """Say which members are gone, for an error; empty where a majority is there."""
-        try:
-            self.client._native.member_list(3.0)
-        except EtcdException:
-            answers = ask_all(self._members or self.entries.first, self._tls)
-        else:
+        asked = self._members or self.entries.first
+        cluster = self.entries.cluster_id(self.token)
+        judge = functools.partial(judged, token=self.token, cluster=cluster)
+        seen = without_majority(self.client._native, self.entries, self._tls, asked, judge)
+        if seen is None:
             return ""
-        gone = [self._text(answer) for answer in answers if answer.who is not Who.ETCD]
+        place = self._place
+        here = f" At this agent: {place.keeper.trouble}" if place and place.keeper.trouble else ""
         return (
             f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
-            f"{self.entries.size} members. Gone: {'; '.join(gone) or 'none of those asked'}."
+            f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}.{here}"
         )
-
-    def _text(self, answer: Answer) -> str:
-        if answer.who is Who.AGENT:
-            return f"{answer.entry.name} (its agent runs, its member does not)"
-        return f"{answer.entry.name} ({answer.text})"
 
     def left(self, node: EtcdRendezvous, *, ended: bool) -> None:
         """End after a node has left its run.
@@ -228,39 +283,25 @@ class Quorum:
         if not ended:
             self._stop()
             return
-        place, self._place = self._place, None
+        place = self._give_up_place()
         if place is not None:
             place.keeper.end(lambda: node.nodes_left() == 0, _LINGER_S)
 
     def _stop(self) -> None:
         """End without the job: the data stays, and whoever comes next resumes it."""
-        place, self._place = self._place, None
+        place = self._give_up_place()
         if place is not None:
             place.keeper.stop()
+
+    def _give_up_place(self) -> _Place | None:
+        if self._owner != os.getpid():
+            # A forked child has this object, but not the member.
+            return None
+        self._has_left.set()
+        place, self._place = self._place, None
+        return place
 
 
 def _ports(entries: Entries) -> str:
     ports = sorted({port for entry in entries.all for port in (entry.port, entry.peer_port)})
     return ", ".join(map(str, ports[:6])) + (" and more" if len(ports) > 6 else "")
-
-
-def connect(
-    entries: Entries, material: Material | None, timeout_s: float, cluster_id: int | None = None
-) -> Client:
-    """Make a client of a quorum; it connects at its first call."""
-    client = Client(
-        ",".join(entry.client_url(entries.scheme) for entry in entries.all),
-        protocol=entries.scheme,
-        read_timeout=timeout_s,
-        ca_cert=material.ca if material else None,
-        cert=(material.cert, material.key) if material else None,
-        expected_cluster_id=None if cluster_id is None else f"{cluster_id:x}",
-    )
-    members_at(client, entries, [entry.client_url(entries.scheme) for entry in entries.first])
-    return client
-
-
-def members_at(client: Client, entries: Entries, urls: list[str]) -> None:
-    """Let a client try the members first, then the other entries, some at a time: there may be thousands."""
-    others = [entry.client_url(entries.scheme) for entry in entries.all]
-    client._native.set_endpoints(urls, [url for url in others if url not in urls])

@@ -56,14 +56,9 @@ def look_around(
         return Told(seat.is_first, has_data=True)
     answers = ask_all([entry for entry in seat.entries.first if entry != seat.entry], tls)
     ours, wrong, members = [], [], []
-    for answer in answers:
-        if answer.who is Who.ETCD and answer.cluster != seat.cluster:
-            wrong.append(Answer(answer.entry, Who.OTHER, "an etcd of another job runs there"))
-        elif answer.who is Who.ETCD:
+    for answer in (judged(answer, seat.token, seat.cluster) for answer in answers):
+        if answer.who is Who.ETCD:
             members.append(answer)
-        elif answer.who is Who.AGENT and answer.says["token"] != seat.token:
-            text = "an agent of another job, or one with other first entries, is there"
-            wrong.append(Answer(answer.entry, Who.OTHER, text))
         elif answer.who is Who.AGENT:
             ours.append(answer)
         elif answer.who in (Who.OTHER, Who.UNTRUSTED):
@@ -76,10 +71,20 @@ def look_around(
         quorum=any(member.knows_started for member in members),
         knows=seat.knows,
         fresh=sum(answer.says.get("role") == "fresh" for answer in ours)
-        + sum(not member.knows_started for member in members)
+        + sum(member.knows_started is False for member in members)
         + (seat.is_first and not seat.knows),
         majority=seat.entries.majority,
     )
+
+
+def judged(answer: Answer, token: str, cluster: int) -> Answer:
+    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that does not belong to this quorum."""
+    if answer.who is Who.ETCD and answer.cluster != cluster:
+        return Answer(answer.entry, Who.OTHER, "an etcd of another job runs there")
+    if answer.who is Who.AGENT and answer.says["token"] != token:
+        text = "an agent of another job, or one with other first entries, is there"
+        return Answer(answer.entry, Who.OTHER, text)
+    return answer
 
 
 def _judge(seat: Seat, wrong: list[Answer], warn: Callable[[str], None], *, fatal: bool) -> None:

@@ -292,7 +292,7 @@ PARAMETERS = (
         None,
         text,
         "The folder in which a member of that quorum makes its private folder. By default the temporary "
-        "directory. A file system in memory will do.",
+        "directory. A file system in memory is enough.",
     ),
     Parameter(
         ("quorum_secret_file",),

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+#: The kernel limits the length of a variable. A quorum inside the job may have thousands of entries, its
+#: members first.
+_MOST_ENDPOINTS = 64
+
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 #: Whether what this process forks is asked whether it is a worker.
@@ -63,7 +67,8 @@ def hand_over(
     description = StoreDescription(
         run_id=rdzv._run_id,
         round=version,
-        endpoints=rdzv.client.endpoints,
+        endpoints=rdzv.client._native.endpoints[:_MOST_ENDPOINTS],
+        cluster_id=rdzv.client.expected_cluster_id,
         prefix=f"{rdzv._round_path(version, 'workers')}/",
         lease=rdzv._node.run_lease,
         user=options.user,

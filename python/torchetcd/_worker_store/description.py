@@ -12,7 +12,7 @@ import os
 
 from torchetcd._worker_store.process import WORKER_STORE
 
-_VERSION = 2
+_VERSION = 3
 
 
 class StoreDescription:
@@ -21,6 +21,8 @@ class StoreDescription:
     run_id: str
     round: int
     endpoints: list[str]
+    #: The id of etcd's cluster, where the agent knows which one it must be.
+    cluster_id: str | None
     prefix: str
     lease: int
     user: str | None

@@ -114,6 +114,7 @@ def _client(described: StoreDescription) -> Client:
             username=user,
             password=password,
             password_file=password_file,
+            expected_cluster_id=described.cluster_id,
         )
     return _clients[known_by]
 

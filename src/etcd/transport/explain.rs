@@ -9,7 +9,7 @@ use tonic::transport;
 
 use super::error::ConnectError;
 use super::observed::{Broke, FirstBytes, Seen};
-use super::tls::webpki_error;
+use super::tls::{is_of_another_secret, webpki_error};
 use crate::etcd::config::{Config, TlsFiles};
 use crate::etcd::endpoint::Endpoint;
 use crate::etcd::error::{EtcdError, Refusal};
@@ -81,6 +81,11 @@ fn not_trusted(files: &TlsFiles, why: &CertificateError, error: &Error) -> Strin
         (CertificateError::NotValidForName, _) => format!("{error}; {NAMES}"),
         (CertificateError::NotValidForNameContext { presented, .. }, _) if presented.is_empty() => {
             format!("{error}; {NAMES}")
+        }
+        _ if is_of_another_secret(why) => {
+            "its certificate is made of another secret than ours: all \
+             agents of a job need the same one"
+                .into()
         }
         _ => match webpki_error(why) {
             Some(webpki::Error::CaUsedAsEndEntity) => format!(

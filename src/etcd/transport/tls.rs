@@ -11,9 +11,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
+    SignatureScheme,
 };
 
+use crate::certificates::AUTHORITY;
 use crate::etcd::config::TlsFiles;
 use crate::etcd::error::EtcdError;
 
@@ -160,6 +162,12 @@ impl ServerCertVerifier for Trust {
                 rustls::client::verify_server_name(&parsed, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
+            Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
+                if self.trusted.iter().any(is_of_a_secret) && is_of_a_secret(end_entity) =>
+            {
+                let error = OtherError(Arc::new(OtherSecret));
+                Err(Error::InvalidCertificate(CertificateError::Other(error)))
+            }
             other => other,
         }
     }
@@ -187,12 +195,31 @@ impl ServerCertVerifier for Trust {
     }
 }
 
+/// The certificate is one of a quorum, made of another secret than ours.
+#[derive(Debug, thiserror::Error)]
+#[error("made of another secret")]
+pub struct OtherSecret;
+
+/// The CA's name stands in it, as that of its issuer or its own.
+fn is_of_a_secret(certificate: &CertificateDer<'_>) -> bool {
+    let name = AUTHORITY.as_bytes();
+    certificate.windows(name.len()).any(|part| part == name)
+}
+
 fn is_of_a_ca(error: &CertificateError) -> bool {
     webpki_error(error) == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 /// What rustls has no name for.
 pub fn webpki_error(error: &CertificateError) -> Option<&webpki::Error> {
+    other(error)
+}
+
+pub fn is_of_another_secret(error: &CertificateError) -> bool {
+    other::<OtherSecret>(error).is_some()
+}
+
+fn other<E: std::error::Error + 'static>(error: &CertificateError) -> Option<&E> {
     match error {
         CertificateError::Other(other) => other.0.downcast_ref(),
         _ => None,
