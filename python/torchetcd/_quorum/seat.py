@@ -49,6 +49,8 @@ class Seat:
         #: The member that this agent has data of, or has added.
         self.id = folder.member
         self.started_at = 0.0
+        #: Whether this agent has heard of the quorum. An earlier agent may have been of an earlier job.
+        self._heard = False
 
     @property
     def is_first(self) -> bool:
@@ -67,6 +69,7 @@ class Seat:
 
     def learn(self) -> None:
         """Note that there is a quorum."""
+        self._heard = True
         self._folder.learn()
 
     @property
@@ -113,6 +116,7 @@ class Seat:
             "role": role,
             "host": host_name(),
             "gone": gone or {},
+            "heard": self._heard,
         }
         if self._answerer is None:
             self._answerer = Answerer(listen(self.entry.host, self.entry.port), self._tls, says)

@@ -110,10 +110,20 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
         has_data,
         quorum=quorum,
         awaited=awaited,
+        others_know=rules.asks_all and _others_know(world, place),
         fresh=fresh,
         majority=world.majority,
         knows=knows,
     )
+
+
+def _others_know(world: World, place: int) -> bool:
+    """Whether an agent has heard of a quorum, or a further entry has a member."""
+    for other in world.together(place):
+        it = world.agents[other]
+        if other != place and it.up and (other >= world.size if it.runs else it.heard):
+            return True
+    return False
 
 
 def _is_awaited(place: int, members: tuple[Listed, ...], rules: Rules) -> bool:
@@ -127,7 +137,7 @@ def _asks(world: World, place: int, rules: Rules) -> Step:
     how = rules.start(told)
     label = f"asks: {how.value}"
     if told.quorum and how is not Start.AS_FIRST:
-        world = world.with_agent(place, knows=True)
+        world = world.with_agent(place, knows=True, heard=True)
     if how is Start.WAIT:
         return label, world.with_agent(place, fresh=not told.knows)
     if how is Start.BY_CHANGE:

@@ -92,6 +92,8 @@ class Agent(NamedTuple):
     own: int = 0
     #: Whether its folder says that there is a quorum of this job.
     knows: bool = False
+    #: Whether it has heard of a quorum itself.
+    heard: bool = False
     #: Whether it says that it is fresh.
     fresh: bool = True
     plan: Plan = IDLE
