@@ -16,9 +16,9 @@ import pytest
 
 from support.certificates import Authority
 from torchetcd._quorum import asking
-from torchetcd._quorum.answering import PAGE, Answerer
+from torchetcd._quorum.answering import Answerer
 from torchetcd._quorum.asking import Answer, Who, ask, ask_all, ask_member
-from torchetcd._quorum.entries import Entry
+from torchetcd._quorum.entries import PAGE, Entry
 from torchetcd._quorum.places import listen
 
 HOST = "127.0.0.1"
@@ -260,9 +260,10 @@ AWAITED = {"id": 2, "peerURLs": ["http://b:2380"], "name": "b"}
 
 class TestMembers:
     @pytest.mark.parametrize(
-        ("listed", "started"), [([AWAITED], False), ([AWAITED, STARTED], True), ([], False)]
+        ("listed", "started"),
+        [([AWAITED], False), ([AWAITED, STARTED], True), ([], False), (None, None)],
     )
-    def test_which_members_it_knows(self, listed: list[object], started: bool) -> None:
+    def test_which_members_it_knows(self, listed: object, started: bool | None) -> None:
         body = json.dumps(listed).encode()
         with _at_both_ports(_page(200, body, "X-Etcd-Cluster-ID: 1f\r\n")) as entry:
             answer = ask(entry, None)

@@ -11,8 +11,9 @@ import pytest
 
 from support.etcd.cluster import take_port
 from support.waiting import eventually
+from torchetcd._endpoints import is_job
 from torchetcd._quorum.asking import Who, ask_member
-from torchetcd._quorum.entries import Entries, is_job, parse_entries
+from torchetcd._quorum.entries import Entries, parse_entries
 from torchetcd._quorum.folder import open_folder
 from torchetcd._quorum.member import Member
 
