@@ -45,8 +45,8 @@ from torchetcd._quorum.decisions import (
 )
 
 DEPTH = int(os.environ.get("TORCHETCD_QUORUM_DEPTH", "1"))
-STATES = 5000 * DEPTH
-SEEDS = 100 * DEPTH
+STATES = 4000 * DEPTH
+SEEDS = 60 * DEPTH
 
 JOBS = {
     "one member": job(1, 2, crashes=2, losses=1, pauses=1),

@@ -38,13 +38,13 @@ class Told:
     has_data: bool
     #: Whether a majority of members says that this data's member was removed.
     removed: bool = False
-    #: Whether there is a quorum, or was: a majority of members answers, or one that was part of it.
+    #: Whether a majority of members answers.
     quorum: bool = False
     #: Whether a majority of members lists the first member of this entry as one that was never started.
     awaited: bool = False
     #: Whether this entry's agent, or an earlier one, has heard of a quorum before.
     knows: bool = False
-    #: Whether the agent of another entry, any of them, has heard of a quorum.
+    #: Whether somebody at another entry, a member or an agent, has heard of a quorum that does not answer.
     others_know: bool = False
     #: How many of the first entries are as new as this one, which counts if it is: an agent without data that
     #: does not know of a quorum, or a member that has never had a leader.

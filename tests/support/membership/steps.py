@@ -92,7 +92,7 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
         )
     if has_data:
         return Told(is_first, has_data)
-    quorum = awaited = False
+    hinted = awaited = False
     fresh = int(is_first and not knows)
     for other in range(world.size):
         it = world.agents[other]
@@ -100,7 +100,7 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
             continue
         if it.runs and it.disk is not None:
             knows_started = it.disk.history != VIRGIN
-            quorum = quorum or knows_started
+            hinted = hinted or knows_started
             fresh += not knows_started and rules.counts_virgins
             awaited = awaited or (not rules.by_majority and _is_awaited(place, it.disk.view, rules))
         else:
@@ -108,12 +108,12 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
     return Told(
         is_first,
         has_data,
-        quorum=quorum,
+        quorum=awaited,
         awaited=awaited,
-        others_know=rules.asks_all and _others_know(world, place),
+        knows=knows,
+        others_know=hinted or (rules.asks_all and _others_know(world, place)),
         fresh=fresh,
         majority=world.majority,
-        knows=knows,
     )
 
 
