@@ -278,10 +278,16 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         options=options,
     )
     # What cannot work fails here, before an agent is made.
-    with naming_members(quorum):
+    try:
+        with naming_members(quorum):
+            if quorum is not None:
+                quorum.start(options.join_timeout)
+            rdzv_impl._look()
+    except BaseException:
         if quorum is not None:
-            quorum.start(options.join_timeout)
-        rdzv_impl._look()
+            # Nobody else ends its member before the interpreter ends.
+            quorum.left(rdzv_impl, ended=False)
+        raise
     return EtcdRendezvousHandler(
         rdzv_impl,
         params.local_addr,

@@ -85,6 +85,8 @@ class Keeper:
         self.settled = threading.Event()
         #: Why there can be none.
         self.failure: str | None = None
+        #: What last kept the member from running: a sentence, empty while it runs.
+        self.trouble = ""
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="torchetcd-quorum", daemon=True)
 
@@ -98,7 +100,7 @@ class Keeper:
             PortTakenError: if something else has one of the entry's ports.
         """
         self._seat.check()
-        self._seat.answer("fresh" if self._seat.id is None else "starting")
+        self._seat.answer(self._seat.role)
         self._thread.start()
 
     def end(self, others_are_gone: Callable[[], bool], limit_s: float) -> None:
@@ -146,7 +148,8 @@ class Keeper:
                 _logger.debug("The quorum at %s: %s", self._seat.entry.name, exc)
                 pause = self._next_pause()
             except (OSError, FolderError) as exc:
-                self._warn(f"No member of the quorum can run at {self._seat.entry.name}: {exc}")
+                self.trouble = f"No member of the quorum can run at {self._seat.entry.name}: {exc}."
+                self._warn(self.trouble)
                 pause = self._next_pause()
             except Exception:
                 if not threading.main_thread().is_alive():
@@ -168,6 +171,7 @@ class Keeper:
         return float(min(_PAUSE_S * 2 ** min(self._failures, 6), _LONGEST_PAUSE_S))
 
     def _in_conflict(self, text: str) -> float:
+        self.trouble = text
         self._warn(text)
         now = time.monotonic()
         if self._conflict is None or self._conflict[0] != text:
@@ -190,8 +194,11 @@ class Keeper:
         if told.quorum:
             self.settled.set()
         how = start(told)
+        if told.quorum and how is not Start.AS_FIRST:
+            # Before data is deleted: without it, this agent must not look like a new one.
+            self._seat.learn()
         if how is Start.WAIT:
-            self._seat.answer("fresh")
+            self._seat.answer(self._seat.role)
             return _PAUSE_S
         if how is Start.BY_CHANGE:
             if told.has_data:
@@ -244,6 +251,7 @@ class Keeper:
         seat.in_use()
         if ask_member(seat.entry, self._tls).cluster == seat.cluster:
             self._answered_at = time.monotonic()
+            self.trouble = ""
         elif time.monotonic() - max(self._answered_at, seat.started_at) > _HANG_S:
             self._warn(
                 f"The member of the quorum at {seat.entry.name} hangs, and is started again."
@@ -292,6 +300,7 @@ class Keeper:
         self._crashes += 1
         seat.counts.restarted()
         seat.answer("starting")
+        self.trouble = f"The member of the quorum at {seat.entry.name} has ended: {last}"
         self._warn(
             f"The member of the quorum at {seat.entry.name} has ended, and is started again: {last}"
         )

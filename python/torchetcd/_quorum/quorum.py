@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._at_exit import after_leaving
+from torchetcd._etcd_process import find_binary
 from torchetcd._quorum.asking import Who, ask
 from torchetcd._quorum.clients import connect, members_at
 from torchetcd._quorum.counts import Counts
@@ -20,6 +21,7 @@ from torchetcd._quorum.material import Material, make_material, read_secret
 from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
 from torchetcd._quorum.seen import gone_of, without_majority
+from torchetcd._quorum.surroundings import judged
 
 if TYPE_CHECKING:
     from torchetcd._rendezvous.node import EtcdRendezvous
@@ -43,6 +45,14 @@ _KEEPER_S = 5.0
 class _Place(NamedTuple):
     entry: Entry
     keeper: Keeper
+
+
+class _InUse(NamedTuple):
+    """Why an entry cannot be taken."""
+
+    text: str
+    #: Whether that will pass.
+    passing: bool
 
 
 class Quorum:
@@ -139,6 +149,12 @@ class Quorum:
             ValueError: if something else serves the port of a member, and goes on to.
         """
         deadline = time.monotonic() + patience_s
+        if self._own:
+            try:
+                find_binary()
+            except FileNotFoundError as exc:
+                message = f"{self.entries.endpoint} has a member of its quorum on this host. {exc}"
+                raise ValueError(message) from None
         while True:
             try:
                 foreign = self._try_places()
@@ -149,9 +165,9 @@ class Quorum:
             if foreign is None:
                 break
             name = self.entries.endpoint
-            message = f"A member of the quorum of {name} cannot run on this host: {foreign}."
-            if not is_served(foreign.host, foreign.port):
-                _logger.warning("%s It is tried again.", message)
+            message = f"A member of the quorum of {name} cannot run on this host: {foreign.text}."
+            if foreign.passing:
+                _logger.info("%s It is tried again.", message)
                 threading.Thread(
                     target=self._try_later, name="torchetcd-place", daemon=True
                 ).start()
@@ -178,7 +194,7 @@ class Quorum:
                 _logger.warning("%s", exc)
                 return
 
-    def _try_places(self, *, any_entry: bool = False) -> PortTakenError | None:
+    def _try_places(self, *, any_entry: bool = False) -> _InUse | None:
         """Take an entry; return what stands against it, if something else has its ports.
 
         Args:
@@ -206,11 +222,11 @@ class Quorum:
                 keeper.start()
             except PortTakenError as exc:
                 keeper.stop()
-                if self._is_of_this_job(entry):
-                    continue
-                if not any_entry and not is_served(exc.host, exc.port):
-                    return exc
-                taken = taken or exc
+                ours = self._is_of_this_job(entry)
+                if not any_entry and (ours or not is_served(exc.host, exc.port)):
+                    return _InUse(str(exc), passing=True)
+                if not ours:
+                    taken = taken or _InUse(str(exc), passing=False)
                 continue
             except BaseException:
                 keeper.stop()
@@ -226,7 +242,8 @@ class Quorum:
     def _is_of_this_job(self, entry: Entry) -> bool:
         """Return whether an agent of this job, or its member, is at an entry.
 
-        In containers that share the network of their host, agents do not see one another's folders.
+        It may be the member of an agent that was killed, and ends now. In containers that share the network
+        of their host, it may be another agent, whose folder is not seen here.
         """
         answer = ask(entry, self._tls)
         if answer.who is Who.ETCD:
@@ -243,12 +260,16 @@ class Quorum:
     def lacking(self) -> str:
         """Say which members are gone, for an error; empty where a majority is there."""
         asked = self._members or self.entries.first
-        seen = without_majority(self.client._native, self.entries, self._tls, asked)
+        cluster = self.entries.cluster_id(self.token)
+        judge = functools.partial(judged, token=self.token, cluster=cluster)
+        seen = without_majority(self.client._native, self.entries, self._tls, asked, judge)
         if seen is None:
             return ""
+        place = self._place
+        here = f" At this agent: {place.keeper.trouble}" if place and place.keeper.trouble else ""
         return (
             f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
-            f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}."
+            f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}.{here}"
         )
 
     def left(self, node: EtcdRendezvous, *, ended: bool) -> None:

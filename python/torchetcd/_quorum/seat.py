@@ -56,6 +56,27 @@ class Seat:
         return self.entry in self.entries.first
 
     @property
+    def has_data(self) -> bool:
+        """Whether there is data of its member. One that was added has none before it is started."""
+        return self.id is not None and self._folder.member is not None
+
+    @property
+    def knows(self) -> bool:
+        """Whether it, or an earlier agent here, has heard of the quorum."""
+        return self._folder.knows
+
+    def learn(self) -> None:
+        """Note that there is a quorum."""
+        self._folder.learn()
+
+    @property
+    def role(self) -> str:
+        """What it says of itself while no member runs and nothing is known of others."""
+        if self.has_data:
+            return "starting"
+        return "candidate" if self.knows else "fresh"
+
+    @property
     def runs(self) -> bool:
         """Whether its etcd runs."""
         return self._member.runs

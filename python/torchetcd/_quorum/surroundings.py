@@ -42,25 +42,23 @@ def look_around(
     # Any member of a majority knows, wherever it is.
     with contextlib.suppress(EtcdException):
         listed = native.member_list(1.0 if seat.is_first else 5.0)
+        # Its first member, and not a learner that was added since: that one has another id.
+        first = seat.entries.first_member_id(seat.entry, seat.token)
         return Told(
             seat.is_first,
-            has_data=seat.id is not None,
+            has_data=seat.has_data,
             removed=seat.id not in {number for number, *_ in listed},
             quorum=True,
-            awaited=any(seat.peer_url in urls and not clients for _, _, urls, clients, _ in listed),
+            awaited=any(number == first and not clients for number, _, _, clients, _ in listed),
+            knows=seat.knows,
         )
-    if seat.id is not None:
+    if seat.has_data:
         return Told(seat.is_first, has_data=True)
     answers = ask_all([entry for entry in seat.entries.first if entry != seat.entry], tls)
     ours, wrong, members = [], [], []
-    for answer in answers:
-        if answer.who is Who.ETCD and answer.cluster != seat.cluster:
-            wrong.append(Answer(answer.entry, Who.OTHER, "an etcd of another job runs there"))
-        elif answer.who is Who.ETCD:
+    for answer in (judged(answer, seat.token, seat.cluster) for answer in answers):
+        if answer.who is Who.ETCD:
             members.append(answer)
-        elif answer.who is Who.AGENT and answer.says["token"] != seat.token:
-            text = "an agent of another job, or one with other first entries, is there"
-            wrong.append(Answer(answer.entry, Who.OTHER, text))
         elif answer.who is Who.AGENT:
             ours.append(answer)
         elif answer.who in (Who.OTHER, Who.UNTRUSTED):
@@ -70,11 +68,23 @@ def look_around(
     return Told(
         seat.is_first,
         has_data=False,
-        quorum=bool(members),
-        awaited=any(seat.peer_url in member.awaited for member in members),
-        fresh=sum(answer.says.get("role") == "fresh" for answer in ours) + seat.is_first,
+        quorum=any(member.knows_started for member in members),
+        knows=seat.knows,
+        fresh=sum(answer.says.get("role") == "fresh" for answer in ours)
+        + sum(member.knows_started is False for member in members)
+        + (seat.is_first and not seat.knows),
         majority=seat.entries.majority,
     )
+
+
+def judged(answer: Answer, token: str, cluster: int) -> Answer:
+    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that is none of this quorum."""
+    if answer.who is Who.ETCD and answer.cluster != cluster:
+        return Answer(answer.entry, Who.OTHER, "an etcd of another job runs there")
+    if answer.who is Who.AGENT and answer.says["token"] != token:
+        text = "an agent of another job, or one with other first entries, is there"
+        return Answer(answer.entry, Who.OTHER, text)
+    return answer
 
 
 def _judge(seat: Seat, wrong: list[Answer], warn: Callable[[str], None], *, fatal: bool) -> None:

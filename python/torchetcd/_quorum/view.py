@@ -91,6 +91,10 @@ class View:
         """Return the peer URL of a member."""
         return next((urls[0] for number, _, urls, _, _ in self.listed if number == member), "")
 
+    def is_learner(self, member: int) -> bool:
+        """Return whether a member has no vote yet, as far as is known."""
+        return any(number == member and learner for number, *_, learner in self.listed)
+
     def confirm_gone(self, number: int) -> bool:
         """Ask a member once more, before it is removed."""
         self._ask_at.pop(number, None)
