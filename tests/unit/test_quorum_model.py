@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 import pytest
 
-from support.quorum import variants
-from support.quorum.rules import REPLACE_AFTER_S, RIGHT, Rules
-from support.quorum.search import Searched, job, job_that_runs, search, walk
-from support.quorum.world import World
+from support.membership import variants
+from support.membership.rules import REPLACE_AFTER_S, RIGHT, Rules
+from support.membership.search import Searched, job, job_that_runs, search, walk
+from support.membership.world import World
 from torchetcd._quorum.decisions import (
     AddLearner,
     Change,

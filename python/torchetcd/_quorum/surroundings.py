@@ -78,7 +78,7 @@ def look_around(
 
 
 def judged(answer: Answer, token: str, cluster: int) -> Answer:
-    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that is none of this quorum."""
+    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that does not belong to this quorum."""
     if answer.who is Who.ETCD and answer.cluster != cluster:
         return Answer(answer.entry, Who.OTHER, "an etcd of another job runs there")
     if answer.who is Who.AGENT and answer.says["token"] != token:

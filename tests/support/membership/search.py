@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from support.quorum.faults import all_steps, lacks, must_recover, recovered
-from support.quorum.rules import Rules
-from support.quorum.world import (
+from support.membership.faults import all_steps, lacks, must_recover, recovered
+from support.membership.rules import Rules
+from support.membership.world import (
     Agent,
     Budget,
     Disk,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from support.quorum.rules import REPLACE_AFTER_S, Rules
-from support.quorum.world import (
+from support.membership.rules import REPLACE_AFTER_S, Rules
+from support.membership.world import (
     IDLE,
     NOBODY,
     VIRGIN,

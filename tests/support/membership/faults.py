@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from support.quorum.rules import Rules
-from support.quorum.steps import Step, agent_steps, next_change_of, step_of
-from support.quorum.world import IDLE, NOBODY, VIRGIN, World
+from support.membership.rules import Rules
+from support.membership.steps import Step, agent_steps, next_change_of, step_of
+from support.membership.world import IDLE, NOBODY, VIRGIN, World
 from torchetcd._quorum.decisions import AddLearner
 
 
