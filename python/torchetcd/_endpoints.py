@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeAlias
 #: One host, a list of endpoints in a string ("h1:2379,h2"), or python-etcd's ((host, port), ...).
 Host: TypeAlias = "str | Iterable[tuple[str, int]]"
 
+#: What the endpoint of a quorum inside the job begins with (`_quorum/entries.py`).
+JOB_SCHEME = "job://"
+
 _LAST_PORT = 65535
 # How much of what somebody gave is shown in a message.
 _SHOWN = 200
@@ -28,6 +31,11 @@ class Address(NamedTuple):
         return f"{self.protocol}://{host}:{self.port}"
 
 
+def is_job(endpoint: object) -> bool:
+    """Return whether an endpoint names the quorum of a job, and no etcd."""
+    return isinstance(endpoint, str) and endpoint.strip().lower().startswith(JOB_SCHEME)
+
+
 def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
     """Make addresses of what a caller gave; `port` and `protocol` are for parts that name none.
 
@@ -38,7 +46,7 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         message = f"The protocol must be http or https, not {protocol!r}."
         raise ValueError(message)
     if isinstance(host, str):
-        refuse_credentials(host)
+        refuse_job(host)
         parts = [_parse(part.strip(), host, port, protocol) for part in host.split(",")]
     else:
         parts = [_pair(name, number, protocol) for name, number in host]
@@ -46,6 +54,22 @@ def parse_addresses(host: Host, port: int, protocol: str) -> list[Address]:
         message = "No etcd endpoint was given."
         raise ValueError(message)
     return parts
+
+
+def refuse_job(endpoints: str) -> None:
+    """Refuse the quorum of a job where an etcd must be named, and credentials in endpoints.
+
+    Raises:
+        ValueError: if it is one, or if there are any.
+    """
+    refuse_credentials(endpoints)
+    if is_job(endpoints):
+        message = (
+            f"The endpoint {_short(endpoints)} names a quorum inside the job, which only the rendezvous "
+            "backend 'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of "
+            "its members here, such as http://host-a:2379."
+        )
+        raise ValueError(message)
 
 
 def refuse_credentials(endpoints: str) -> None:

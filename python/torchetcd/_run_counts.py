@@ -60,6 +60,17 @@ class Durations:
         self.seconds += seconds
 
 
+class OfQuorum:
+    """What an agent sees of the quorum of its job."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.runs_member = False
+        #: As last seen; `None` for an agent that does not look, as it is a client only.
+        self.members: int | None = None
+        self.replacements = self.restarts = 0
+
+
 class OfRun:
     def __init__(self) -> None:
         self.barriers: dict[str, Durations] = {}
@@ -67,6 +78,8 @@ class OfRun:
         self.place: tuple[int, int, int] | None = None
         self.changes = dict.fromkeys(CAUSES, 0)
         self.closes = 0
+        #: With an endpoint `job://...` only.
+        self.quorum: OfQuorum | None = None
 
 
 class _Barriers:
@@ -133,6 +146,14 @@ def run_closed(run_id: str) -> None:
     """Count a close."""
     with barriers.run(run_id) as run:
         run.closes += 1
+
+
+@contextlib.contextmanager
+def quorum(run_id: str, size: int) -> Iterator[OfQuorum]:
+    """Change what this agent sees of the quorum of its job, which has so many members."""
+    with barriers.run(run_id) as run:
+        run.quorum = run.quorum or OfQuorum(size)
+        yield run.quorum
 
 
 def native() -> dict[str, Any]:

@@ -100,6 +100,31 @@ METRICS = (
         "How often this node learned that its round is over or that another one must be formed.",
     ),
     Description("closes", "counter", ("run_id",), "How often this node closed the run."),
+    Description(
+        "quorum_member",
+        "gauge",
+        ("run_id",),
+        "1 if this agent runs a member of the quorum of its job, else 0.",
+    ),
+    Description(
+        "quorum_members",
+        "gauge",
+        ("run_id",),
+        "Members of that quorum that run, as this agent has seen it last.",
+    ),
+    Description("quorum_size", "gauge", ("run_id",), "Members that it should have."),
+    Description(
+        "quorum_replacements",
+        "counter",
+        ("run_id",),
+        "How often this agent has taken the place of a member that was gone.",
+    ),
+    Description(
+        "quorum_member_restarts",
+        "counter",
+        ("run_id",),
+        "How often this agent has started its member again because it had ended or hung.",
+    ),
 )
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -157,7 +182,20 @@ def _values() -> dict[str, dict[tuple[str, ...], Any]]:
             for cause, number in run.changes.items():
                 values["world_changes"][run_id, cause] = number
             values["closes"][run_id,] = run.closes
+            if run.quorum is not None:
+                _add_quorum(values, run_id, run.quorum)
     return values
+
+
+def _add_quorum(
+    values: dict[str, dict[tuple[str, ...], Any]], run_id: str, quorum: _run_counts.OfQuorum
+) -> None:
+    values["quorum_member"][run_id,] = int(quorum.runs_member)
+    if quorum.members is not None:
+        values["quorum_members"][run_id,] = quorum.members
+    values["quorum_size"][run_id,] = quorum.size
+    values["quorum_replacements"][run_id,] = quorum.replacements
+    values["quorum_member_restarts"][run_id,] = quorum.restarts
 
 
 def _frozen(durations: _run_counts.Durations) -> tuple[tuple[float, ...], list[int], float]:

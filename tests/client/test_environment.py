@@ -19,6 +19,7 @@ from torchetcd._registration import register
 from torchetcd._rendezvous.group_url import parse_url
 from torchetcd._rendezvous.options import make_client, parse_options
 from torchetcd.cli import main
+from torchetcd.etcd import Client
 from torchetcd.etcd_rendezvous import create_rdzv_handler
 from torchetcd.etcd_rendezvous_backend import create_backend
 from torchetcd.etcd_server import EtcdServer
@@ -311,3 +312,15 @@ def test_an_endpoint_that_is_none(given: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r"^The etcd endpoint .*separated by commas\.$") as raised:
         create_rdzv_handler(_parameters(given))
     assert reason in str(raised.value)
+
+
+@pytest.mark.parametrize("make", [Client, lambda endpoint: create_backend(_parameters(endpoint))])
+def test_a_quorum_where_none_can_be(make: Callable[[str], object]) -> None:
+    """One sentence that says where it can be, and what to do here."""
+    with pytest.raises(ValueError, match="endpoint") as raised:
+        make("job://a,b,c")
+    assert str(raised.value) == (
+        "The endpoint 'job://a,b,c' names a quorum inside the job, which only the rendezvous backend "
+        "'etcd-v3', `torchetcd.aio.Client` and the command line know: give the endpoints of its members "
+        "here, such as http://host-a:2379."
+    )

@@ -223,6 +223,12 @@ class TestCalls:
         eventually(lambda: grown("torchetcd_lease_renewals_total", "in_time") >= 1, 30)
 
 
+def _with_a_quorum() -> None:
+    """As an agent with an endpoint job://... has it (test_quorum_metrics.py)."""
+    with _run_counts.quorum("with a quorum", 3) as quorum:
+        quorum.members = 3
+
+
 class TestPrometheus:
     @pytest.fixture(autouse=True)
     def nothing_left(self) -> Iterator[None]:
@@ -233,6 +239,7 @@ class TestPrometheus:
     @pytest.fixture
     def families(self, make: Make) -> dict[str, Any]:
         make(1, 2).next_rendezvous()
+        _with_a_quorum()
         text = exposition()
         return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -491,6 +498,7 @@ class TestDashboard:
         self, dashboard: dict[str, Any], expressions: list[str], make: Make
     ) -> None:
         make(1, 2).next_rendezvous()
+        _with_a_quorum()
         exported: dict[str, set[str]] = {}
         for family in text_string_to_metric_families(exposition()):
             for sample in family.samples:

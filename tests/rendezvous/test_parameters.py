@@ -274,6 +274,21 @@ class TestParameters:
             create_rdzv_handler(RendezvousParameters("etcd-v3", endpoint, "run", 1, 1))
         assert endpoint in str(raised.value)
 
+    def test_what_only_a_quorum_has(
+        self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A site may set the variable of the secret for all its jobs, which is no mistake."""
+        make(quorum="5", quorum_replace_after=60)
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert record.message.startswith(
+            "The rendezvous parameters 'quorum' and 'quorum_replace_after' have no effect, because the "
+            "endpoint 'localhost:"
+        )
+        caplog.clear()
+        make()
+        assert not caplog.records
+
     @pytest.mark.parametrize("name", ["none", "None"])
     def test_the_run_that_has_no_name(
         self,

@@ -28,6 +28,8 @@ from torch.distributed.elastic.rendezvous import (
 
 from support.handlers import handlers_of
 from support.waiting import eventually
+from torchetcd._quorum.clients import connect
+from torchetcd._quorum.entries import parse_entries
 from torchetcd._rendezvous import waits
 from torchetcd.etcd import Client, EtcdConnectionFailed
 from torchetcd.etcd_rendezvous import EtcdRendezvous, EtcdRendezvousHandler, create_rdzv_handler
@@ -435,11 +437,24 @@ class TestLogLines:
     ) -> None:
         for name in ("TORCHETCD_ENDPOINT", "TORCHETCD_PREFIX"):
             monkeypatch.delenv(name, raising=False)
-        assert waits.why_command(run, [endpoint], prefix) == command
+        client = Client(endpoint)
+        assert waits.why_command(run, client, prefix) == command
         # As the command line takes it from the same environment.
         monkeypatch.setenv("TORCHETCD_ENDPOINT", endpoint.removeprefix("http://"))
         monkeypatch.setenv("TORCHETCD_PREFIX", prefix)
-        assert "--" not in waits.why_command(run, [endpoint], prefix)
+        assert "--" not in waits.why_command(run, client, prefix)
+
+    def test_the_command_for_a_quorum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As it was typed: the list of URLs would say neither what it is nor who has the secret."""
+        for name in ("TORCHETCD_ENDPOINT", "TORCHETCD_QUORUM_SECRET_FILE"):
+            monkeypatch.delenv(name, raising=False)
+        typed = "job://a,b:7000,c"
+        client = connect(parse_entries(typed, 3), None, 1.0, secret_file="/s")
+        command = waits.why_command("q", client, "/torchelastic/p2p")
+        assert command == "torchetcd why q --endpoint job://a,b:7000,c --quorum-secret-file /s"
+        monkeypatch.setenv("TORCHETCD_ENDPOINT", typed)
+        monkeypatch.setenv("TORCHETCD_QUORUM_SECRET_FILE", "/s")
+        assert waits.why_command("q", client, "/torchelastic/p2p") == "torchetcd why q"
 
     def test_a_wait_that_nobody_is_told_of(
         self, make: Callable[..., EtcdRendezvousHandler], caplog: pytest.LogCaptureFixture

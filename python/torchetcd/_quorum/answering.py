@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from socketserver import ThreadingMixIn
 from typing import Any
 
-#: The page on which it says so. etcd has none of this name.
-PAGE = "/torchetcd-quorum"
+from torchetcd._quorum.entries import PAGE
+
 #: How long one who asks may take.
 _PATIENCE_S = 5.0
 

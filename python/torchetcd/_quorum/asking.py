@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from torchetcd._quorum.answering import PAGE
-from torchetcd._quorum.entries import Entry
+from torchetcd._quorum.entries import PAGE, Entry
 
 #: How long an entry may take to answer.
 PATIENCE_S = 2.0
@@ -50,8 +49,9 @@ class Answer:
     says: dict[str, Any] = field(default_factory=dict, compare=False)
     #: The cluster of a member.
     cluster: int = 0
-    #: The peer URLs of the members that it knows and that have never been started.
-    awaited: tuple[str, ...] = ()
+    #: Whether it knows a member that was started, itself included: they say so once there is a leader.
+    #: `None` if it does not say.
+    knows_started: bool | None = None
 
 
 def ask_all(entries: Iterable[Entry], tls: ssl.SSLContext | None) -> list[Answer]:
@@ -76,6 +76,10 @@ def ask(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
         says = json.loads(body) if status == 200 else None
         if isinstance(says, dict) and "token" in says:
             return Answer(entry, Who.AGENT, says=says)
+        # Who is no agent may not know the port for other members.
+        status, _, body = _get(entry, entry.port, tls, "/version")
+        if status == 200 and "etcdserver" in json.loads(body):
+            return Answer(entry, Who.ETCD)
     except (OSError, HTTPException, ValueError) as exc:
         return _failed(entry, entry.port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
@@ -90,13 +94,11 @@ def ask_member(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
     try:
         status, cluster, body = _get(entry, entry.peer_port, tls, "/members")
         if status == 200 and cluster is not None:
-            # Started with its data, a member knows nobody before it has heard of a leader (3.5.1: null).
-            listed = json.loads(body) or ()
-            awaited = [
-                url for each in listed if not each.get("clientURLs") for url in each["peerURLs"]
-            ]
-            return Answer(entry, Who.ETCD, cluster=int(cluster, 16), awaited=tuple(awaited))
-    except (OSError, HTTPException, ValueError, KeyError, AttributeError, TypeError) as exc:
+            listed = json.loads(body)
+            # Started with its data, a member of 3.5.1 knows nobody before it has heard of a leader (null).
+            started = None if listed is None else any(each.get("clientURLs") for each in listed)
+            return Answer(entry, Who.ETCD, cluster=int(cluster, 16), knows_started=started)
+    except (OSError, HTTPException, ValueError, AttributeError, TypeError) as exc:
         return _failed(entry, entry.peer_port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
 

@@ -71,7 +71,11 @@ class Changer:
     def next(self) -> Change:
         """Return the next change, by what was last seen."""
         size = self._seat.entries.size
-        return next_change(self._view.seen(), self._seat.own, size, self._replace_after_s)
+        seen = self._view.seen()
+        self._seat.counts.members_seen(
+            sum(member.gone_s == 0 and not member.is_learner for member in seen)
+        )
+        return next_change(seen, self._seat.own, size, self._replace_after_s)
 
     def make_all(self) -> None:
         """Make all changes, while no other agent does."""
@@ -97,8 +101,10 @@ class Changer:
     def _make(self, change: Change) -> float:
         """Make one change; returns how long to wait until the next."""
         if isinstance(change, Remove):
-            self._remove(change.id)
-        elif isinstance(change, AddLearner):
+            return self._remove(change.id)
+        if isinstance(change, AddLearner):
+            # One that was removed may not have heard of it yet.
+            self._seat.stop()
             self._seat.forget()
             self._seat.id, _ = self._native.member_add([self._seat.peer_url], is_learner=True)
         elif isinstance(change, StartLearner):
@@ -107,24 +113,28 @@ class Changer:
             return 2 * _PAUSE_S
         elif isinstance(change, Promote):
             self._native.member_promote(change.id)
+            self._seat.counts.replaced()
             name = self._seat.entry.name
             _logger.info(
                 "The member of the quorum at %s has taken the place of one that is gone.", name
             )
         return 0.0
 
-    def _remove(self, member: int) -> None:
+    def _remove(self, member: int) -> float:
+        """Remove a member; returns how long to wait until the next change."""
         place = self._view.place_of(member)
         if place != self._seat.peer_url:
             # Nobody is removed for an agent that cannot take the place.
             self._seat.check()
-            if not self._view.confirm_gone(member):
-                return
+            # A learner may run still: its agent has lost the key, and it has no vote.
+            if not self._view.is_learner(member) and not self._view.confirm_gone(member):
+                return _PAUSE_S
         self._native.member_remove(member)
         _logger.info("A member of the quorum that is gone was removed: %s.", place)
         if member == self._seat.id:
             self._seat.stop()
             self._seat.forget()
+        return 0.0
 
     def _as_initial(self, member: ListedMember) -> tuple[str, str]:
         _, name, urls, _, _ = member

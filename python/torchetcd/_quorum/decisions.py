@@ -36,13 +36,16 @@ class Told:
     is_first: bool
     #: Whether it has data of this job.
     has_data: bool
-    #: Whether members, which know that there is a quorum, answer and say that this data's member was removed.
+    #: Whether a majority of members says that this data's member was removed.
     removed: bool = False
-    #: Whether a member of the quorum answers.
+    #: Whether there is a quorum, or was: a majority of members answers, or one that was part of it.
     quorum: bool = False
-    #: Whether that one knows a member at this entry which has never been started.
+    #: Whether a majority of members lists the first member of this entry as one that was never started.
     awaited: bool = False
-    #: How many of the first entries have agents that have no data either, this one included.
+    #: Whether this entry's agent, or an earlier one, has heard of a quorum before.
+    knows: bool = False
+    #: How many of the first entries are as new as this one, which counts if it is: an agent without data that
+    #: does not know of a quorum, or a member that has never had a leader.
     fresh: int = 0
     #: How many of the first entries make a majority.
     majority: int = 1
@@ -52,14 +55,19 @@ def start(told: Told) -> Start:
     """Decide how a member may be brought up.
 
     A first member is started with the fixed list of first members only where no member can have had the
-    same identity before: either a living member has never seen it, or a majority of the first entries is as
-    fresh as this one. So an agent that lost its data never votes under the identity that had the data.
+    same identity before: either a majority of members has never seen it, or a majority of the first entries
+    is as fresh as this one. So an agent that lost its data does not vote under the identity that had the
+    data, as long as fewer than a majority of the first entries have lost theirs or were never started.
+
+    One member is not enough to say that it has never seen another: it may have been away when that one voted.
+    An agent that knows of a quorum is never fresh again, although it has no data: the members that took the
+    places of first entries may be where it does not reach them.
     """
     if told.has_data:
         return Start.BY_CHANGE if told.removed else Start.WITH_DATA
     if told.quorum:
         return Start.AS_FIRST if told.is_first and told.awaited else Start.BY_CHANGE
-    if told.is_first and told.fresh >= told.majority:
+    if told.is_first and not told.knows and told.fresh >= told.majority:
         return Start.AS_FIRST
     return Start.WAIT if told.is_first else Start.BY_CHANGE
 

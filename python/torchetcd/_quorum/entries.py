@@ -7,10 +7,11 @@ import re
 from typing import NamedTuple
 
 from torchetcd import _defaults
-from torchetcd._endpoints import parse_addresses
+from torchetcd._endpoints import JOB_SCHEME, parse_addresses, refuse_credentials
 
-SCHEME = "job://"
 _LAST_PORT = 65535
+#: The page on which an agent whose entry runs no member says so. etcd has none of this name.
+PAGE = "/torchetcd-quorum"
 _SEPARATORS = re.compile(r"[\s,]+")
 
 
@@ -46,6 +47,8 @@ class Entries(NamedTuple):
     size: int
     #: "https" where there is a secret.
     scheme: str
+    #: The endpoint as somebody typed it.
+    typed: str = ""
 
     @property
     def first(self) -> tuple[Entry, ...]:
@@ -60,7 +63,7 @@ class Entries(NamedTuple):
     @property
     def endpoint(self) -> str:
         """Return the endpoint that names them."""
-        return SCHEME + ",".join(entry.name for entry in self.all)
+        return JOB_SCHEME + ",".join(entry.name for entry in self.all)
 
     def of_peer_url(self, url: str) -> Entry | None:
         """Return whose member is reached there by the others."""
@@ -93,11 +96,6 @@ class Entries(NamedTuple):
         return int.from_bytes(digest[:8], "big")
 
 
-def is_job(endpoint: str | None) -> bool:
-    """Return whether an endpoint names the quorum of a job, and no etcd."""
-    return (endpoint or "").strip().lower().startswith(SCHEME)
-
-
 def parse_entries(
     endpoint: str, size: int, peer_port: int | None = None, *, secure: bool = False
 ) -> Entries:
@@ -113,7 +111,9 @@ def parse_entries(
     Raises:
         ValueError: in one sentence, if there can be no quorum of these.
     """
-    listed = [part for part in _SEPARATORS.split(endpoint.strip()[len(SCHEME) :]) if part]
+    refuse_credentials(endpoint)
+    typed = endpoint.strip()
+    listed = [part for part in _SEPARATORS.split(typed[len(JOB_SCHEME) :]) if part]
     if not listed:
         message = (
             f"The endpoint '{endpoint}' names no host: give those that run the quorum, such as "
@@ -144,7 +144,7 @@ def parse_entries(
             raise ValueError(message)
         taken.add((address.host, peer))
         found.append(Entry(address.host, address.port, peer))
-    return Entries(tuple(found), size, "https" if secure else "http")
+    return Entries(tuple(found), size, "https" if secure else "http", typed)
 
 
 def _check(endpoint: str, hosts: list[tuple[str, int]], size: int) -> None:

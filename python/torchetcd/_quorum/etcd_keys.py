@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 PREFIX = b"/torchetcd/quorum/"
 _MEMBERS = PREFIX + b"members/"
 _CHANGE = PREFIX + b"change"
-_END = b"/torchetcd/quorum0"
+END = b"/torchetcd/quorum0"
 
 
 class Record:
@@ -32,6 +33,13 @@ class Record:
         return bool(self.said.get("ending"))
 
 
+def member_of(key: bytes) -> int | None:
+    """Return of which member a key is the record; `None` for another key."""
+    with contextlib.suppress(ValueError):
+        return int(key[len(_MEMBERS) :], 16) if key.startswith(_MEMBERS) else None
+    return None
+
+
 class Keys:
     """The keys, by a client of the quorum."""
 
@@ -42,17 +50,14 @@ class Keys:
     def read(self) -> tuple[int, list[Record], str | None]:
         """Return the revision, what agents say of their members, and who changes the list."""
         _, revision, replies = self._native.txn(
-            [], [("get", PREFIX, _END, 0, False, 0)], [], self._timeout_s
+            [], [("get", PREFIX, END, 0, False, 0)], [], self._timeout_s
         )
         records, changer = [], None
         for key, value, *_ in replies[0][0]:
             if key == _CHANGE:
                 changer = value.decode(errors="replace")
-            elif key.startswith(_MEMBERS):
-                try:
-                    records.append(Record(int(key[len(_MEMBERS) :], 16), value))
-                except ValueError:
-                    continue
+            elif (member := member_of(key)) is not None:
+                records.append(Record(member, value))
         return revision, records, changer
 
     def say(self, member: int, lease: int, said: dict[str, Any]) -> None:
@@ -71,4 +76,4 @@ class Keys:
 
     def watch(self, after: int, timeout_s: float) -> None:
         """Wait until something of this changes, at most for the time given."""
-        self._native.watch(PREFIX, _END, after + 1, timeout_s)
+        self._native.watch(PREFIX, END, after + 1, timeout_s)

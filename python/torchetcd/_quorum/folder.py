@@ -55,22 +55,61 @@ class Folder:
         return None
 
     @property
+    def knows(self) -> bool:
+        """Whether an agent has heard of the quorum here. It outlives the data."""
+        return self._mark.exists()
+
+    def learn(self) -> None:
+        """Note that there is a quorum, as of now."""
+        is_new = not self.knows
+        self._mark.touch()
+        if is_new:
+            self._sync(self._mark)
+
+    @property
+    def _mark(self) -> Path:
+        return self.path / "quorum"
+
+    @property
     def _record(self) -> Path:
         return self.path / "member.json"
+
+    def _sync(self, path: Path) -> None:
+        """Let a file outlive a loss of power, as the data of etcd does."""
+        for each, flags in ((path, os.O_RDONLY), (self.path, os.O_RDONLY | os.O_DIRECTORY)):
+            opened = os.open(each, flags)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)
 
     def keep(self, member: int) -> None:
         """Note whose data is made here now."""
         temporary = self.path / "member.json.new"
         temporary.write_text(json.dumps({"member": member}))
+        self._sync(temporary)
         temporary.replace(self._record)
+        self._sync(self._record)
 
     def in_use(self) -> None:
         """Note that the data is of now."""
         with contextlib.suppress(OSError):
             os.utime(self._record)
 
+    def age_s(self) -> float | None:
+        """Return for how long nobody has used what is here; `None` if nothing is."""
+        used = []
+        for each in (self._record, self._mark):
+            with contextlib.suppress(OSError):
+                used.append(each.stat().st_mtime)
+        return time.time() - max(used) if used else None
+
+    def forget(self) -> None:
+        """Forget that there was a quorum: what is here is of an earlier job."""
+        self._mark.unlink(missing_ok=True)
+
     def clear(self) -> None:
-        """Delete the data."""
+        """Delete the data, and nothing else."""
         with contextlib.suppress(FileNotFoundError):
             self._record.unlink()
         shutil.rmtree(self.data, ignore_errors=True)
@@ -149,13 +188,13 @@ def open_folder(base: Path, name: str) -> Folder | None:
         return None
     _held.add(path)
     folder = Folder(path, lock)
-    with contextlib.suppress(OSError):
-        old_s = time.time() - folder._record.stat().st_mtime
-        if old_s > STALE_S:
-            _logger.warning(
-                "The data in '%s' is %.0f h old, so it is of an earlier job and is deleted.",
-                path,
-                old_s / 3600,
-            )
-            folder.clear()
+    old_s = folder.age_s()
+    if old_s is not None and old_s > STALE_S:
+        _logger.warning(
+            "The data in '%s' is %.0f h old, so it is of an earlier job and is deleted.",
+            path,
+            old_s / 3600,
+        )
+        folder.clear()
+        folder.forget()
     return folder

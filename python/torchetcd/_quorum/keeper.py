@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from torchetcd._quorum.asking import ask_member
 from torchetcd._quorum.changing import Changer
@@ -72,8 +73,8 @@ class Keeper:
         self._members_are, self._members_at = members_are, [""]
         self._changer = Changer(seat, self._view, self._native, replace_after_s, self._pause)
         self._lease = 0
-        #: Whether the record of the member says that this agent's job has ended; `None` without a record.
-        self._said: bool | None = None
+        #: What the record of the member says; `None` without one.
+        self._said: dict[str, Any] | None = None
         self._answered_at = self._looked_at = 0.0
         self._failures = self._crashes = 0
         self._conflict: tuple[str, float] | None = None
@@ -99,7 +100,7 @@ class Keeper:
             PortTakenError: if something else has one of the entry's ports.
         """
         self._seat.check()
-        self._seat.answer("fresh" if self._seat.id is None else "starting")
+        self._seat.answer(self._seat.role)
         self._thread.start()
 
     def end(self, others_are_gone: Callable[[], bool], limit_s: float) -> None:
@@ -193,15 +194,18 @@ class Keeper:
         if told.quorum:
             self.settled.set()
         how = start(told)
+        if told.quorum and how is not Start.AS_FIRST:
+            # Before data is deleted: without it, this agent must not look like a new one.
+            self._seat.learn()
         if how is Start.WAIT:
-            self._seat.answer("fresh")
+            self._seat.answer(self._seat.role)
             return _PAUSE_S
         if how is Start.BY_CHANGE:
             if told.has_data:
                 name = self._seat.entry.name
                 _logger.info("The member of the quorum at %s was replaced while it was away.", name)
                 self._seat.forget()
-            self._seat.answer("candidate")
+            self._seat.answer("candidate", self._view.gone_at())
             self._stand_by()
             return 0.0
         if how is Start.AS_FIRST:
@@ -224,7 +228,9 @@ class Keeper:
         self._look()
         self.settled.set()
         place = self._seat.entries.all.index(self._seat.entry)
-        if isinstance(self._changer.next(), Nothing) or self._view.changer is not None:
+        change = self._changer.next()
+        self._seat.answer("candidate", self._view.gone_at())
+        if isinstance(change, Nothing) or self._view.changer is not None:
             if place < self._seat.entries.size + _STANDING_BY:
                 until = self._view.until(self._replace_after_s, _LOOK_S)
                 self._view.keys.watch(self._view.revision, until)
@@ -250,6 +256,7 @@ class Keeper:
             self._warn(
                 f"The member of the quorum at {seat.entry.name} hangs, and is started again."
             )
+            seat.counts.restarted()
             seat.stop(kill=True)
             return 0.0
         elif self._answered_at < seat.started_at:
@@ -267,16 +274,20 @@ class Keeper:
 
     def _say_that_it_runs(self) -> None:
         assert self._seat.id is not None
-        ending = self._ending.is_set()
         if self._lease and not self._native.lease_keep_alive_once(self._lease):
             self._lease = 0
-        if self._lease and self._said == ending:
+        said = {
+            "entry": self._seat.entry.name,
+            "host": host_name(),
+            "pid": os.getpid(),
+            "ending": self._ending.is_set(),
+            "gone": self._view.gone_at(),
+        }
+        if self._lease and self._said == said:
             return
         self._lease = self._lease or self._native.lease_grant(_TTL_S)
-        name = self._seat.entry.name
-        said = {"entry": name, "host": host_name(), "pid": os.getpid(), "ending": ending}
         self._view.keys.say(self._seat.id, self._lease, said)
-        self._said = ending
+        self._said = said
 
     def _ended(self) -> float:
         """Say why the process has ended, and wait longer each time."""
@@ -287,6 +298,7 @@ class Keeper:
         if time.monotonic() - seat.started_at > _LONGEST_PAUSE_S:
             self._crashes = 0
         self._crashes += 1
+        seat.counts.restarted()
         seat.answer("starting")
         self.trouble = f"The member of the quorum at {seat.entry.name} has ended: {last}"
         self._warn(

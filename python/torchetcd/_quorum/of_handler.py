@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,26 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
+from torchetcd._endpoints import is_job
 from torchetcd._environment import endpoint_or_default
-from torchetcd._quorum.entries import is_job
+from torchetcd._phrasing import listed
 from torchetcd._quorum.quorum import Quorum
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousParameters
 
     from torchetcd._rendezvous.options import Options
+
+
+_logger = logging.getLogger("torchetcd.quorum")
+
+_PARAMETERS = (
+    "quorum",
+    "quorum_peer_port",
+    "quorum_replace_after",
+    "quorum_dir",
+    "quorum_secret_file",
+)
 
 
 def quorum_of(params: RendezvousParameters, options: Options) -> Quorum | None:
@@ -29,6 +42,7 @@ def quorum_of(params: RendezvousParameters, options: Options) -> Quorum | None:
     """
     endpoint, _ = endpoint_or_default(params.endpoint)
     if not is_job(endpoint):
+        _warn_of_no_effect(params, endpoint)
         return None
     quorum = Quorum(endpoint, str(params.run_id), options)
     if quorum.material is not None:
@@ -36,6 +50,19 @@ def quorum_of(params: RendezvousParameters, options: Options) -> Quorum | None:
         options.ca_cert = quorum.material.ca
         options.ssl_cert, options.ssl_cert_key = quorum.material.cert, quorum.material.key
     return quorum
+
+
+def _warn_of_no_effect(params: RendezvousParameters, endpoint: str) -> None:
+    """Say which parameters mean nothing here. A site may set the variable for all its jobs."""
+    given = [name for name in _PARAMETERS if params.config.get(name) is not None]
+    if given:
+        _logger.warning(
+            "The rendezvous parameter%s %s %s no effect, because the endpoint '%s' is not job://...",
+            "" if len(given) == 1 else "s",
+            listed(f"'{name}'" for name in given),
+            "has" if len(given) == 1 else "have",
+            endpoint,
+        )
 
 
 @contextlib.contextmanager

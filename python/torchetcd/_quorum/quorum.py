@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchetcd._at_exit import after_leaving
 from torchetcd._etcd_process import find_binary
-from torchetcd._quorum.asking import Answer, Who, ask, ask_all
+from torchetcd._quorum.asking import Who, ask
+from torchetcd._quorum.clients import connect, members_at
+from torchetcd._quorum.counts import Counts
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.folder import FolderError, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
 from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
 from torchetcd._quorum.seat import Seat
+from torchetcd._quorum.seen import gone_of, without_majority
 from torchetcd._quorum.surroundings import judged
-from torchetcd.etcd import Client, EtcdException
 
 if TYPE_CHECKING:
     from torchetcd._rendezvous.node import EtcdRendezvous
     from torchetcd._rendezvous.options import Options
+    from torchetcd.etcd import Client
 
 _logger = logging.getLogger("torchetcd.quorum")
 
@@ -42,6 +45,14 @@ _KEEPER_S = 5.0
 class _Place(NamedTuple):
     entry: Entry
     keeper: Keeper
+
+
+class _InUse(NamedTuple):
+    """Why an entry cannot be taken."""
+
+    text: str
+    #: Whether that will pass.
+    passing: bool
 
 
 class Quorum:
@@ -83,12 +94,19 @@ class Quorum:
         self._tls = self.material.of_client() if self.material else None
         self._owner = os.getpid()
         self._has_left = threading.Event()
+        self._counts = Counts(run_id, self.entries.size)
         self._place: _Place | None = None
         #: The members as last seen, if this agent has seen them.
         self._members: list[Entry] = []
 
     def _make_client(self, timeout_s: float) -> Client:
-        return connect(self.entries, self.material, timeout_s, self.entries.cluster_id(self.token))
+        return connect(
+            self.entries,
+            self.material,
+            timeout_s,
+            self.entries.cluster_id(self.token),
+            secret_file=self._options.quorum_secret_file,
+        )
 
     def start(self, timeout_s: float) -> None:
         """Begin to run a member if this host has an entry, and wait until there is a quorum.
@@ -147,9 +165,9 @@ class Quorum:
             if foreign is None:
                 break
             name = self.entries.endpoint
-            message = f"A member of the quorum of {name} cannot run on this host: {foreign}."
-            if not is_served(foreign.host, foreign.port):
-                _logger.warning("%s It is tried again.", message)
+            message = f"A member of the quorum of {name} cannot run on this host: {foreign.text}."
+            if foreign.passing:
+                _logger.info("%s It is tried again.", message)
                 threading.Thread(
                     target=self._try_later, name="torchetcd-place", daemon=True
                 ).start()
@@ -176,7 +194,7 @@ class Quorum:
                 _logger.warning("%s", exc)
                 return
 
-    def _try_places(self, *, any_entry: bool = False) -> PortTakenError | None:
+    def _try_places(self, *, any_entry: bool = False) -> _InUse | None:
         """Take an entry; return what stands against it, if something else has its ports.
 
         Args:
@@ -194,7 +212,7 @@ class Quorum:
                 continue  # another agent of this host has it
             client = self._make_client(_KEEPER_S)
             keeper = Keeper(
-                Seat(self.entries, entry, self.token, folder, self.material),
+                Seat(self.entries, entry, self.token, folder, self.material, self._counts),
                 client,
                 self.material,
                 self._options.quorum_replace_after,
@@ -204,11 +222,11 @@ class Quorum:
                 keeper.start()
             except PortTakenError as exc:
                 keeper.stop()
-                if self._is_of_this_job(entry):
-                    continue
-                if not any_entry and not is_served(exc.host, exc.port):
-                    return exc
-                taken = taken or exc
+                ours = self._is_of_this_job(entry)
+                if not any_entry and (ours or not is_served(exc.host, exc.port)):
+                    return _InUse(str(exc), passing=True)
+                if not ours:
+                    taken = taken or _InUse(str(exc), passing=False)
                 continue
             except BaseException:
                 keeper.stop()
@@ -224,7 +242,8 @@ class Quorum:
     def _is_of_this_job(self, entry: Entry) -> bool:
         """Return whether an agent of this job, or its member, is at an entry.
 
-        In containers that share the network of their host, agents do not see one another's folders.
+        It may be the member of an agent that was killed, and ends now. In containers that share the network
+        of their host, it may be another agent, whose folder is not seen here.
         """
         answer = ask(entry, self._tls)
         if answer.who is Who.ETCD:
@@ -240,26 +259,18 @@ class Quorum:
 
     def lacking(self) -> str:
         """Say which members are gone, for an error; empty where a majority is there."""
-        try:
-            self.client._native.member_list(3.0)
-        except EtcdException:
-            answers = ask_all(self._members or self.entries.first, self._tls)
-        else:
-            return ""
+        asked = self._members or self.entries.first
         cluster = self.entries.cluster_id(self.token)
-        answers = [judged(answer, self.token, cluster) for answer in answers]
-        gone = [self._text(answer) for answer in answers if answer.who is not Who.ETCD]
+        judge = functools.partial(judged, token=self.token, cluster=cluster)
+        seen = without_majority(self.client._native, self.entries, self._tls, asked, judge)
+        if seen is None:
+            return ""
         place = self._place
         here = f" At this agent: {place.keeper.trouble}" if place and place.keeper.trouble else ""
         return (
             f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
-            f"{self.entries.size} members. Gone: {'; '.join(gone) or 'none of those asked'}.{here}"
+            f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}.{here}"
         )
-
-    def _text(self, answer: Answer) -> str:
-        if answer.who is Who.AGENT:
-            return f"{answer.entry.name} (its agent runs, its member does not)"
-        return f"{answer.entry.name} ({answer.text})"
 
     def left(self, node: EtcdRendezvous, *, ended: bool) -> None:
         """End after a node has left its run.
@@ -294,25 +305,3 @@ class Quorum:
 def _ports(entries: Entries) -> str:
     ports = sorted({port for entry in entries.all for port in (entry.port, entry.peer_port)})
     return ", ".join(map(str, ports[:6])) + (" and more" if len(ports) > 6 else "")
-
-
-def connect(
-    entries: Entries, material: Material | None, timeout_s: float, cluster_id: int | None = None
-) -> Client:
-    """Make a client of a quorum; it connects at its first call."""
-    client = Client(
-        ",".join(entry.client_url(entries.scheme) for entry in entries.all),
-        protocol=entries.scheme,
-        read_timeout=timeout_s,
-        ca_cert=material.ca if material else None,
-        cert=(material.cert, material.key) if material else None,
-        expected_cluster_id=None if cluster_id is None else f"{cluster_id:x}",
-    )
-    members_at(client, entries, [entry.client_url(entries.scheme) for entry in entries.first])
-    return client
-
-
-def members_at(client: Client, entries: Entries, urls: list[str]) -> None:
-    """Let a client try the members first, then the other entries, some at a time: there may be thousands."""
-    others = [entry.client_url(entries.scheme) for entry in entries.all]
-    client._native.set_endpoints(urls, [url for url in others if url not in urls])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from torchetcd._quorum.answering import Answerer
+from torchetcd._quorum.counts import Counts
 from torchetcd._quorum.decisions import Own
 from torchetcd._quorum.entries import Entries, Entry
 from torchetcd._quorum.folder import Folder
@@ -18,13 +20,14 @@ from torchetcd._rendezvous.local_address import host_name
 class Seat:
     """The entry of this agent."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what an entry has
         self,
         entries: Entries,
         entry: Entry,
         token: str,
         folder: Folder,
         material: Material | None,
+        counts: Counts,
     ) -> None:
         """Take what belongs to it; `answer` takes the port.
 
@@ -34,7 +37,9 @@ class Seat:
             token: The name of the quorum.
             folder: Where the data of its member is.
             material: The certificates, if there is a secret.
+            counts: What is counted for metrics.
         """
+        self.counts = counts
         self.entries, self.entry, self.token, self._folder = entries, entry, token, folder
         self._tls = material.of_server() if material else None
         self._member = Member(entries, entry, token, material)
@@ -49,6 +54,27 @@ class Seat:
     def is_first(self) -> bool:
         """Whether it is an entry of a first member."""
         return self.entry in self.entries.first
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is data of its member. One that was added has none before it is started."""
+        return self.id is not None and self._folder.member is not None
+
+    @property
+    def knows(self) -> bool:
+        """Whether it, or an earlier agent here, has heard of the quorum."""
+        return self._folder.knows
+
+    def learn(self) -> None:
+        """Note that there is a quorum."""
+        self._folder.learn()
+
+    @property
+    def role(self) -> str:
+        """What it says of itself while no member runs and nothing is known of others."""
+        if self.has_data:
+            return "starting"
+        return "candidate" if self.knows else "fresh"
 
     @property
     def runs(self) -> bool:
@@ -75,13 +101,19 @@ class Seat:
         self._folder.check_space()
         listen(self.entry.host, self.entry.peer_port).close()
 
-    def answer(self, role: str) -> None:
-        """Say at the port that there is an agent, and in which role.
+    def answer(self, role: str, gone: dict[str, float] | None = None) -> None:
+        """Say at the port that there is an agent, in which role, and which members it has seen go.
 
         Raises:
             PortTakenError: if something else has the port.
         """
-        says = {"token": self.token, "entry": self.entry.name, "role": role, "host": host_name()}
+        says: dict[str, Any] = {
+            "token": self.token,
+            "entry": self.entry.name,
+            "role": role,
+            "host": host_name(),
+            "gone": gone or {},
+        }
         if self._answerer is None:
             self._answerer = Answerer(listen(self.entry.host, self.entry.port), self._tls, says)
         self._answerer.says = says
@@ -99,6 +131,7 @@ class Seat:
         self._stop_answering()
         self._member.start(self._folder, initial_cluster)
         self.started_at = time.monotonic()
+        self.counts.member_runs(True)
 
     def start_as_first(self) -> None:
         """Start its etcd as one of the first members."""
@@ -108,6 +141,7 @@ class Seat:
 
     def stop(self, *, kill: bool = False) -> None:
         """End its etcd."""
+        self.counts.member_runs(False)
         self._member.stop(kill=kill)
 
     def forget(self) -> None:
@@ -125,6 +159,7 @@ class Seat:
 
     def give_up(self, *, remove: bool) -> None:
         """End all of it, and delete its data if that is of no more use."""
+        self.counts.member_runs(False)
         self._stop_answering()
         # In order it would look for another leader first, which the end of a job has no use for.
         self._member.stop(kill=remove)

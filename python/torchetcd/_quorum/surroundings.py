@@ -42,14 +42,17 @@ def look_around(
     # Any member of a majority knows, wherever it is.
     with contextlib.suppress(EtcdException):
         listed = native.member_list(1.0 if seat.is_first else 5.0)
+        # Its first member, and not a learner that was added since: that one has another id.
+        first = seat.entries.first_member_id(seat.entry, seat.token)
         return Told(
             seat.is_first,
-            has_data=seat.id is not None,
+            has_data=seat.has_data,
             removed=seat.id not in {number for number, *_ in listed},
             quorum=True,
-            awaited=any(seat.peer_url in urls and not clients for _, _, urls, clients, _ in listed),
+            awaited=any(number == first and not clients for number, _, _, clients, _ in listed),
+            knows=seat.knows,
         )
-    if seat.id is not None:
+    if seat.has_data:
         return Told(seat.is_first, has_data=True)
     answers = ask_all([entry for entry in seat.entries.first if entry != seat.entry], tls)
     ours, wrong, members = [], [], []
@@ -65,15 +68,17 @@ def look_around(
     return Told(
         seat.is_first,
         has_data=False,
-        quorum=bool(members),
-        awaited=any(seat.peer_url in member.awaited for member in members),
-        fresh=sum(answer.says.get("role") == "fresh" for answer in ours) + seat.is_first,
+        quorum=any(member.knows_started for member in members),
+        knows=seat.knows,
+        fresh=sum(answer.says.get("role") == "fresh" for answer in ours)
+        + sum(member.knows_started is False for member in members)
+        + (seat.is_first and not seat.knows),
         majority=seat.entries.majority,
     )
 
 
 def judged(answer: Answer, token: str, cluster: int) -> Answer:
-    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that is none of this quorum."""
+    """Return an answer as `Who.OTHER` if an agent or an etcd gave it that does not belong to this quorum."""
     if answer.who is Who.ETCD and answer.cluster != cluster:
         return Answer(answer.entry, Who.OTHER, "an etcd of another job runs there")
     if answer.who is Who.AGENT and answer.says["token"] != token:

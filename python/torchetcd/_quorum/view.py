@@ -34,6 +34,8 @@ class View:
         #: The agent that changes the list of members.
         self.changer: str | None = None
         self._gone_since: dict[int, float] = {}
+        #: The same by the clock, for people.
+        self._gone_at: dict[int, float] = {}
         self._ask_at: dict[int, float] = {}
 
     def look(self, timeout_s: float = 10.0) -> None:
@@ -54,14 +56,20 @@ class View:
             peer_url = peer_urls[0] if peer_urls else ""
             if number in spoken_for or self._answers(number, peer_url, now):
                 self._gone_since.pop(number, None)
+                self._gone_at.pop(number, None)
                 gone_s = 0.0
             else:
                 gone_s = now - self._gone_since.setdefault(number, now) + 0.001
+                self._gone_at.setdefault(number, time.time())
             found.append(Seen(number, peer_url, is_learner, gone_s))
         present = {member.id for member in found}
         for forgotten in self._gone_since.keys() - present:
-            del self._gone_since[forgotten]
+            del self._gone_since[forgotten], self._gone_at[forgotten]
         return found
+
+    def gone_at(self) -> dict[str, float]:
+        """Return the ids of members that are gone, and at what time that was noticed."""
+        return {f"{number:016x}": self._gone_at[number] for number in self._gone_since}
 
     def _answers(self, number: int, peer_url: str, now: float) -> bool:
         """Ask a member itself, now and then: its agent may be slow, or not be connected."""
@@ -82,6 +90,10 @@ class View:
     def place_of(self, member: int) -> str:
         """Return the peer URL of a member."""
         return next((urls[0] for number, _, urls, _, _ in self.listed if number == member), "")
+
+    def is_learner(self, member: int) -> bool:
+        """Return whether a member has no vote yet, as far as is known."""
+        return any(number == member and learner for number, *_, learner in self.listed)
 
     def confirm_gone(self, number: int) -> bool:
         """Ask a member once more, before it is removed."""

@@ -169,7 +169,7 @@ class EtcdRendezvous(RoundStores):
     def _join(self, local_addr: str | None) -> tuple[int, int, int, RendezvousStoreInfo]:
         self._look()
         local_addr = local_addr or self._own_address
-        why = why_command(self._run_id, self.client.endpoints, self._prefix)
+        why = why_command(self._run_id, self.client, self._prefix)
         observed = ObservedBarrier(
             self._run_id, self._node, self._num_min_workers, self._num_max_workers
         )

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from torchetcd import _defaults
 from torchetcd._credentials import find_credentials
-from torchetcd._endpoints import refuse_credentials
+from torchetcd._endpoints import refuse_job
 from torchetcd._environment import endpoint_or_default
 from torchetcd._key_names import run_segment
 from torchetcd._rendezvous.options import given_by_site
@@ -226,7 +226,7 @@ class EtcdRendezvousBackend(RendezvousBackend):
 
 def _create_etcd_client(params: RendezvousParameters) -> Client:
     endpoint, _ = endpoint_or_default(params.endpoint)
-    refuse_credentials(endpoint)
+    refuse_job(endpoint)
     hosts = [_parse_endpoint(part) for part in endpoint.split(",")]
     by_site = given_by_site(params.config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch.distributed.elastic.rendezvous.api import (
@@ -17,13 +17,14 @@ from torch.distributed.elastic.rendezvous.api import (
 
 from torchetcd import _defaults
 from torchetcd._closed_run import Closed, closed_text
-from torchetcd._endpoints import parse_addresses
-from torchetcd._environment import PREFIX, endpoint_or_default
+from torchetcd._endpoints import is_job, parse_addresses
+from torchetcd._environment import PREFIX, QUORUM_SECRET_FILE, endpoint_or_default
 from torchetcd._key_names import prefix_path
 from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
 if TYPE_CHECKING:
     from torchetcd._torchetcd import Rendezvous
+    from torchetcd.etcd import Client
 
 _logger = logging.getLogger("torchetcd.etcd_rendezvous")
 
@@ -174,19 +175,28 @@ def _waited_for(node: Rendezvous, run_id: str, least: int, waited_s: float) -> s
     )
 
 
-def why_command(run_id: str, endpoints: Sequence[str], prefix: str) -> str:
+def why_command(run_id: str, client: Client, prefix: str) -> str:
     """Return the command that tells why a run waits, as it can be typed on this host."""
     command = ["torchetcd", "why", run_id]
-    usual, _ = endpoint_or_default(None)
-    try:
-        uris = [address.uri for address in parse_addresses(usual, _defaults.PORT, "http")]
-    except ValueError:
-        uris = []
-    if list(endpoints) != uris:
-        command += ["--endpoint", ",".join(endpoints)]
+    endpoint, secret_file = client._typed or (",".join(client.endpoints), None)
+    if endpoint != _usual_endpoint():
+        command += ["--endpoint", endpoint]
+    if secret_file is not None and secret_file != QUORUM_SECRET_FILE.get():
+        command += ["--quorum-secret-file", secret_file]
     if prefix_path(prefix) != prefix_path(PREFIX.get() or _defaults.PREFIX):
         command += ["--prefix", prefix]
     return shlex.join(command)
+
+
+def _usual_endpoint() -> str:
+    """Return the endpoint of a command that is given none."""
+    usual, _ = endpoint_or_default(None)
+    if is_job(usual):
+        return usual.strip()
+    try:
+        return ",".join(address.uri for address in parse_addresses(usual, _defaults.PORT, "http"))
+    except ValueError:
+        return ""
 
 
 def closed_error(

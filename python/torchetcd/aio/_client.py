@@ -7,7 +7,8 @@ from types import TracebackType
 
 from torchetcd import _native
 from torchetcd._defaults import PREFIX, READ_TIMEOUT_S
-from torchetcd._endpoints import Host
+from torchetcd._endpoints import Host, is_job
+from torchetcd._quorum.clients import Access, access
 from torchetcd._run_model import Event, Node, Run, Timeline
 from torchetcd.aio import _circumstances, _history, _operations, _reading, _watching
 from torchetcd.aio._circumstances import Circumstances
@@ -37,7 +38,8 @@ class Client:
     if it refuses. `prefix` is the handler's parameter `etcd_prefix` everywhere.
 
     Args:
-        endpoint: Endpoints, separated by commas: "h1:2379,https://h2".
+        endpoint: Endpoints, separated by commas: "h1:2379,https://h2". Or the quorum inside a job:
+            "job://h1,h2,h3", as its agents have it.
         protocol: "http" or "https", for endpoints that do not say.
         cert: A file with the client certificate and its key, or the two files.
         ca_cert: The file with the CA certificate; the system's are trusted without it.
@@ -45,6 +47,8 @@ class Client:
         password: The user's password.
         password_file: A file with the password instead, which is read for each log-in.
         read_timeout: Seconds that a call to etcd may take.
+        quorum_secret_file: The file with the secret of that quorum. Certificates are made of it, and users
+            and other certificates are not used there.
 
     Raises:
         ValueError: if an argument cannot work.
@@ -60,6 +64,8 @@ class Client:
         password: str | None = None,
         password_file: str | None = None,
         read_timeout: float = READ_TIMEOUT_S,
+        *,
+        quorum_secret_file: str | None = None,
     ) -> None:  # fmt: skip
         """Make a client; nothing is sent to etcd yet."""
         if username and password is None and password_file is None:
@@ -68,16 +74,23 @@ class Client:
         if not username and (password is not None or password_file is not None):
             message = "A password for etcd was given without a user (parameter 'username')."
             raise ValueError(message)
-        self._etcd = EtcdClient(
-            endpoint,
-            protocol=protocol,
-            cert=cert,
-            ca_cert=ca_cert,
-            username=username,
-            password=password,
-            password_file=password_file,
-            read_timeout=read_timeout,
-        )
+        #: Its certificates are deleted with this object.
+        self._access: Access | None = None
+        if isinstance(endpoint, str) and is_job(endpoint):
+            what = "The argument 'quorum_secret_file'"
+            self._access = access(endpoint, quorum_secret_file, what)
+            self._etcd = self._access.client(read_timeout)
+        else:
+            self._etcd = EtcdClient(
+                endpoint,
+                protocol=protocol,
+                cert=cert,
+                ca_cert=ca_cert,
+                username=username,
+                password=password,
+                password_file=password_file,
+                read_timeout=read_timeout,
+            )
         # Loads the native module here, and not in a thread later: a fork while it is loaded there
         # would leave its import locked in the child.
         _ = self._etcd._native

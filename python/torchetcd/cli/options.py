@@ -11,12 +11,15 @@ import click
 from click.core import ParameterSource
 
 from torchetcd import _defaults, _environment
+from torchetcd._endpoints import is_job
+from torchetcd._quorum.clients import entries_of_people
+from torchetcd._quorum.seen import lack
 from torchetcd.aio import key_prefix
 from torchetcd.cli.completion import complete_run
 from torchetcd.cli.exit_codes import Failure
 from torchetcd.cli.target import Target
 from torchetcd.etcd import Client as EtcdClient
-from torchetcd.etcd import EtcdConnectionFailed
+from torchetcd.etcd import EtcdConnectionFailed, EtcdException
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -44,7 +47,10 @@ class Seconds(click.FloatRange):
 
 def _endpoint(_context: click.Context, _option: click.Parameter, value: str) -> str:
     try:
-        EtcdClient(value)
+        if is_job(value):
+            entries_of_people(value)
+        else:
+            EtcdClient(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     return value
@@ -86,7 +92,7 @@ _OPTIONS = (
         show_default=True,
         metavar="HOST:PORT,...",
         callback=_endpoint,
-        help="etcd's endpoints, separated by commas.",
+        help="etcd's endpoints, separated by commas, or job://HOST,... as its agents have it.",
     ),
     click.option(
         "--protocol",
@@ -123,6 +129,13 @@ _OPTIONS = (
         help="User in etcd; the password is in TORCHETCD_PASSWORD_FILE or TORCHETCD_PASSWORD.",
     ),
     click.option(
+        "--quorum-secret-file",
+        envvar=_environment.QUORUM_SECRET_FILE.name,
+        show_envvar=True,
+        type=_FILE,
+        help="For job://...: the file with the secret of the quorum.",
+    ),
+    click.option(
         "--prefix",
         envvar=_environment.PREFIX.name,
         show_envvar=True,
@@ -156,7 +169,12 @@ def with_target(command: _Command) -> _Command:
         target = Target(**{name: arguments.pop(name) for name in fields})
         try:
             return command(target, **arguments)
-        except EtcdConnectionFailed as exc:
+        except EtcdException as exc:
+            if target.quorum is not None:
+                why = lack(target.quorum)
+                raise Failure(why or f"{str(exc).rstrip('.')}.") from None
+            if not isinstance(exc, EtcdConnectionFailed):
+                raise
             if _source("endpoint") is not ParameterSource.DEFAULT:
                 raise
             message = (

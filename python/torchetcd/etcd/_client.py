@@ -139,6 +139,8 @@ class Client(KeyOperations):
         self.expected_cluster_id = expected_cluster_id
         self.lock_prefix = lock_prefix
         self.per_host_pool_size = per_host_pool_size
+        #: The endpoint of a quorum as it was typed, and the file with its secret.
+        self._typed: tuple[str, str | None] | None = None
         if allow_reconnect and not use_proxies:
             self._members(min(self._seconds(), _FIRST_CONTACT_S))
 

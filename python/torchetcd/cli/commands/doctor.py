@@ -13,6 +13,7 @@ from torchetcd.cli.doctor.observations import Finding
 from torchetcd.cli.doctor.probes import observe
 from torchetcd.cli.exit_codes import FINDINGS, OK
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import see_quorum
 from torchetcd.cli.options import with_target
 from torchetcd.cli.output import emit, table, write_json
 from torchetcd.cli.target import Target
@@ -24,12 +25,12 @@ _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold 
 @click.argument("run", metavar="[RUN]", required=False)
 @with_target
 def doctor(target: Target, run: str | None) -> int:
-    """Look at etcd: reach, latency, version, TLS, users, rights, alarms, space, runs, clocks.
+    """Look at etcd: reach, latency, version, TLS, users, rights, alarms, space, runs, clocks, quorum.
 
     It needs no root rights on etcd, says what it may not look at, and leaves nothing behind. With RUN
     the rights are tried below that run only, which is all that a role for one run has.
     """
-    found = findings(wait(observe(target, run)))
+    found = findings(wait(observe(target, run, see_quorum(target))))
     worst = OK if all(finding.level != "problem" for finding in found) else FINDINGS
     if target.json:
         write_json({"findings": [dataclasses.asdict(finding) for finding in found]})

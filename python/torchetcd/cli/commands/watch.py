@@ -20,6 +20,7 @@ from torchetcd.cli.exit_codes import OK
 from torchetcd.cli.interruptible import wait
 from torchetcd.cli.options import run_argument, with_target
 from torchetcd.cli.output import console, document, write_json_line
+from torchetcd.cli.quorum_news import News, with_news
 from torchetcd.cli.target import Target
 from torchetcd.cli.views.event_text import sentence
 from torchetcd.cli.views.run_tables import screen
@@ -49,14 +50,24 @@ def watch(target: Target, run: str, *, once: bool) -> int:
 
 
 async def _lines(target: Target, run: str, *, once: bool, json: bool) -> None:
-    async with contextlib.aclosing(events_of(target, run)) as events:
+    async with contextlib.aclosing(_told(target, run, once=once)) as events:
         async for event in events:
             if json:
                 write_json_line(line_of(event))
             else:
-                print(f"{clock(event.at)}  {sentence(event)}", flush=True)
+                print(f"{clock(event.at)}  {_text(event)}", flush=True)
             if once:
                 return
+
+
+def _told(target: Target, run: str, *, once: bool) -> AsyncGenerator[Event | News, None]:
+    events = events_of(target, run)
+    # The first event says what the run is.
+    return events if once else with_news(events, target)
+
+
+def _text(event: Event | News) -> str:
+    return event.text if isinstance(event, News) else sentence(event)
 
 
 async def _screen(target: Target, run: str, *, once: bool) -> None:
@@ -66,11 +77,12 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
     shown: list[Run] = []
 
     async def follow() -> None:
-        async with contextlib.aclosing(events_of(target, run)) as events:
+        async with contextlib.aclosing(_told(target, run, once=once)) as events:
             async for event in events:
                 if not isinstance(event, aio.Snapshot):
-                    last.append(f"{clock(event.at).split()[1]}  {sentence(event)}")
-                shown[:] = [event.run]
+                    last.append(f"{clock(event.at).split()[1]}  {_text(event)}")
+                if not isinstance(event, News):
+                    shown[:] = [event.run]
                 changed.set()
                 if once:
                     return
@@ -108,8 +120,11 @@ async def events_of(target: Target, run: str) -> AsyncGenerator[Event, None]:
             yield event
 
 
-def line_of(event: Event) -> dict[str, Any]:
+def line_of(event: Event | News) -> dict[str, Any]:
     """Make the JSON of an event. The whole run is in snapshots only: it can have thousands of nodes."""
+    if isinstance(event, News):
+        named = {"event": event.kind, "at": event.at, "entry": event.entry}
+        return {**named, "text": event.text}
     run = event.run
     fields: dict[str, Any] = {"event": type(event).__name__}
     for name in event.__dataclass_fields__:

@@ -8,6 +8,7 @@ from rich.text import Text
 from torchetcd.aio import Circumstances, Run
 from torchetcd.cli.exit_codes import CLOSED, ERROR, FINDINGS, NOT_FOUND, OK
 from torchetcd.cli.interruptible import wait
+from torchetcd.cli.lookups import check_majority
 from torchetcd.cli.options import run_argument, with_target
 from torchetcd.cli.output import documents, emit, write_json
 from torchetcd.cli.target import Target
@@ -33,6 +34,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str | None)
 @with_target
 def why(target: Target, run: str, expect: list[str]) -> int:
     """Say in one paragraph why a run's barrier is not complete, and who is missing."""
+    check_majority(target)
     known = wait(_ask(target, run))
     found = known.run
     code = _code(found)

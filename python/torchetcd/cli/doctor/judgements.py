@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torchetcd._phrasing import clock, count, duration, listed, plain
 from torchetcd.cli.doctor.observations import Endpoint, Finding, Observations, clause, not_shown
+from torchetcd.cli.doctor.quorum_judgements import quorum
 from torchetcd.cli.doctor.space_judgements import alarms, space
 
 _DAY = 86400.0
@@ -21,6 +22,8 @@ _CLOCK_S = 5.0
 def findings(seen: Observations) -> list[Finding]:
     """Judge what was seen."""
     found = list(_client_certificate(seen))
+    if seen.quorum is not None:
+        found += quorum(seen.quorum)
     for endpoint in seen.endpoints:
         found += _endpoint(endpoint, seen)
     reached = [
@@ -30,7 +33,9 @@ def findings(seen: Observations) -> list[Finding]:
     ]
     if not reached:
         return found
-    for judge in (_cluster, _auth, _rights, alarms, space, _tls, _runs, _clock):
+    # Whoever has the secret of a quorum has all rights, so there are no users.
+    of_site = () if seen.quorum is not None else (_auth, _tls)
+    for judge in (_cluster, *of_site, _rights, alarms, space, _runs, _clock):
         found += judge(seen, reached)
     return found
 
@@ -204,7 +209,7 @@ def _cluster(seen: Observations, reached: Sequence[Endpoint]) -> Iterator[Findin
         )
     if seen.members is not None:
         voting = sum(not learner for _, learner in seen.members)
-        if voting > 1 and len(seen.endpoints) == 1:
+        if voting > 1 and len(seen.endpoints) == 1 and seen.quorum is None:
             yield Finding(
                 "note",
                 "endpoints",

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, TypeAlias
 
 from torchetcd._phrasing import plain
+from torchetcd._quorum.seen import Quorum
 
 Level: TypeAlias = Literal["ok", "note", "warning", "problem"]
 
@@ -91,6 +92,8 @@ class Observations:
     #: How far ahead of this clock the newest record is, and whose it is.
     ahead_s: float | None = None
     ahead_of: str = ""
+    #: The quorum inside a job; `None` where etcd is elsewhere.
+    quorum: Quorum | None = None
 
 
 def not_shown(topic: str, what: str, error: str) -> Finding:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from torchetcd._quorum.seen import Quorum
 from torchetcd.aio import Client, RawClient, Run, RunNotFoundError, key_prefix, prefix_end
 from torchetcd.cli.doctor import certificates, server_metrics
 from torchetcd.cli.doctor.observations import Endpoint, Observations, Status
@@ -24,12 +25,14 @@ _LEASES = 64
 _NEVER = 2**62
 
 
-async def observe(target: Target, run: str | None) -> Observations:
+async def observe(target: Target, run: str | None, quorum: Quorum | None = None) -> Observations:
     """Look at the cluster, and at the runs in it.
 
     Args:
         target: The options.
         run: The run below which reading and writing is tried; all below the prefix without it.
+        quorum: What was seen of the quorum inside a job. Only its members are endpoints then, and only with
+            a majority.
 
     Raises:
         click.UsageError: if an option is not valid.
@@ -37,13 +40,15 @@ async def observe(target: Target, run: str | None) -> Observations:
     path = key_prefix(run, target.prefix)
     client = target.client()  # also checks the options
     # Clients of which only the address is used.
-    addresses = [EtcdClient(uri) for uri in client.endpoints]
+    uris = client.endpoints if quorum is None else quorum.reached
+    addresses = [EtcdClient(uri) for uri in uris]
     endpoints = await asyncio.gather(*(_endpoint(target, address, path) for address in addresses))
     seen = Observations(
         endpoints=tuple(endpoints),
         path=path,
         now=time.time(),
         user=target.user,
+        quorum=quorum,
     )
     seen = _client_certificate(seen, target)
     async with client:
@@ -220,7 +225,7 @@ def _newest(run: Run) -> tuple[float, str]:
 
 
 def _client_certificate(seen: Observations, target: Target) -> Observations:
-    if target.cert is None:
+    if target.cert is None or seen.quorum is not None:
         return seen
     seen = dataclasses.replace(seen, client_certificate=target.cert)
     try:
@@ -231,9 +236,8 @@ def _client_certificate(seen: Observations, target: Target) -> Observations:
 
 
 def _server_certificate(seen: Endpoint, address: EtcdClient, target: Target) -> Endpoint:
-    pair = (target.cert, target.key or target.cert) if target.cert else None
     try:
-        end = certificates.end_of_server(address.host, address.port, target.timeout, pair)
+        end = certificates.end_of_server(address.host, address.port, target.timeout, target.pair)
     except (OSError, ValueError) as exc:
         return dataclasses.replace(seen, certificate_error=str(exc))
     return dataclasses.replace(seen, certificate_end=end)

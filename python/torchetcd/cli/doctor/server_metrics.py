@@ -51,6 +51,8 @@ def read(address: EtcdClient, target: Target) -> dict[str, float]:
 
 
 def _trust(target: Target) -> ssl.SSLContext:
+    if target.quorum is not None and (of_quorum := target.quorum.tls()) is not None:
+        return of_quorum
     context = ssl.create_default_context(cafile=target.ca_cert)
     if target.cert is not None:
         context.load_cert_chain(target.cert, target.key or target.cert)
