@@ -59,7 +59,7 @@ def test_an_agent_without_an_entry_is_a_client(make_job: Callable[..., Job]) -> 
     job.start_all(3, 4, 4)
     client = job.start(4, 4)
     client.finish()
-    assert "this agent is a client" in client.text()
+    assert "this one is a client" in client.text()
     _join(job, 4)
     assert job.port_of(client) == 0
 

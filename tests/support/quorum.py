@@ -18,6 +18,8 @@ from support.etcd.cluster import take_port
 from support.processes.zygote import Program, Zygote
 from support.waiting import eventually
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
+from torchetcd._quorum.material import make_material
+from torchetcd._quorum.quorum import connect
 from torchetcd.etcd import Client, EtcdException
 
 #: For what is waited for at most; other tests may keep the machine busy.
@@ -160,6 +162,7 @@ class Job:
         entries: int = 3,
         *,
         hosts: Sequence[str] = ("127.0.0.1",),
+        secret: str = "",
         **config: Any,
     ) -> None:
         """Choose the ports.
@@ -169,6 +172,7 @@ class Job:
             folder: Of this test.
             entries: How many.
             hosts: Their hosts, in turns.
+            secret: What is in the file with the secret, for the clients of the test.
             config: Parameters of all agents.
         """
         self.zygote, self.folder = zygote, folder
@@ -179,7 +183,8 @@ class Job:
         named = [f"{hosts[n % len(hosts)]}:{port}" for n, port in enumerate(ports)]
         self.endpoint = "job://" + ",".join(named)
         self.config = config
-        self.entries: Entries = parse_entries(self.endpoint, self.size)
+        self.entries: Entries = parse_entries(self.endpoint, self.size, secure=bool(secret))
+        self._material = make_material(secret.encode()) if secret else None
         self.agents: list[Agent] = []
 
     def parameters(self, least: int, most: int, **config: Any) -> dict[str, Any]:
@@ -244,8 +249,7 @@ class Job:
     @contextlib.contextmanager
     def client(self, timeout_s: float = 5.0) -> Iterator[Client]:
         """Provide a client of all entries."""
-        named = ",".join(entry.client_url("http") for entry in self.entries.all)
-        with Client(named, read_timeout=timeout_s) as client:
+        with connect(self.entries, self._material, timeout_s) as client:
             yield client
 
     def members(self) -> dict[int, bool]:
@@ -294,9 +298,8 @@ class Job:
         with self.client() as client:
             for entry in there:
                 with contextlib.suppress(EtcdException):
-                    (_, _, own, _, leader, _), *_ = client._native.status(
-                        entry.client_url("http"), 2.0
-                    )
+                    url = entry.client_url(self.entries.scheme)
+                    (_, _, own, _, leader, _), *_ = client._native.status(url, 2.0)
                     found[entry.port] = (own, leader)
         return found
 
