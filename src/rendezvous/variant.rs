@@ -12,6 +12,8 @@ pub enum Variant {
     UncheckedMembership,
     /// A node that takes the coordinator's place begins a new last call.
     ForgetsLastCall,
+    /// The last call is written and deleted without the coordinator's key, which guards the next change of it.
+    LastCallAlone,
     /// Members watch for losses from the completion on, whatever was written just before it.
     WatchesFromFinal,
     /// The member of the last rank does not watch that of the first.

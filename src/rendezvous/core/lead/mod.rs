@@ -29,8 +29,8 @@ pub enum Purpose {
     Load,
     AskLastCall,
     GrantLastCall,
-    PutLastCall,
-    ClearLastCall,
+    PutLastCall { joined: usize },
+    ClearLastCall { joined: usize },
     Report { joined: usize, last_call: bool },
     WriteMembers { to: usize },
     Complete,
@@ -141,7 +141,7 @@ impl Lead {
         if placeable < min {
             if self.last_call != Clock::Stopped {
                 self.last_call = Clock::Stopped;
-                return self.clear_last_call(cx, deadline);
+                return self.clear_last_call(cx, joined, deadline);
             }
         } else {
             let last_call = cx.settings.last_call;
@@ -158,7 +158,9 @@ impl Lead {
                         let purpose = Purpose::GrantLastCall;
                         return cx.out.grant(&mut self.slot, purpose, lease, last_call, deadline);
                     }
-                    Saved::Granted(lease) => return self.put_last_call(cx, lease, deadline),
+                    Saved::Granted(lease) => {
+                        return self.put_last_call(cx, lease, joined, deadline);
+                    }
                     Saved::Yes => {}
                 }
             }
@@ -185,16 +187,32 @@ impl Lead {
         }
     }
 
-    fn put_last_call(&mut self, cx: &mut Cx, lease: i64, deadline: Time) {
+    fn put_last_call(&mut self, cx: &mut Cx, lease: i64, joined: usize, deadline: Time) {
         let keys = &cx.settings.keys;
         let record = cx.encode(&LastCall { lease });
         let put = Op::put(keys.last_call(self.round), record, keys.run_lease());
-        self.write(cx, Purpose::PutLastCall, vec![put], deadline);
+        self.change_last_call(cx, Purpose::PutLastCall { joined }, put, (joined, true), deadline);
     }
 
-    fn clear_last_call(&mut self, cx: &mut Cx, deadline: Time) {
+    fn clear_last_call(&mut self, cx: &mut Cx, joined: usize, deadline: Time) {
         let delete = Op::delete(cx.settings.keys.last_call(self.round));
-        self.write(cx, Purpose::ClearLastCall, vec![delete], deadline);
+        let purpose = Purpose::ClearLastCall { joined };
+        self.change_last_call(cx, purpose, delete, (joined, false), deadline);
+    }
+
+    /// Writes the coordinator's key as well, whose revision guards the next change: a late copy of this one would
+    /// undo it otherwise.
+    fn change_last_call(
+        &mut self,
+        cx: &mut Cx,
+        purpose: Purpose,
+        change: Op,
+        (joined, last_call): (usize, bool),
+        deadline: Time,
+    ) {
+        let own = cx.leases.own().filter(|_| !cx.settings.wrong(Variant::LastCallAlone));
+        let told = own.map(|lease| txns::put_coordinator(cx, joined, last_call, lease));
+        self.write(cx, purpose, [change].into_iter().chain(told).collect(), deadline);
     }
 
     fn write(&mut self, cx: &mut Cx, purpose: Purpose, writes: Vec<Op>, deadline: Time) {
@@ -306,16 +324,17 @@ impl Lead {
 
     fn wrote(&mut self, cx: &mut Cx, purpose: Purpose, reply: &TxnReply) -> Vec<Effect> {
         match purpose {
-            Purpose::PutLastCall => {
+            Purpose::PutLastCall { joined } => {
                 if let Clock::Running { saved, .. } = &mut self.last_call {
                     *saved = Saved::Yes;
                 }
+                self.told_with_last_call(cx, joined, true, reply.revision);
+            }
+            Purpose::ClearLastCall { joined } => {
+                self.told_with_last_call(cx, joined, false, reply.revision);
             }
             Purpose::Report { joined, last_call } => {
-                if let Some(lease) = cx.leases.own() {
-                    txns::coordinator_written(cx, joined, last_call, lease, reply.revision);
-                }
-                self.reported = (joined, last_call);
+                self.told(cx, joined, last_call, reply.revision);
             }
             Purpose::WriteMembers { to } => {
                 if let Some(attempt) = &mut self.writing {
@@ -333,6 +352,19 @@ impl Lead {
             _ => {}
         }
         Vec::new()
+    }
+
+    fn told(&mut self, cx: &mut Cx, joined: usize, last_call: bool, revision: i64) {
+        if let Some(lease) = cx.leases.own() {
+            txns::coordinator_written(cx, joined, last_call, lease, revision);
+        }
+        self.reported = (joined, last_call);
+    }
+
+    fn told_with_last_call(&mut self, cx: &mut Cx, joined: usize, last_call: bool, revision: i64) {
+        if !cx.settings.wrong(Variant::LastCallAlone) {
+            self.told(cx, joined, last_call, revision);
+        }
     }
 }
 
@@ -433,11 +465,10 @@ mod tests {
         lead.answered(&mut cx, Purpose::GrantLastCall, granted);
         cx.out.take();
         lead.step(&mut cx, DEADLINE);
-        assert_eq!(puts(&sent(&mut cx)), ["round/1/last_call"]);
-        lead.answered(&mut cx, Purpose::PutLastCall, done(22));
-        // It is told at once, and then the round is completed with those who are there.
-        lead.step(&mut cx, DEADLINE);
-        assert_eq!(lead.slot.purpose(), Some(&Purpose::Report { joined: 2, last_call: true }));
+        // It is told in the same transaction, and then the round is completed with those who are there.
+        assert_eq!(puts(&sent(&mut cx)), ["round/1/last_call", "head/coordinator"]);
+        lead.answered(&mut cx, Purpose::PutLastCall { joined: 2 }, done(22));
+        assert_eq!(cx.view.coordinator.modified, 22, "what guards the next write");
         cx.now = cx.timers.get(Timer::LastCall).expect("an end");
         lead.step(&mut cx, DEADLINE);
         assert_eq!(lead.slot.purpose(), Some(&Purpose::WriteMembers { to: 2 }));
