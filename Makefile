@@ -97,7 +97,7 @@ docs: $(VENV)/.tools  ## Build the documentation into target/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 .PHONY: demo
-demo: build  ## Run a training over etcd in which a node is killed and replaced
+demo: build  ## Run a training in which a node is killed and replaced: over an etcd, then over one inside the job
 	$(BIN)/python examples/demo.py
 
 # Processes of the Python suite: its tests wait more than they compute. `make test-python JOBS=0` runs them one by one.

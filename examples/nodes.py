@@ -28,15 +28,17 @@ class Job:
         *,
         limit_s: float,
         last_call_s: int = 4,
+        conf: str = "",
     ) -> None:
-        self._lines: queue.Queue[str] = queue.Queue()
+        self._lines: queue.Queue[tuple[Node, str]] = queue.Queue()
         self._ends = time.monotonic() + limit_s
         self.nodes: list[Node] = []
         self._command = [
             sys.executable, "-m", "torch.distributed.run",
             "--nnodes", nnodes, "--nproc-per-node", "1", "--max-restarts", "5",
             "--rdzv-id", "demo", "--rdzv-backend", "etcd-v3", "--rdzv-endpoint", endpoint,
-            "--rdzv-conf", f"keep_alive_ttl={TTL_S},last_call_timeout={last_call_s},join_timeout=120",
+            "--rdzv-conf",
+            f"keep_alive_ttl={TTL_S},last_call_timeout={last_call_s},join_timeout=120{conf}",
             "--local-addr", "127.0.0.1",
             str(TRAIN), "--steps", str(steps), "--checkpoint", str(checkpoint),
         ]  # fmt: skip
@@ -47,12 +49,13 @@ class Job:
         self.nodes.append(node)
         return node
 
-    def wait_for(self, wanted: str) -> None:
-        """Wait until a node prints this; end the program if none does."""
+    def wait_for(self, wanted: str) -> Node:
+        """Wait until a node prints this, and return it; end the program if none does."""
         while time.monotonic() < self._ends:
             try:
-                if wanted in self._lines.get(timeout=1):
-                    return
+                node, line = self._lines.get(timeout=1)
+                if wanted in line:
+                    return node
             except queue.Empty:
                 if all(node.process.poll() is not None for node in self.nodes):
                     break
@@ -67,7 +70,7 @@ class Job:
 class Node:
     """A torchrun agent and its workers, whose lines are shown with the node's name."""
 
-    def __init__(self, name: str, command: list[str], lines: queue.Queue[str]) -> None:
+    def __init__(self, name: str, command: list[str], lines: queue.Queue[tuple[Node, str]]) -> None:
         self.name = name
         # TORCH_LOGS makes torch show the INFO lines of a package; warnings only for the rest.
         env = os.environ | {"TORCH_LOGS": "torchetcd", "OMP_NUM_THREADS": "1"}
@@ -84,7 +87,7 @@ class Node:
             text = line.rstrip()
             if text:
                 show(f"{self.name} | {text}")
-                self._lines.put(text)
+                self._lines.put((self, text))
 
     def lose(self) -> None:
         """Kill the whole node, agent and workers, as a power failure does."""

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from torch.distributed.run import get_args_parser
 from support import ROOT
 from support.docs import commands
 from support.docs.manifests import check_manifest, pod_template
-from support.docs.terminals import environment
+from support.docs.terminals import environment, has_etcdctl
+from support.network.ports import entry_ports
 from support.waiting import eventually
+from torchetcd._quorum.entries import parse_entries
 from torchetcd.etcd import Client, EtcdException
 from torchetcd.etcd_server import EtcdServer, find_binary, find_free_port
 from torchetcd.metrics import METRICS
@@ -57,7 +60,7 @@ os.write(1, " ".join(["task", task, "rank", rank, "of", world, *sys.argv[1:], "\
 
 
 def _run(command: list[str], folder: Path, **env: str) -> str:
-    ran = subprocess.run(
+    with subprocess.Popen(
         command,
         cwd=folder,
         env=environment(os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -65,11 +68,16 @@ def _run(command: list[str], folder: Path, **env: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert ran.returncode == 0, ran.stdout
-    return ran.stdout
+        start_new_session=True,
+    ) as ran:
+        try:
+            shown, _ = ran.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            # Agents that it has started as well.
+            os.killpg(ran.pid, signal.SIGKILL)
+            raise
+    assert ran.returncode == 0, shown
+    return shown
 
 
 @pytest.fixture
@@ -87,6 +95,21 @@ def test_scale(tmp_path: Path) -> None:
     worlds = re.findall(r"world of (\d): training from step (\d+)", shown)
     assert [world for world, _ in worlds] == ["1", "2", "1"], shown
     assert int(worlds[-1][1]) > 0
+
+
+@pytest.mark.slow(90)
+@pytest.mark.needs_etcd
+def test_demo_inside_the_job(tmp_path: Path) -> None:
+    """The node of rank 0 and of etcd's leader is lost and replaced; nothing of etcd is left."""
+    shown = _run([sys.executable, str(EXAMPLES / "demo.py"), "job"], tmp_path)
+    worlds = re.findall(r"world of (\d): training from step (\d+)", shown)
+    assert [world for world, _ in worlds] == ["3", "2", "3"], shown
+    assert int(worlds[1][1]) > 0
+    lost = re.findall(r"=== (node-\w) has rank 0, and its member at \S+ is etcd's leader", shown)
+    # Where there is no etcdctl, whichever member leads is left to chance.
+    assert lost or not has_etcdctl()
+    assert "and etcd has 3 members" in shown
+    assert "the members have ended, and no data of etcd is left" in shown
 
 
 def test_the_names_in_the_table() -> None:
@@ -111,27 +134,44 @@ done
 for task in "${tasks[@]}"; do wait "$task"; done
 """
 
-    def test_run(self, etcd_server: EtcdServer, tmp_path: Path, worker: Path) -> None:
-        srun = tmp_path / "bin" / "srun"
-        srun.parent.mkdir()
-        srun.write_text(self.SRUN)
-        srun.chmod(0o755)
-        job = uuid.uuid4().hex
+    # The names of the nodes, one a line. A job has no comment here.
+    SCONTROL = """#!/bin/bash
+[[ $1 != show ]] || tr " " "\\n" <<<"$3"
+"""
+
+    def _run_on(self, nodes: int, folder: Path, worker: Path, **env: str) -> str:
+        programs = folder / "bin"
+        programs.mkdir()
+        for name, source in (("srun", self.SRUN), ("scontrol", self.SCONTROL)):
+            (programs / name).write_text(source)
+            (programs / name).chmod(0o755)
         path = os.pathsep.join(
-            [str(srun.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+            [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
         )
         shown = _run(
             ["bash", str(self.SCRIPT), str(worker), "--epochs", "3"],
-            tmp_path,
+            folder,
             PATH=path,
-            ETCD=etcd_server.get_endpoint(),
-            SLURM_JOB_ID=job,
-            SLURM_JOB_NUM_NODES="2",
-            MIN_NODES="2",
+            SLURM_JOB_NUM_NODES=str(nodes),
+            MIN_NODES=str(nodes),
+            **env,
         )
-        for rank in range(2):
+        for rank in range(nodes):
             # rank_order=infra
-            assert f"task {rank} rank {rank} of 2 --epochs 3" in shown
+            assert f"task {rank} rank {rank} of {nodes} --epochs 3" in shown
+        return shown
+
+    @pytest.mark.needs_etcd
+    def test_without_etcd(self, tmp_path: Path, worker: Path) -> None:
+        """The nodes of the allocation are the entries of a quorum."""
+        names = " ".join(f"127.0.0.1:{port}" for port in entry_ports(3))
+        env = {"SLURM_JOB_ID": uuid.uuid4().hex, "SLURM_JOB_NODELIST": names}
+        self._run_on(3, tmp_path, worker, TMPDIR=str(tmp_path), **env)
+        assert not list(tmp_path.glob("torchetcd-quorum-*"))
+
+    def test_run(self, etcd_server: EtcdServer, tmp_path: Path, worker: Path) -> None:
+        job = uuid.uuid4().hex
+        shown = self._run_on(2, tmp_path, worker, ETCD=etcd_server.get_endpoint(), SLURM_JOB_ID=job)
         with etcd_server.get_client() as client:
             assert client.read(f"/torchelastic/p2p/run_slurm-{job}-0/rdzv/head/control").value
         # As Slurm would end the whole job otherwise.
@@ -291,7 +331,7 @@ class TestKubernetes:
             endpoint = _torchrun(job).rdzv_endpoint
             assert endpoint == ",".join(f"https://{name}:2379" for name in names)
 
-    @pytest.mark.parametrize(("path", "kind"), JOBS)
+    @pytest.mark.parametrize(("path", "kind"), [*JOBS, ("job-quorum.yaml", "Job")])
     def test_each_pod_is_a_node_of_its_own(self, path: str, kind: str) -> None:
         """A pod that is replaced takes its place back: its name outlives it."""
         document = _kind(path, kind)
@@ -300,7 +340,14 @@ class TestKubernetes:
         used = set(
             re.findall(
                 r"\$\((\w+)\)",
-                " ".join([torchrun.rdzv_conf, torchrun.rdzv_id, torchrun.local_addr]),
+                " ".join(
+                    [
+                        torchrun.rdzv_endpoint,
+                        torchrun.rdzv_conf,
+                        torchrun.rdzv_id,
+                        torchrun.local_addr,
+                    ]
+                ),
             )
         )
         assert "node_id=$(" in torchrun.rdzv_conf
@@ -340,7 +387,64 @@ class TestKubernetes:
         wanted = re.findall(r"https://([\w.-]+):", endpoint)
         assert set(wanted) <= set(shown.get_values_for_type(x509.DNSName))
 
-    @pytest.mark.parametrize(("path", "kind"), JOBS)
+    def test_the_entries_of_a_quorum(self) -> None:
+        """They are the names that Kubernetes gives the pods, at ports that are declared."""
+        service, job = _kind("job-quorum.yaml", "Service"), _kind("job-quorum.yaml", "Job")
+        spec, pod = service["spec"], pod_template(job)["spec"]
+        name = service["metadata"]["name"]
+        assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
+        # The controller of Jobs puts it on the pods.
+        assert spec["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+        assert pod["subdomain"] == name
+        endpoint = _torchrun(job).rdzv_endpoint.replace("$(NAMESPACE)", "default")
+        entries = parse_entries(endpoint, 3)
+        assert [entry.host for entry in entries.all] == [
+            f"{job['metadata']['name']}-{n}.{name}.default.svc.cluster.local"
+            for n in range(job["spec"]["completions"])
+        ]
+        (container,) = pod["containers"]
+        ports = {port["containerPort"] for port in container["ports"]}
+        assert ports == {port["port"] for port in spec["ports"]}
+        assert ports == {entries.all[0].port, entries.all[0].peer_port}
+
+    @pytest.mark.needs_etcd
+    def test_a_quorum(self, tmp_path: Path, worker: Path) -> None:
+        """The arguments of its pods, as if all were on this host, make a quorum with TLS."""
+        job = _kind("job-quorum.yaml", "Job")
+        (container,) = pod_template(job)["spec"]["containers"]
+        (tmp_path / "secret").write_text(uuid.uuid4().hex)
+        given = {
+            f"train-{n}.train.$(NAMESPACE).svc.cluster.local": f"127.0.0.1:{port}"
+            for n, port in enumerate(entry_ports(4))
+        }
+        given |= {"$(JOB_UID)": uuid.uuid4().hex, "$(POD_IP)": "127.0.0.1"}
+        given |= {"/etc/quorum": str(tmp_path), "/var/lib/quorum": str(tmp_path)}
+        given |= {"/app/train.py": str(worker), "last_call_timeout=30": "last_call_timeout=1"}
+        with contextlib.ExitStack() as stack:
+            pods = []
+            for index in range(3):
+                args = container["args"]
+                for before, after in [*given.items(), ("$(JOB_COMPLETION_INDEX)", str(index))]:
+                    args = [arg.replace(before, after) for arg in args]
+                log = stack.enter_context((tmp_path / f"{index}.log").open("wb"))
+                pod = subprocess.Popen(
+                    [sys.executable, "-m", "torch.distributed.run", *args],
+                    env=environment(os.environ["PATH"]) | {"JOB_COMPLETION_INDEX": str(index)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+                stack.callback(pod.wait)
+                stack.callback(pod.kill)
+                pods.append(pod)
+            codes = [pod.wait(PATIENCE_S) for pod in pods]
+        shown = "".join((tmp_path / f"{index}.log").read_text() for index in range(3))
+        assert codes == [0, 0, 0], shown
+        for rank in range(3):
+            assert f"rank {rank} of 3 --checkpoint" in shown
+        assert "has no secret" not in shown
+        assert not list(tmp_path.glob("torchetcd-quorum-*"))
+
+    @pytest.mark.parametrize(("path", "kind"), [*JOBS, ("job-quorum.yaml", "Job")])
     def test_torchrun_understands(self, path: str, kind: str) -> None:
         parsed = _torchrun(_kind(path, kind))
         assert parsed.rdzv_backend == "etcd-v3"

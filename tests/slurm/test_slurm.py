@@ -10,13 +10,16 @@ import json
 import os
 import re
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support import ROOT
+from support.network.ports import entry_ports
 from support.slurm import Job, Slurm
+from torchetcd.etcd import Client
 from torchetcd.etcd_server import EtcdServer
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
@@ -49,11 +52,11 @@ class Submit:
         """`examples/train.py` for so many steps of 0.1 s and more: what a test does comes before the end."""
         return self(*options, "--", str(TRAIN), "--steps", str(steps), *self._checkpoint, **env)
 
-    def train_until_queued_again(self, *options: str) -> Job:
+    def train_until_queued_again(self, *options: str, **env: str) -> Job:
         """The same, but it ends only when the job runs for the second time."""
         program = self._folder / "train_twice.py"
         program.write_text(TWICE.format(train=str(TRAIN)))
-        return self(*options, "--", str(program), *self._checkpoint)
+        return self(*options, "--", str(program), *self._checkpoint, **env)
 
     @property
     def _checkpoint(self) -> list[str]:
@@ -108,6 +111,40 @@ def test_an_agent_is_killed(slurm: Slurm, submit: Submit) -> None:
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0")
     assert _worlds(job) == [4, 3]
     assert slurm.sacct(job)[-1] == "COMPLETED"
+
+
+def test_an_etcd_inside_the_job(slurm: Slurm, submit: Submit, tmp_path: Path) -> None:
+    """No etcd runs beside the job: the agent of the leader is killed, and the job is queued again."""
+    entries = ",".join(f"127.0.0.1:{port}" for port in entry_ports(4))
+    # The nodes are one host here, and agents of both starts find the same folder.
+    env = {"ETCD": f"job://{entries}", "TMPDIR": str(tmp_path), "LAST_CALL_S": "15"}
+    job = submit.train_until_queued_again("--nodes=4", **env)
+    job.await_text("step   20")
+    members = _members_by_agent(entries)
+    assert len(members) == 3
+    (leader,) = (pid for pid, at in members.items() if _leads(at))
+    os.kill(leader, signal.SIGKILL)
+    job.await_text("training from", times=2)
+    assert _worlds(job) == [4, 3]
+    slurm.ask("scontrol", "requeue", job.number)
+    ended = job.await_end()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1")
+    assert _worlds(job) == [4, 3, 4]
+    first = _first_steps(job)
+    assert first[0] == 0
+    assert 20 <= first[1] <= first[2]
+
+
+def _members_by_agent(entries: str) -> dict[int, str]:
+    """Where the member of each agent is, by the agent's process id."""
+    with Client(entries, read_timeout=10) as client:
+        said = [json.loads(key.value) for key in client.read("/torchetcd/quorum/members").leaves]
+    return {each["pid"]: each["entry"] for each in said}
+
+
+def _leads(at: str) -> bool:
+    with urllib.request.urlopen(f"http://{at}/metrics", timeout=10) as page:
+        return b"\netcd_server_is_leader 1\n" in page.read()
 
 
 def test_a_node_fails(slurm: Slurm, submit: Submit) -> None:

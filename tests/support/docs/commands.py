@@ -14,6 +14,8 @@ from torch.distributed.elastic.rendezvous.utils import _parse_rendezvous_config
 from torch.distributed.run import get_args_parser
 
 from support import ROOT
+from torchetcd._endpoints import is_job
+from torchetcd._quorum.entries import parse_entries
 from torchetcd._rendezvous.options import PARAMETERS
 from torchetcd.etcd import Client
 
@@ -76,7 +78,11 @@ def torchrun(arguments: list[str], _folder: Path) -> None:
     misplaced = [word for word in parsed.training_script_args if word.startswith("--rdzv")]
     _require(not misplaced, f"{misplaced} come after the script")
     if parsed.rdzv_backend in {"etcd-v3", "etcd", "etcd-v2"}:
-        Client(parsed.rdzv_endpoint).close()
+        if is_job(parsed.rdzv_endpoint):
+            # With how many members is a parameter.
+            parse_entries(parsed.rdzv_endpoint, 1)
+        else:
+            Client(parsed.rdzv_endpoint).close()
         rdzv_conf(parsed.rdzv_conf)
 
 
@@ -85,7 +91,7 @@ def rdzv_conf(text: str) -> None:
     parsers = {name: parameter.parse for parameter in PARAMETERS for name in parameter.names}
     for name, value in _parse_rendezvous_config(text).items():
         _require(name in parsers, f"the parameter '{name}' is not known")
-        if not value.endswith(".pem"):
+        if not value.endswith(".pem") and not name.endswith("_file"):
             try:
                 parsers[name](name, value)
             except ValueError as exc:
