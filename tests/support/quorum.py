@@ -17,9 +17,9 @@ from typing import Any
 from support.etcd.cluster import take_port
 from support.processes.zygote import Program, Zygote
 from support.waiting import eventually
+from torchetcd._quorum.clients import connect
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
 from torchetcd._quorum.material import make_material
-from torchetcd._quorum.quorum import connect
 from torchetcd.etcd import Client, EtcdException
 
 #: For what is waited for at most; other tests may keep the machine busy.
