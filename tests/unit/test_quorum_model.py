@@ -45,8 +45,8 @@ from torchetcd._quorum.decisions import (
 )
 
 DEPTH = int(os.environ.get("TORCHETCD_QUORUM_DEPTH", "1"))
-STATES = 5000 * DEPTH
-SEEDS = 100 * DEPTH
+STATES = 4000 * DEPTH
+SEEDS = 60 * DEPTH
 
 JOBS = {
     "one member": job(1, 2, crashes=2, losses=1, pauses=1),
@@ -162,7 +162,9 @@ WRONG = {
         Rules(counts_virgins=False), job(3, 3), "recovery"
     ),
     "forgets that there is a quorum": Wrong(
-        Rules(keeps_knowledge=False, remembers=False), job_that_runs(3, 5, 2, cuts=1), "two quorums"
+        Rules(keeps_knowledge=False, asks_all=False, remembers=False),
+        job_that_runs(3, 5, 2, cuts=1),
+        "two quorums",
     ),
 }
 
@@ -211,6 +213,18 @@ def test_a_first_entry_that_was_never_started_counts_as_one_without_data() -> No
     found = _hole(job(3, 3, crashes=2, losses=1), remembers=True).found
     assert found is not None
     assert found.invariant == "amnesia"
+
+
+def test_an_agent_that_has_heard_of_a_quorum_keeps_others_from_another_one() -> None:
+    """The same with one more agent, which is where they are."""
+    apart = job_that_runs(3, 5, 1)._replace(cut=frozenset([2, 4]))
+    world = _comes_back_blank(apart, 0, 1)
+    searched = _hole(world, remembers=False)
+    assert not searched.found, searched.found
+    wrong = Rules(asks_all=False, remembers=False)
+    found = search(world, wrong, states=20_000).found
+    assert found is not None
+    assert found.invariant == "two quorums"
 
 
 def test_fewer_than_a_majority_cannot() -> None:
@@ -286,11 +300,11 @@ def test_a_change_that_is_not_sound_is_seen(
 
 def test_a_first_member_is_started_only_where_nobody_was_before() -> None:
     flags = (False, True)
-    for first, data, removed, quorum, awaited, knows in product(flags, repeat=6):
+    for first, data, removed, quorum, awaited, knows, others in product(flags, repeat=7):
         for fresh in range(4):
-            told = Told(first, data, removed, quorum, awaited, knows, fresh, majority=2)
+            told = Told(first, data, removed, quorum, awaited, knows, others, fresh, majority=2)
             how = start(told)
             known = quorum and awaited
-            alone = not quorum and not knows and fresh >= 2
+            alone = not (quorum or knows or others) and fresh >= 2
             assert (how is Start.AS_FIRST) == (first and not data and (known or alone))
             assert (how is Start.WITH_DATA) == (data and not removed)

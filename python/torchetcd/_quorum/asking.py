@@ -78,7 +78,8 @@ def ask(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
             return Answer(entry, Who.AGENT, says=says)
         # Who is no agent may not know the port for other members.
         status, _, body = _get(entry, entry.port, tls, "/version")
-        if status == 200 and "etcdserver" in json.loads(body):
+        version = json.loads(body) if status == 200 else None
+        if isinstance(version, dict) and "etcdserver" in version:
             return Answer(entry, Who.ETCD)
     except (OSError, HTTPException, ValueError) as exc:
         return _failed(entry, entry.port, tls, exc)
@@ -93,8 +94,8 @@ def ask_member(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
     """
     try:
         status, cluster, body = _get(entry, entry.peer_port, tls, "/members")
-        if status == 200 and cluster is not None:
-            listed = json.loads(body)
+        listed = json.loads(body) if status == 200 else {}
+        if cluster is not None and not isinstance(listed, dict):
             # Started with its data, a member of 3.5.1 knows nobody before it has heard of a leader (null).
             started = None if listed is None else any(each.get("clientURLs") for each in listed)
             return Answer(entry, Who.ETCD, cluster=int(cluster, 16), knows_started=started)

@@ -38,12 +38,14 @@ class Told:
     has_data: bool
     #: Whether a majority of members says that this data's member was removed.
     removed: bool = False
-    #: Whether there is a quorum, or was: a majority of members answers, or one that was part of it.
+    #: Whether a majority of members answers.
     quorum: bool = False
     #: Whether a majority of members lists the first member of this entry as one that was never started.
     awaited: bool = False
     #: Whether this entry's agent, or an earlier one, has heard of a quorum before.
     knows: bool = False
+    #: Whether somebody at another entry, a member or an agent, has heard of a quorum that does not answer.
+    others_know: bool = False
     #: How many of the first entries are as new as this one, which counts if it is: an agent without data that
     #: does not know of a quorum, or a member that has never had a leader.
     fresh: int = 0
@@ -61,13 +63,15 @@ def start(told: Told) -> Start:
 
     One member is not enough to say that it has never seen another: it may have been away when that one voted.
     An agent that knows of a quorum is never fresh again, although it has no data: the members that took the
-    places of first entries may be where it does not reach them.
+    places of first entries may be where it does not reach them. Nor does it begin beside an agent that has
+    heard of a quorum, at whatever entry that one is.
     """
     if told.has_data:
         return Start.BY_CHANGE if told.removed else Start.WITH_DATA
     if told.quorum:
         return Start.AS_FIRST if told.is_first and told.awaited else Start.BY_CHANGE
-    if told.is_first and not told.knows and told.fresh >= told.majority:
+    known = told.knows or told.others_know
+    if told.is_first and not known and told.fresh >= told.majority:
         return Start.AS_FIRST
     return Start.WAIT if told.is_first else Start.BY_CHANGE
 

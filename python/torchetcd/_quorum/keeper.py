@@ -203,8 +203,8 @@ class Keeper:
         if how is Start.BY_CHANGE:
             if told.has_data:
                 name = self._seat.entry.name
-                _logger.info("The member of the quorum at %s was replaced while it was away.", name)
                 self._seat.forget()
+                _logger.info("The member of the quorum at %s was replaced while it was away.", name)
             self._seat.answer("candidate", self._view.gone_at())
             self._stand_by()
             return 0.0

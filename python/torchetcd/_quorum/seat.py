@@ -53,6 +53,8 @@ class Seat:
         # The keeper's thread may be about to start something when another one gives the entry up.
         self._lock = threading.Lock()
         self._given_up = False
+        #: Whether this agent has heard of the quorum. An earlier agent may have been of an earlier job.
+        self._heard = False
 
     @property
     def is_first(self) -> bool:
@@ -71,6 +73,7 @@ class Seat:
 
     def learn(self) -> None:
         """Note that there is a quorum."""
+        self._heard = True
         self._folder.learn()
 
     @property
@@ -117,6 +120,7 @@ class Seat:
             "role": role,
             "host": host_name(),
             "gone": gone or {},
+            "heard": self._heard,
         }
         with self._lock:
             if self._given_up:

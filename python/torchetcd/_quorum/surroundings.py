@@ -17,6 +17,8 @@ from torchetcd.etcd import EtcdException
 if TYPE_CHECKING:
     from torchetcd._torchetcd import Client
 
+#: So many further entries are asked. Silent ones take their time, and there may be thousands.
+_FURTHER = 32
 #: Clocks that are further apart are worth a warning.
 _CLOCKS_S = 60.0
 
@@ -65,14 +67,22 @@ def look_around(
             wrong.append(answer)
     _compare_clocks(ours, warn)
     _judge(seat, wrong, warn, fatal=not members)
+    fresh = sum(answer.says.get("role") == "fresh" for answer in ours)
+    fresh += sum(member.knows_started is False for member in members)
+    fresh += seat.is_first and not seat.knows
+    others_know = any(answer.says.get("heard") for answer in ours)
+    others_know = others_know or any(member.knows_started for member in members)
+    if seat.is_first and fresh >= seat.entries.majority and not others_know:
+        # Before a quorum begins: members may have taken the places of first entries, and their agents and
+        # those that stood by may be all that is left of it. Those that the job names first come first.
+        further = seat.entries.all[seat.entries.size :][:_FURTHER]
+        others_know = any(_knows(answer, seat) for answer in ask_all(further, tls))
     return Told(
         seat.is_first,
         has_data=False,
-        quorum=any(member.knows_started for member in members),
         knows=seat.knows,
-        fresh=sum(answer.says.get("role") == "fresh" for answer in ours)
-        + sum(member.knows_started is False for member in members)
-        + (seat.is_first and not seat.knows),
+        others_know=others_know,
+        fresh=fresh,
         majority=seat.entries.majority,
     )
 
@@ -85,6 +95,13 @@ def judged(answer: Answer, token: str, cluster: int) -> Answer:
         text = "an agent of another job, or one with other first entries, is there"
         return Answer(answer.entry, Who.OTHER, text)
     return answer
+
+
+def _knows(answer: Answer, seat: Seat) -> bool:
+    """Return whether a further entry has a member of this quorum, or an agent that has heard of it."""
+    if answer.who is Who.ETCD:
+        return answer.cluster == seat.cluster
+    return answer.says.get("token") == seat.token and bool(answer.says.get("heard"))
 
 
 def _judge(seat: Seat, wrong: list[Answer], warn: Callable[[str], None], *, fatal: bool) -> None:

@@ -33,6 +33,8 @@ class News:
     text: str
     #: Of the member, where it is about one.
     entry: str | None = None
+    #: Whether nothing is wrong after it.
+    is_whole: bool = False
 
 
 async def with_news(
@@ -74,6 +76,7 @@ class Follower:
         self._raw, self._entries = raw, entries
         self._members: dict[int, ListedMember] = {}
         self._said: dict[int, Record] = {}
+        self._there: dict[int, bool] = {}
         #: Whether all of this is known; `None` before the first answer.
         self._decides: bool | None = None
 
@@ -106,32 +109,40 @@ class Follower:
         except EtcdException:
             return await self._lost()
         now = time.time()
-        back = self._decides is False
-        said = {
+        back, first = self._decides is False, self._decides is None
+        before, ending = self._there, {n for n, record in self._said.items() if record.is_ending}
+        self._decides, self._members = True, {member.id: member for member in members}
+        self._said = {
             number: Record(number, kv.value)
             for kv in found.kvs
             if (number := member_of(kv.key)) is not None
         }
-        before, self._said = self._said, said
-        self._members = {member.id: member for member in members}
-        first, self._decides = self._decides is None, True
-        told = [News("MajorityBack", now, "the quorum has a majority again")] if back else []
-        for member in members:
-            entry = self._name(member.id)
-            was_there = member.id in before or (first and member.id not in said)
-            if member.id in said and not was_there and not first:
-                text = f"a member of the quorum runs at {entry}{self._there()}"
-                told.append(News("MemberRuns", now, text, entry))
-            elif member.id not in said and was_there and not _is_ending(before.get(member.id)):
-                host = before[member.id].said.get("host") if member.id in before else None
-                where = f"{entry} (host {plain(host)})" if host else entry
-                text = f"the member of the quorum at {where} is gone{self._there()}"
-                told.append(News("MemberGone", now, text, entry))
+        # An agent may be slow, or have begun just now: what counts is whether its member answers.
+        unsaid = [member for member in members if member.id not in self._said]
+        silent = await asyncio.gather(*map(self._is_silent, unsaid))
+        gone = {member.id for member, is_silent in zip(unsaid, silent, strict=True) if is_silent}
+        self._there = {member.id: member.id not in gone for member in members}
+        told = []
+        if back:
+            told.append(self._news("MajorityBack", now, "the quorum has a majority again"))
+        for member in self._members:
+            entry, was_there = self._name(member), before.get(member, first)
+            if self._there[member] and not was_there:
+                text = f"a member of the quorum runs at {entry}{self._how_many()}"
+                told.append(self._news("MemberRuns", now, text, entry))
+            elif not self._there[member] and was_there and member not in ending:
+                has_come = bool(self._members[member].client_urls)
+                what = "is gone" if has_come else "has not come yet"
+                text = f"the member of the quorum at {entry} {what}{self._how_many()}"
+                told.append(self._news("MemberGone", now, text, entry))
         return told
 
-    def _there(self) -> str:
+    def _news(self, kind: Kind, at: float, text: str, entry: str | None = None) -> News:
+        return News(kind, at, text, entry, all(self._there.values()))
+
+    def _how_many(self) -> str:
         voters = [member.id for member in self._members.values() if not member.is_learner]
-        there = sum(member in self._said for member in voters)
+        there = sum(self._there[member] for member in voters)
         return f" ({there} of {count(len(voters), 'member')} there, {len(voters) // 2 + 1} needed)"
 
     def _name(self, member: int) -> str:
@@ -142,7 +153,8 @@ class Follower:
         return plain(found.name or (found.peer_urls or ["?"])[0])
 
     async def _lost(self) -> list[News]:
-        if self._decides is False:
+        if not self._decides:
+            # At the start that nobody answers is an error, which whoever reads the run raises.
             return []
         self._decides = False
         silent = await asyncio.gather(*map(self._is_silent, self._members.values()))
@@ -161,7 +173,3 @@ class Follower:
                 if (await self._raw.status(url, timeout=_PATIENCE_S)).member_id == member.id:
                     return False
         return True
-
-
-def _is_ending(record: Record | None) -> bool:
-    return record is not None and record.is_ending

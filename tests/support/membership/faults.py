@@ -34,7 +34,9 @@ def _of_agents(world: World, rules: Rules) -> Iterator[Step]:
                 if rules.any_losses or blank_entries(lost) < lost.majority:
                     yield f"{place} loses its data", _less(lost, losses=left.losses - 1)
         elif left.crashes:
-            down = world.with_agent(place, up=False, runs=False, own=0, plan=IDLE, fresh=True)
+            down = world.with_agent(
+                place, up=False, runs=False, own=0, plan=IDLE, fresh=True, heard=False
+            )
             yield f"{place} is killed", _less(down, crashes=left.crashes - 1)
             if agent.runs:
                 down = world.with_agent(place, runs=False, fresh=False)

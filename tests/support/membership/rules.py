@@ -36,6 +36,8 @@ class Rules:
     remembers: bool = True
     #: What an agent knows of a quorum outlives it, and it is never fresh again.
     keeps_knowledge: bool = True
+    #: Agents at all entries are asked whether they have heard of a quorum, before one begins.
+    asks_all: bool = True
     #: A member is asked once more before it is removed.
     confirms: bool = True
     #: A learner whose agent does not hold the key is removed even if it runs.

@@ -61,7 +61,7 @@ def job_that_runs(size: int, places: int, moved: int = 0, **faults: int) -> Worl
     new = range(places - moved, places)
     first = [Listed(first_id(place), published=True) for place in range(moved, size)]
     members = (*first, *(Listed(first_id(place) + 1, published=True) for place in new))
-    agents = [Agent(up=True, knows=True, fresh=False)] * places
+    agents = [Agent(up=True, knows=True, heard=True, fresh=False)] * places
     for member in members:
         agents[place_of(member.id)] = Agent(
             up=True, runs=True, disk=Disk(member.id, 0, members), own=member.id, fresh=False

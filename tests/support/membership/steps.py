@@ -92,7 +92,7 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
         )
     if has_data:
         return Told(is_first, has_data)
-    quorum = awaited = False
+    hinted = awaited = False
     fresh = int(is_first and not knows)
     for other in range(world.size):
         it = world.agents[other]
@@ -100,7 +100,7 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
             continue
         if it.runs and it.disk is not None:
             knows_started = it.disk.history != VIRGIN
-            quorum = quorum or knows_started
+            hinted = hinted or knows_started
             fresh += not knows_started and rules.counts_virgins
             awaited = awaited or (not rules.by_majority and _is_awaited(place, it.disk.view, rules))
         else:
@@ -108,12 +108,22 @@ def told_of(world: World, place: int, rules: Rules) -> Told:
     return Told(
         is_first,
         has_data,
-        quorum=quorum,
+        quorum=awaited,
         awaited=awaited,
+        knows=knows,
+        others_know=hinted or (rules.asks_all and _others_know(world, place)),
         fresh=fresh,
         majority=world.majority,
-        knows=knows,
     )
+
+
+def _others_know(world: World, place: int) -> bool:
+    """Whether an agent has heard of a quorum, or a further entry has a member."""
+    for other in world.together(place):
+        it = world.agents[other]
+        if other != place and it.up and (other >= world.size if it.runs else it.heard):
+            return True
+    return False
 
 
 def _is_awaited(place: int, members: tuple[Listed, ...], rules: Rules) -> bool:
@@ -127,7 +137,7 @@ def _asks(world: World, place: int, rules: Rules) -> Step:
     how = rules.start(told)
     label = f"asks: {how.value}"
     if told.quorum and how is not Start.AS_FIRST:
-        world = world.with_agent(place, knows=True)
+        world = world.with_agent(place, knows=True, heard=True)
     if how is Start.WAIT:
         return label, world.with_agent(place, fresh=not told.knows)
     if how is Start.BY_CHANGE:

@@ -92,6 +92,8 @@ class Agent(NamedTuple):
     own: int = 0
     #: Whether its folder says that there is a quorum of this job.
     knows: bool = False
+    #: Whether it has heard of a quorum itself.
+    heard: bool = False
     #: Whether it says that it is fresh.
     fresh: bool = True
     plan: Plan = IDLE
@@ -129,7 +131,7 @@ class World(NamedTuple):
     joined: frozenset[tuple[int, int]] = frozenset()
     #: How many ids each place has had.
     generations: tuple[int, ...] = ()
-    #: Who holds the key `change`.
+    #: The place that holds the key `change`.
     holder: int = NOBODY
     #: The places of one part of a network that has two.
     cut: frozenset[int] = frozenset()

@@ -75,6 +75,8 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
     last: deque[str] = deque(maxlen=_LAST)
     changed = asyncio.Event()
     shown: list[Run] = []
+    #: What is wrong with the quorum of a job, by entry.
+    trouble: dict[str | None, str] = {}
 
     async def follow() -> None:
         async with contextlib.aclosing(_told(target, run, once=once)) as events:
@@ -83,6 +85,10 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
                     last.append(f"{clock(event.at).split()[1]}  {_text(event)}")
                 if not isinstance(event, News):
                     shown[:] = [event.run]
+                elif event.is_whole:
+                    trouble.clear()
+                elif event.kind in ("MemberGone", "MajorityLost"):
+                    trouble[event.entry] = event.text
                 changed.set()
                 if once:
                     return
@@ -101,7 +107,9 @@ async def _screen(target: Target, run: str, *, once: bool) -> None:
                 await changed.wait()
                 changed.clear()
                 if shown:
-                    live.update(screen(shown[0], out.size.height, last), refresh=True)
+                    live.update(
+                        screen(shown[0], out.size.height, last, [*trouble.values()]), refresh=True
+                    )
                 if following.done():
                     break
                 await asyncio.sleep(_FRAME_S)

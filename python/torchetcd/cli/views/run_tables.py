@@ -266,7 +266,9 @@ _WATCH_JOINED = (_HOST, _PID, _NODE_ID, _ADDRESS, _SINCE_CLOCK)
 _AROUND = 3
 
 
-def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
+def screen(
+    run: Run, height: int, last: Sequence[str] = (), trouble: Sequence[str] = ()
+) -> RenderableType:
     """Show a run within so many lines, however many nodes it has.
 
     Times are clock times: the screen is drawn when something happens, and must not be wrong later.
@@ -275,8 +277,9 @@ def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
         run: The run.
         height: Lines of the terminal.
         last: What happened last, the newest at the end.
+        trouble: What is wrong besides, in sentences.
     """
-    parts = _headlines(run)
+    parts = _headlines(run, trouble)
     events = [_line(event) for event in list(last)[-max(1, height // 6) :]]
     free = height - len(parts) - len(events) - 1
     groups = [
@@ -306,7 +309,7 @@ def screen(run: Run, height: int, last: Sequence[str] = ()) -> RenderableType:
     return Group(*parts, *([Text(), *events] if events else []))
 
 
-def _headlines(run: Run) -> list[RenderableType]:
+def _headlines(run: Run, trouble: Sequence[str]) -> list[RenderableType]:
     most = "" if run.max_nodes in (None, run.min_nodes) else f" to {run.max_nodes}"
     wanted = "" if run.min_nodes is None else f", {run.min_nodes}{most} nodes wanted"
     state = state_of(run)
@@ -328,6 +331,7 @@ def _headlines(run: Run) -> list[RenderableType]:
         lines.append(_line(f"closed by {run.closed.by}: {how}", _style(run.closed)))
     if run.problem:
         lines.append(_line(run.problem, _BAD))
+    lines += [_line(text, _BAD) for text in trouble]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return [*lines, Text()]
