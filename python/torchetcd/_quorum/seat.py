@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,9 @@ class Seat:
         #: The member that this agent has data of, or has added.
         self.id = folder.member
         self.started_at = 0.0
+        # The keeper's thread may be about to start something when another one gives the entry up.
+        self._lock = threading.Lock()
+        self._given_up = False
         #: Whether this agent has heard of the quorum. An earlier agent may have been of an earlier job.
         self._heard = False
 
@@ -118,9 +122,13 @@ class Seat:
             "gone": gone or {},
             "heard": self._heard,
         }
-        if self._answerer is None:
-            self._answerer = Answerer(listen(self.entry.host, self.entry.port), self._tls, says)
-        self._answerer.says = says
+        with self._lock:
+            if self._given_up:
+                return
+            if self._answerer is None:
+                listening = listen(self.entry.host, self.entry.port)
+                self._answerer = Answerer(listening, self._tls, says)
+            self._answerer.says = says
 
     def _stop_answering(self) -> None:
         answerer, self._answerer = self._answerer, None
@@ -130,12 +138,15 @@ class Seat:
     def start(self, initial_cluster: Sequence[tuple[str, str]] | None = None) -> None:
         """Start its etcd; the arguments are those of `Member.start`."""
         assert self.id is not None
-        self._folder.check_space()
-        self._folder.keep(self.id)
-        self._stop_answering()
-        self._member.start(self._folder, initial_cluster)
-        self.started_at = time.monotonic()
-        self.counts.member_runs(True)
+        with self._lock:
+            if self._given_up:
+                return
+            self._folder.check_space()
+            self._folder.keep(self.id)
+            self._stop_answering()
+            self._member.start(self._folder, initial_cluster)
+            self.started_at = time.monotonic()
+            self.counts.member_runs(True)
 
     def start_as_first(self) -> None:
         """Start its etcd as one of the first members."""
@@ -150,7 +161,9 @@ class Seat:
 
     def forget(self) -> None:
         """Delete data that is of no use any more."""
-        self._folder.clear()
+        with self._lock:
+            if not self._given_up:
+                self._folder.clear()
         self.id = None
 
     def in_use(self) -> None:
@@ -162,9 +175,11 @@ class Seat:
         return (self._member.tail().splitlines() or ["it has logged nothing"])[-1]
 
     def give_up(self, *, remove: bool) -> None:
-        """End all of it, and delete its data if that is of no more use."""
-        self.counts.member_runs(False)
-        self._stop_answering()
-        # In order it would look for another leader first, which the end of a job has no use for.
-        self._member.stop(kill=remove)
-        self._folder.close(remove=remove)
+        """End all of it for good, and delete its data if that is of no more use."""
+        with self._lock:
+            self._given_up = True
+            self.counts.member_runs(False)
+            self._stop_answering()
+            # In order it would look for another leader first, which the end of a job has no use for.
+            self._member.stop(kill=remove)
+            self._folder.close(remove=remove)
