@@ -51,7 +51,7 @@ fn a_completion_without_its_guard_reopens_a_closed_run() {
 
 #[test]
 fn ranks_of_an_abandoned_attempt_are_given_twice() {
-    is_caught(Variant::AnyAttempt, &["I1", "I3", "ranks"]);
+    is_caught(Variant::AnyAttempt, &["I1", "I3", "ranks", "waiting"]);
 }
 
 #[test]

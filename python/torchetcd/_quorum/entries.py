@@ -148,6 +148,13 @@ def parse_entries(
 
 
 def _check(endpoint: str, hosts: list[tuple[str, int]], size: int) -> None:
+    everywhere = next((host for host, _ in hosts if host in ("0.0.0.0", "::")), None)
+    if everywhere is not None:
+        message = (
+            f"The entry '{everywhere}' of the endpoint '{endpoint}' stands for all addresses of any host: "
+            "give the name or the address by which the others reach that host."
+        )
+        raise ValueError(message)
     if len(set(hosts)) < len(hosts):
         twice = max(hosts, key=hosts.count)
         message = f"The endpoint '{endpoint}' names '{twice[0]}:{twice[1]}' twice."

@@ -165,6 +165,29 @@ def private_folder(given: str | None) -> Path:
     return base
 
 
+def delete_stale(base: Path) -> None:
+    """Delete the folders of earlier jobs that nobody uses, as of those that were ended by a signal."""
+    with contextlib.suppress(OSError):
+        for path in base.iterdir():
+            if path.is_dir() and time.time() - path.stat().st_mtime > STALE_S:
+                _delete_if_stale(path)
+
+
+def _delete_if_stale(path: Path) -> None:
+    if path in _held:
+        return
+    with contextlib.suppress(OSError):
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            old_s = Folder(path, lock).age_s()
+            if old_s is None or old_s > STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
+                _logger.info("'%s' was of an earlier job and is deleted.", path)
+        finally:
+            os.close(lock)
+
+
 def open_folder(base: Path, name: str) -> Folder | None:
     """Take a folder; `None` if another process has it.
 

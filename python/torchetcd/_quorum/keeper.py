@@ -75,7 +75,7 @@ class Keeper:
         self._lease = 0
         #: What the record of the member says; `None` without one.
         self._said: dict[str, Any] | None = None
-        self._answered_at = self._looked_at = 0.0
+        self._answered_at = self._looked_at = self._announced = 0.0
         self._failures = self._crashes = 0
         self._conflict: tuple[str, float] | None = None
         self._stopping = threading.Event()
@@ -198,6 +198,12 @@ class Keeper:
             # Before data is deleted: without it, this agent must not look like a new one.
             self._seat.learn()
         if how is Start.WAIT:
+            if told.others_know:
+                self.trouble = (
+                    f"The entry {self._seat.entry.name} has no data of the quorum that others know of, and "
+                    "only a majority of its members can admit it. If that quorum is of an earlier start of "
+                    "this job, delete the data there (`quorum_dir`), or give another run id."
+                )
             self._seat.answer(self._seat.role)
             return _PAUSE_S
         if how is Start.BY_CHANGE:
@@ -227,6 +233,7 @@ class Keeper:
         """Wait until there is a place, and take it."""
         self._look()
         self.settled.set()
+        self.trouble = ""
         place = self._seat.entries.all.index(self._seat.entry)
         change = self._changer.next()
         self._seat.answer("candidate", self._view.gone_at())
@@ -262,8 +269,9 @@ class Keeper:
         elif self._answered_at < seat.started_at:
             return 0.05
         self._say_that_it_runs()
-        if not self.settled.is_set():
-            self.settled.set()
+        self.settled.set()
+        if self._announced < seat.started_at:
+            self._announced = time.monotonic()
             _logger.info("A member of the quorum runs at %s.", seat.entry.name)
         if time.monotonic() - self._looked_at > _LOOK_S:
             self._looked_at = time.monotonic()

@@ -142,7 +142,8 @@ class Member:
                 # Ctrl-C goes to the whole foreground group; the member must outlive the handlers.
                 start_new_session=True,
             )
-        self._guard = ChildGuard(self._process.pid)
+        keys = os.path.dirname(self._material.ca) if self._material is not None else ""
+        self._guard = ChildGuard(self._process.pid, keys)
 
     def stop(self, *, kill: bool = False) -> None:
         """End it, in order unless `kill`. Without a process this does nothing."""

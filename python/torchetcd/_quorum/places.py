@@ -15,6 +15,16 @@ from torchetcd._rendezvous.local_address import host_name
 _LOOK_UPS = 16
 
 
+def looked_up(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the entries whose names are looked up where none is this host's."""
+    return [entry for entry in entries if not _is_address(entry.host)][:_LOOK_UPS]
+
+
+def is_unknown(entry: Entry) -> bool:
+    """Return whether the name of an entry has no address yet, as that of a pod that has just started."""
+    return not _look_up(entry.host)
+
+
 def own_entries(entries: Iterable[Entry]) -> list[Entry]:
     """Return the entries that are on this host, in their order.
 
@@ -26,8 +36,8 @@ def own_entries(entries: Iterable[Entry]) -> list[Entry]:
     found = [entry for entry in listed if _is_own_address(entry.host) or _matches(entry.host, here)]
     if found:
         return found
-    names = [entry for entry in listed if not _is_address(entry.host)]
-    return [entry for entry in names[:_LOOK_UPS] if any(map(_is_own_address, _look_up(entry.host)))]
+    names = looked_up(listed)
+    return [entry for entry in names if any(map(_is_own_address, _look_up(entry.host)))]
 
 
 def _own_names() -> Iterator[str]:

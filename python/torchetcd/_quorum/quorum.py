@@ -15,10 +15,17 @@ from torchetcd._quorum.asking import Who, ask
 from torchetcd._quorum.clients import connect, members_at
 from torchetcd._quorum.counts import Counts
 from torchetcd._quorum.entries import Entries, Entry, parse_entries
-from torchetcd._quorum.folder import FolderError, open_folder, private_folder
+from torchetcd._quorum.folder import FolderError, delete_stale, open_folder, private_folder
 from torchetcd._quorum.keeper import Keeper
 from torchetcd._quorum.material import Material, make_material, read_secret
-from torchetcd._quorum.places import PortTakenError, is_loopback, is_served, own_entries
+from torchetcd._quorum.places import (
+    PortTakenError,
+    is_loopback,
+    is_served,
+    is_unknown,
+    looked_up,
+    own_entries,
+)
 from torchetcd._quorum.seat import Seat
 from torchetcd._quorum.seen import gone_of, without_majority
 from torchetcd._quorum.surroundings import judged
@@ -36,6 +43,8 @@ _LINGER_S = 60.0
 _PORTS_S = 15.0
 #: The kernel keeps the port of a connection for a minute after its end.
 _PORT_IN_USE_S = 65.0
+#: How long names that are not known yet are looked up again, and how often: as of pods that start together.
+_NAMES_S, _LOOK_UP_S = 300.0, 5.0
 #: How often it is said that there is no quorum.
 _WARN_S = 30.0
 #: How long a call of a keeper may take: its member may need it.
@@ -81,7 +90,8 @@ class Quorum:
         own = own_entries(self.entries.all)
         self.material: Material | None = None
         if self._secret is not None:
-            self.material = make_material(self._secret, own)
+            # Those that may turn out to be this host's, too: whoever has the secret can make any certificate.
+            self.material = make_material(self._secret, [*own, *looked_up(self.entries.all)])
         elif not all(is_loopback(entry.host) for entry in self.entries.all):
             _logger.warning(
                 "The quorum of %s has no secret: whoever reaches its ports %s can read and change all of it. "
@@ -155,8 +165,12 @@ class Quorum:
             except FileNotFoundError as exc:
                 message = f"{self.entries.endpoint} has a member of its quorum on this host. {exc}"
                 raise ValueError(message) from None
+        cleaned = not self._own
         while True:
             try:
+                if not cleaned:
+                    cleaned = True
+                    delete_stale(private_folder(self._options.quorum_dir))
                 foreign = self._try_places()
             except FolderError as exc:
                 raise ValueError(str(exc)) from None
@@ -181,6 +195,21 @@ class Quorum:
             )
         else:
             _logger.info("No entry of the quorum is this host: this agent is a client of it.")
+            if any(map(is_unknown, looked_up(self.entries.first))):
+                threading.Thread(
+                    target=self._own_later, name="torchetcd-place", daemon=True
+                ).start()
+
+    def _own_later(self) -> None:
+        """Look again whether an entry is this host, until all names of the first entries are known."""
+        deadline = time.monotonic() + _NAMES_S
+        while not self._has_left.wait(_LOOK_UP_S) and time.monotonic() < deadline:
+            known = not any(map(is_unknown, looked_up(self.entries.first)))
+            self._own = own_entries(self.entries.all)
+            if self._own:
+                self._try_later()
+            if self._own or known:
+                return
 
     def _try_later(self) -> None:
         after_leaving(self._stop)
@@ -234,7 +263,7 @@ class Quorum:
             self._place = _Place(entry, keeper)
             if taken is not None:
                 _logger.warning(
-                    "The entry %s is used instead of another one: %s.", entry.name, taken
+                    "The entry %s is used instead of another one: %s.", entry.name, taken.text
                 )
             return None
         return taken

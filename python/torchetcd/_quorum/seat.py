@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -171,8 +173,12 @@ class Seat:
         self._folder.in_use()
 
     def last_words(self) -> str:
-        """Return the last line that its etcd has printed."""
-        return (self._member.tail().splitlines() or ["it has logged nothing"])[-1]
+        """Return what its etcd has logged last, without the time."""
+        last = (self._member.tail().splitlines() or ["it has logged nothing"])[-1]
+        with contextlib.suppress(ValueError, AttributeError):
+            logged = json.loads(last)
+            return ": ".join(str(logged[part]) for part in ("msg", "error") if logged.get(part))
+        return last
 
     def give_up(self, *, remove: bool) -> None:
         """End all of it for good, and delete its data if that is of no more use."""

@@ -71,7 +71,8 @@ def look_around(
     fresh += sum(member.knows_started is False for member in members)
     fresh += seat.is_first and not seat.knows
     others_know = any(answer.says.get("heard") for answer in ours)
-    others_know = others_know or any(member.knows_started for member in members)
+    # One that does not say was started with data, which may be of a quorum.
+    others_know = others_know or any(member.knows_started is not False for member in members)
     if seat.is_first and fresh >= seat.entries.majority and not others_know:
         # Before a quorum begins: members may have taken the places of first entries, and their agents and
         # those that stood by may be all that is left of it. Those that the job names first come first.
