@@ -149,7 +149,7 @@ faults: build  ## The fault bench alone: SEED=7 K=test_anything, or SEEDS=50 FIR
 	TORCHETCD_FAULT_SEED=$(SEED) TORCHETCD_FAULT_FIRST=$(or $(FIRST),0) \
 	    $(if $(SEEDS),TORCHETCD_FAULT_SEEDS=$(SEEDS)) \
 	    $(if $(SCHEDULE),TORCHETCD_FAULT_SCHEDULE=$(abspath $(SCHEDULE))) \
-	    $(BIN)/python -m pytest --quiet tests/faults $(if $(K)$(SCHEDULE),-k "$(or $(K),given)") $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest --quiet tests/faults tests/quorum/test_schedules.py $(if $(K)$(SCHEDULE),-k "$(or $(K),given)") $(PYTEST_ARGS)
 
 .PHONY: soak-faults
 soak-faults: build  ## The fault bench with new seeds for SOAK_S seconds (3600); seeds are printed

@@ -16,7 +16,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HISTORIES = ["tests/faults/test_store_histories.py", "tests/faults/test_rendezvous_histories.py"]
+HISTORIES = [
+    "tests/faults/test_store_histories.py",
+    "tests/faults/test_rendezvous_histories.py",
+    "tests/quorum/test_schedules.py",
+]
 
 
 def totals(report: Path) -> str:

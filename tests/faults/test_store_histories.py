@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.faults.bench import Bench
-from support.faults.linearizability import linearizable, shortest_violation
+from support.faults.checks import check, check_sums
 from support.faults.models import UNKNOWN
 from support.faults.schedules import (
     Player,
@@ -20,7 +20,7 @@ from support.faults.schedules import (
     report,
     seeds,
 )
-from support.faults.store_clients import COUNTERS, Clients, History, model_of
+from support.faults.store_clients import COUNTERS, Clients, History
 from torchetcd.etcd import Client
 from torchetcd.etcd_store import EtcdStore
 
@@ -28,28 +28,6 @@ SECONDS = 20.0
 # The check of a history takes its time on a slow machine.
 pytestmark = pytest.mark.timeout(400)
 AGENTS = ["agent-1", "agent-2", "agent-3"]
-
-
-def check(history: History) -> None:
-    """Every key's history has an order that explains it."""
-    for key, calls in history.by_key().items():
-        model = model_of(key)
-        if not linearizable(model, calls):
-            text = "\n".join(map(str, shortest_violation(model, calls)))
-            pytest.fail(f"the history of {key!r} is not linearizable:\n{text}")
-
-
-def check_sums(history: History, finals: dict[str, int]) -> None:
-    """What came back is counted once, what did not at most once."""
-    for key, final in finals.items():
-        calls = [call for call in history.by_key().get(key, []) if call.name == "add"]
-        done = sum(call.args[0] for call in calls if call.result is not UNKNOWN)
-        maybe = [call.args[0] for call in calls if call.result is UNKNOWN]
-        least = done + sum(number for number in maybe if number < 0)
-        most = done + sum(number for number in maybe if number > 0)
-        assert least <= final <= most, f"{key}: {final} is not between {least} and {most}"
-        if not maybe:
-            assert final == done
 
 
 def run(

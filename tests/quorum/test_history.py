@@ -9,33 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from support.faults.linearizability import linearizable, shortest_violation
-from support.faults.models import UNKNOWN
-from support.faults.store_clients import COUNTERS, Clients, History, model_of
+from support.faults.checks import check, check_sums
+from support.faults.store_clients import COUNTERS, Clients
 from support.quorum import PATIENCE_S, Job
 from support.waiting import eventually
 from torchetcd.etcd_store import EtcdStore
 
 pytestmark = [pytest.mark.needs_etcd, pytest.mark.timeout(900)]
-
-
-def _check(history: History) -> None:
-    for key, calls in history.by_key().items():
-        model = model_of(key)
-        if not linearizable(model, calls):
-            text = "\n".join(map(str, shortest_violation(model, calls)))
-            pytest.fail(f"the history of {key!r} is not linearizable:\n{text}")
-
-
-def _check_sums(history: History, finals: dict[str, int]) -> None:
-    """What came back is counted once, what did not at most once."""
-    for key, final in finals.items():
-        calls = [call for call in history.by_key().get(key, []) if call.name == "add"]
-        done = sum(call.args[0] for call in calls if call.result is not UNKNOWN)
-        maybe = [call.args[0] for call in calls if call.result is UNKNOWN]
-        least = done + sum(number for number in maybe if number < 0)
-        most = done + sum(number for number in maybe if number > 0)
-        assert least <= final <= most, f"{key}: {final} is not between {least} and {most}"
 
 
 def _replace_leader(job: Job, *, with_data: bool) -> None:
@@ -70,7 +50,7 @@ def test_ten_replacements(make_job: Callable[..., Job], tmp_path: Path) -> None:
         clients.close()
     history = clients.history()
     with job.client() as client, EtcdStore(client, prefix) as store:
-        _check_sums(history, {key: store.add(key, 0) for key in COUNTERS})
-    _check(history)
+        check_sums(history, {key: store.add(key, 0) for key in COUNTERS})
+    check(history)
     assert history.errors == []
     assert len(history.calls) > 1000

@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-
-from support.faults.bench import Bench
+from typing import Protocol
 
 _LINK_VERBS = {"cut", "silence", "delay", "throttle", "break_message", "join"}
 _PARTY_VERBS = {"isolate", "partition", "rejoin", "kill", "restart", "pause", "resume"}
+_ROLES = {"leader", "follower", "candidate"}
 VERBS = frozenset(_LINK_VERBS | _PARTY_VERBS | {"compact", "defragment", "mend"})
 
 
@@ -148,10 +148,17 @@ def agents_too(seed: int, seconds: float, agents: Iterable[str]) -> list[Step]:
     return _Maker(seed, seconds, list(agents)).agents_too()
 
 
+class Played(Protocol):
+    """A bench: it has a method for each verb of its schedules."""
+
+    def find(self, role: str) -> str:
+        """Return who is `leader` or `follower` now."""
+
+
 class Player:
     """Plays a schedule on a bench."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Played) -> None:
         self._bench = bench
         self._names: dict[str, str] = {}
 
@@ -167,11 +174,11 @@ class Player:
 
     def _who(self, arg: str) -> str:
         role, _, _ = arg.partition("@")
-        if "@" not in arg and arg not in {"leader", "follower"}:
+        if "@" not in arg and arg not in _ROLES:
             return arg
         if arg not in self._names or "@" not in arg:
             found = role
-            if role in {"leader", "follower"}:
+            if role in _ROLES:
                 found = self._bench.find(role)
             self._names[arg] = found
         return self._names[arg]
