@@ -282,6 +282,28 @@ class TestMembers:
         with _at_both_ports(_page(200, body, header)) as entry:
             assert ask_member(entry, None).who is Who.OTHER
 
+    def test_one_that_goes_on_between_two_questions_says_its_cluster(self) -> None:
+        """It hung at the first one: without its cluster it would be taken for one of another job."""
+        asked = []
+        pages = {"/members": b"[]", "/version": b'{"etcdserver": "3.5.1"}'}
+
+        def serve(sock: socket.socket) -> None:
+            request = sock.recv(1 << 16)
+            if not request.startswith(b"GET "):
+                return  # whether it speaks TLS
+            page = request.split()[1].decode()
+            asked.append(page)
+            if len(asked) > 1:
+                status = f"HTTP/1.1 {200 if page in pages else 404} x"
+                body = pages.get(page, b"")
+                length = f"Content-Length: {len(body)}"
+                head = "\r\n".join([status, length, "X-Etcd-Cluster-Id: 1f", "", ""])
+                sock.sendall(head.encode() + body)
+
+        with _at_both_ports(serve) as entry:
+            assert ask(entry, None) == Answer(entry, Who.ETCD, cluster=0x1F, knows_started=False)
+        assert asked == ["/members", PAGE, "/version", "/members"]
+
     def test_an_agent_is_no_member(self) -> None:
         with _agent() as (entry, _):
             assert ask_member(entry, None).who is Who.NOBODY

@@ -80,7 +80,9 @@ def ask(entry: Entry, tls: ssl.SSLContext | None) -> Answer:
         status, _, body = _get(entry, entry.port, tls, "/version")
         version = json.loads(body) if status == 200 else None
         if isinstance(version, dict) and "etcdserver" in version:
-            return Answer(entry, Who.ETCD)
+            # A member that starts, or hung until now, says only at the other port which quorum is its own.
+            again = ask_member(entry, tls)
+            return again if again.who is Who.ETCD else Answer(entry, Who.ETCD)
     except (OSError, HTTPException, ValueError) as exc:
         return _failed(entry, entry.port, tls, exc)
     return Answer(entry, Who.OTHER, "another program answers there")
