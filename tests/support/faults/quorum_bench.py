@@ -267,7 +267,8 @@ class Watcher:
         while not self._ends.wait(_LOOK_S):
             # A member is asked at its peer port: there it answers without a leader, too.
             for answer in ask_all(self._job.entries.all, None):
-                if answer.who is Who.ETCD:
+                # None is said by one that goes on between the two questions to it.
+                if answer.who is Who.ETCD and answer.cluster:
                     self.answers += 1
                     self.clusters.add(answer.cluster)
             self._ask_for_leaders()
