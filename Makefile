@@ -270,6 +270,10 @@ bench-recovery: $(VENV)/.bench  ## Measure a training in which a node is killed 
 bench-idle: $(VENV)/.bench  ## Measure what 100 idle agents cost
 	$(BIN)/python benches/idle.py --json $(BENCH_JSON)/idle.json $(BENCH_ARGS)
 
+.PHONY: bench-quorum
+bench-quorum: $(VENV)/.bench  ## Measure a job that brings its quorum: starts, 30 losses, idle members (20 minutes)
+	$(BIN)/python benches/quorum.py --json $(BENCH_JSON)/quorum.json $(BENCH_ARGS)
+
 .PHONY: bench-watch
 bench-watch: $(VENV)/.bench  ## Measure how soon an event in a run of 1,000 nodes is reported and shown
 	$(BIN)/python benches/watch.py --json $(BENCH_JSON)/watch.json $(BENCH_ARGS)

@@ -73,6 +73,7 @@ TABLES = {
         "backend", "fault", "ttl_s", "reported_s", "with_spare_s", "world_s", "first_step_s"
     ),
     "idle": columns("what", "value", "unit", "target"),
+    "quorum": columns("what", "value", "unit", "target"),
     "watch": columns("what", "nodes", "events", "median_ms", "p99_ms", "max_ms"),
 }
 

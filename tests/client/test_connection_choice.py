@@ -219,7 +219,8 @@ class TestMesh:
             Client("127.0.0.1", mesh.port, read_timeout=6) as client,
             opened(client, "/store", timeout=6) as store,
         ):
-            with pytest.raises(StoreOutcomeUnknownError, match="no healthy upstream"):
+            # On a busy machine the last answer may not have come.
+            with pytest.raises(StoreOutcomeUnknownError, match="no healthy upstream|no answer yet"):
                 store.set("x", "y")
             assert mesh.requests < 60
             assert mesh.connections < 60

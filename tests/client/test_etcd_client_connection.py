@@ -90,12 +90,26 @@ class TestAddresses:
 
     def test_what_is_not_done_is_said(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING, "torchetcd"):
-            client = Client("h", expected_cluster_id="abc", username="u")
-        assert "not compared" in caplog.text
+            client = Client("h", username="u")
         assert "both are ignored" in caplog.text
         assert (client.username, client.password) == (None, None)
         with pytest.raises(etcd.EtcdException, match="SRV"):
             Client(srv_domain="example.com")
+
+    def test_only_the_cluster_that_is_expected_is_used(self, client: Client) -> None:
+        (_, cluster, *_), *_ = client._native.status()
+        right = Client(client.base_uri, expected_cluster_id=f"{cluster:x}")
+        assert right.write("/of/this/cluster", "1").value == "1"
+        wrong = Client(client.base_uri, expected_cluster_id=f"{cluster ^ 1:x}", read_timeout=1)
+        with pytest.raises(etcd.EtcdConnectionFailed, match="another cluster"):
+            wrong.write("/of/another/cluster", "1")
+        with pytest.raises(etcd.EtcdKeyNotFound):
+            client.read("/of/another/cluster")
+
+    @pytest.mark.parametrize("text", ["", "0", "x", "1" * 17, "-1"])
+    def test_what_is_no_id_of_a_cluster(self, text: str) -> None:
+        with pytest.raises(ValueError, match="expected_cluster_id must be"):
+            Client("h", expected_cluster_id=text)
 
     def test_the_password_is_not_shown(self) -> None:
         client = Client("h", username="somebody", password="secret")

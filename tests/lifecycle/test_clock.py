@@ -24,6 +24,13 @@ SHOWN = {
     "python/torchetcd/_rendezvous/waits.py": 1,
     "python/torchetcd/aio/_history.py": 1,
     "python/torchetcd/aio/_watching.py": 1,
+    # Of a quorum: clocks that are compared, since when a member is gone, and data of an earlier job.
+    "python/torchetcd/_quorum/answering.py": 1,
+    "python/torchetcd/_quorum/folder.py": 2,
+    "python/torchetcd/_quorum/seen.py": 2,
+    "python/torchetcd/_quorum/surroundings.py": 1,
+    "python/torchetcd/_quorum/view.py": 1,
+    "python/torchetcd/cli/quorum_news.py": 2,  # when something was seen
     "python/torchetcd/cli/doctor/probes.py": 1,  # whether records are from the future
     "python/torchetcd/etcd/_results.py": 1,  # when a key will expire
 }

@@ -134,15 +134,15 @@ def all_begin(processes: list[Process], url: str) -> None:
 class TestUrl:
     def test_with_all_in_it(self) -> None:
         url = "etcd-v3://ann%40ops@h1:2379,h2/team/job%20a?rank=1&world_size=4&keep_alive_ttl=5&timeout=9"
-        os.environ["TORCHETCD_PASSWORD"] = "secret"
+        os.environ["TORCHETCD_PASSWORD"] = "pass phrase"
         try:
             group = parse_url(url)
         finally:
             del os.environ["TORCHETCD_PASSWORD"]
         assert group[:5] == ("h1:2379,h2", "team/job a", 1, 4, 9)
-        assert (group.options.user, group.options.password) == ("ann@ops", "secret")
+        assert (group.options.user, group.options.password) == ("ann@ops", "pass phrase")
         assert group.options.keep_alive_ttl == 5
-        assert "secret" not in repr(group)
+        assert "pass phrase" not in repr(group)
 
     def test_ranks_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RANK", "3")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +111,20 @@ def test_no_etcd(monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]) 
     with pytest.raises(ValueError, match="There is no etcd server on this machine") as failed:
         quorum.Quorum(job.endpoint, job.run_id, options).start(60)
     assert job.endpoint in str(failed.value)
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, make_job: Callable[..., Job]) -> None:
+    from torchetcd._quorum import quorum
+
+    full = SimpleNamespace(total=1 << 40, used=1 << 40, free=1 << 20)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    job = make_job(3)
+    options = parse_options({"quorum_dir": str(job.data)})
+    with pytest.raises(
+        ValueError, match=r"has 1 MiB left, and a member of the quorum needs \d+ MiB"
+    ):
+        quorum.Quorum(job.endpoint, job.run_id, options).start(60)
+    assert not job.etcds()
 
 
 def test_a_folder_that_others_can_read(torchrun: Torchrun, tmp_path: Path) -> None:

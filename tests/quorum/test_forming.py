@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_three_of_three(make_job: Callable[..., Job]) -> None:
     job.await_members(*_ports(job))
     _join(job, 3)
     assert {agent.pid for agent in job.agents} == {job.agent_at(p).pid for p in _ports(job)}
+
+
+def test_a_member_is_a_small_etcd(make_job: Callable[..., Job]) -> None:
+    """It shares its host with the training."""
+    job = make_job(1, quorum=1)
+    job.start().finish()
+    (pid,) = job.etcds().values()
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert {"GOGC=25"} <= set(environment)
 
 
 def test_two_of_three(make_job: Callable[..., Job]) -> None:

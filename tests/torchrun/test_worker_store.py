@@ -248,8 +248,8 @@ def test_the_file_with_the_password_is_handed_on(
     [
         ("yes", "is no description of a store, but 'yes': unset it"),
         ("[]", "is no description"),
-        ('{"v": 2}', "is no description"),
-        ('{"v": 3}', "is of version 3"),
+        ('{"v": 3}', "is no description"),
+        ('{"v": 4}', "is of version 4"),
     ],
 )
 def test_a_description_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str, told: str) -> None:
