@@ -5,8 +5,20 @@ use std::net::SocketAddr;
 /// The kernel's tables of connections, by the family of their addresses.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 
+/// The kernel writes a table in parts, and may leave a line out where others come and go meanwhile.
+const LOOKS: usize = 5;
+
 /// The user whose socket is connected from `client` to `server`, both on this host.
 pub fn user_of(client: SocketAddr, server: SocketAddr) -> std::io::Result<Option<u32>> {
+    for _ in 1..LOOKS {
+        if let Some(user) = look(client, server)? {
+            return Ok(Some(user));
+        }
+    }
+    look(client, server)
+}
+
+fn look(client: SocketAddr, server: SocketAddr) -> std::io::Result<Option<u32>> {
     let mut unread = None;
     for table in TABLES {
         match std::fs::read_to_string(table) {
