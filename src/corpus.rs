@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::gateway::fuzzing as gateway;
 use crate::rendezvous::fuzzing as rendezvous;
 use crate::store::fuzzing as store;
 
@@ -74,4 +75,9 @@ fn store_chunks() {
 #[test]
 fn store_requests() {
     check("store_requests", store::handle_requests);
+}
+
+#[test]
+fn gateway_queries() {
+    check("gateway_queries", gateway::read_queries);
 }

@@ -7,6 +7,7 @@ pub mod certificates;
 #[cfg(test)]
 mod corpus;
 pub mod etcd;
+pub mod gateway;
 pub mod process;
 #[cfg(feature = "python")]
 mod python;

@@ -32,6 +32,7 @@ from torchetcd._rendezvous.observed_barrier import serve_metrics_if_asked
 from torchetcd._rendezvous.options import Options, make_client, parse_options
 from torchetcd._rendezvous.waits import stood_by_to_the_end
 from torchetcd._worker_store import agent
+from torchetcd._worker_store.gateway import WorkerGateway
 from torchetcd._worker_store.process import forget
 from torchetcd.errors import RendezvousDeniedError, RendezvousOverError
 
@@ -70,9 +71,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
         hand_over: Hands a store in etcd to the workers of a round. Without it they use a TCPStore of their
             own.
         quorum: This agent's part in the quorum of an endpoint `job://...`.
+        gateway: Makes what this agent serves to its workers as a TCPStore, when it first joins a round.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - torch's three, and what an agent does for its workers
         self,
         rdzv_impl: EtcdRendezvous,
         local_addr: str | None = None,
@@ -80,8 +82,11 @@ class EtcdRendezvousHandler(RendezvousHandler):
         backend: str = "etcd",
         hand_over: Callable[[EtcdRendezvous, int, RendezvousStoreInfo], None] | None = None,
         quorum: Quorum | None = None,
+        gateway: Callable[[], WorkerGateway] | None = None,
     ) -> None:
         self._hand_over = hand_over
+        self._open_gateway = gateway
+        self._gateway: WorkerGateway | None = None
         self._quorum = quorum
         self._rdzv_impl = rdzv_impl
         #: Whom `rdzv_impl` has called, if it is none itself.
@@ -94,6 +99,11 @@ class EtcdRendezvousHandler(RendezvousHandler):
     def get_backend(self) -> str:
         """Return the name of the backend."""
         return self._backend
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether workers find their store at the agent, as torch's agent tells them."""
+        return self._open_gateway is not None
 
     def get_run_id(self) -> str:
         """Return the run id."""
@@ -111,13 +121,19 @@ class EtcdRendezvousHandler(RendezvousHandler):
         self._record(method, "The node attempts to join the next round of the rendezvous.")
         call = Call(local_addr=self._local_addr)
         try:
+            if self._gateway is None and self._open_gateway is not None:
+                # Before the barrier: a port that is taken must not cost the others a round.
+                self._gateway = self._open_gateway()
             try:
                 with call.under_way(), naming_members(self._quorum):
                     version, rank, world_size = self._rdzv_impl.rendezvous_barrier()
             finally:
                 self._ours = call.rdzv or self._ours
             store = self._rdzv_impl.setup_kv_store(version)
-            master = call.master or master_of(rank, store, self._local_addr)
+            if self._gateway is not None:
+                master = self._gateway.hand_over(self._ours, version)
+            else:
+                master = call.master or master_of(rank, store, self._local_addr)
             if self._hand_over is None:
                 forget(self.get_run_id())
             else:
@@ -156,6 +172,8 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes could change the world of this member."""
+        if self._gateway is not None:
+            self._gateway.log_remarks()
         asked = self._who_has("num_nodes_waiting")
         if asked is not None:
             waiting = int(asked.num_nodes_waiting())
@@ -200,6 +218,10 @@ class EtcdRendezvousHandler(RendezvousHandler):
 
     def _leave(self) -> None:
         try:
+            if self._gateway is not None:
+                self._gateway.log_remarks()
+                self._gateway.close()
+                self._gateway = None
             forget(self.get_run_id())
             leaving = self._who_has("leave")
             if leaving is not None:
@@ -267,6 +289,9 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
     if options.worker_store == "etcd":
         agent.check(options)
         hand_over = functools.partial(agent.hand_over, options)
+    gateway = None
+    if options.worker_store == "gateway":
+        gateway = functools.partial(WorkerGateway, options)
     rdzv_impl = EtcdRendezvous(
         make_client(params, options) if quorum is None else quorum.client,
         options.etcd_prefix,
@@ -294,4 +319,5 @@ def create_rdzv_handler(params: RendezvousParameters) -> EtcdRendezvousHandler:
         backend=params.backend,
         hand_over=hand_over,
         quorum=quorum,
+        gateway=gateway,
     )

@@ -5,6 +5,7 @@ mod certificates;
 mod client;
 mod convert;
 mod errors;
+mod gateway;
 mod lifecycle;
 mod metrics;
 mod rendezvous;
@@ -25,6 +26,8 @@ mod _torchetcd {
     use super::client::PyClient;
     #[pymodule_export]
     use super::convert::prefix_end;
+    #[pymodule_export]
+    use super::gateway::PyGateway;
     #[pymodule_export]
     use super::lifecycle::{begin_end, shutdown};
     #[pymodule_export]

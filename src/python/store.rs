@@ -12,6 +12,7 @@ use super::convert;
 use super::errors::store_error;
 use super::store_methods::{owned, reply, store_methods, timeout};
 use super::wait::wait;
+use crate::gateway::Round;
 use crate::process::{PerProcess, generation};
 use crate::store::{Store, StoreRequest};
 
@@ -56,6 +57,18 @@ impl PyStore {
             ))
         });
         made.clone()
+    }
+
+    /// The same store for the clients of a gateway.
+    pub(crate) fn round(&self) -> Round {
+        let abort = self.abort.as_ref().filter(|(process, _)| *process == generation());
+        Round::new(
+            self.client.get().client(),
+            &self.prefix,
+            self.lease,
+            self.request_timeout,
+            abort.map(|(_, abort)| abort.clone()),
+        )
     }
 
     /// Of what does not wait for others.

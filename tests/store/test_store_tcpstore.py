@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from support.network.proxy import Proxy
 from support.stores import opened, seconds
+from torchetcd import _native
 from torchetcd.etcd import Client
 
 pytestmark = pytest.mark.skipif(
@@ -83,6 +84,27 @@ def run(store: dist.Store, method: str, args: tuple[Any, ...]) -> object:
         empty = type(exc).__name__.endswith("QueueEmptyError")
         return "the queue is empty" if empty else "timed out"
     return sorted(result) if method == "list_keys" else result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_script_at_a_gateway(
+    client: Client, prefix: str, tcp_store: dist.Store, seed: int
+) -> None:
+    gateway = _native.Gateway([0], None)
+    gateway.serve(_native.Store(client._native, prefix.encode()))
+    ours = dist.TCPStore(*gateway.address, None, False, wait_for_workers=False)
+    operations = script(random.Random(seed), queues=True)
+    for step in range(STEPS // 2):
+        method, *args = next(operations)
+        if method == "add":
+            # Both break the connection.
+            there = args[0] in tcp_store.list_keys()
+            if there and not is_number(tcp_store.get(args[0])):
+                continue
+        context = f"seed {seed}, step {step}: {method}{tuple(args)}"
+        theirs = run_tcp(tcp_store, method, tuple(args))
+        assert run_tcp(ours, method, tuple(args)) == theirs, context
+    gateway.close()
 
 
 def run_tcp(store: dist.Store, method: str, args: tuple[Any, ...]) -> object:

@@ -104,7 +104,8 @@ class EtcdRendezvous(RoundStores):
             domain=options.domain,
             node_id=options.node_id,
         )
-        self._port = MasterPort(options.master_port)
+        # At the port of a gateway its agent listens itself.
+        self._port = MasterPort(None if options.worker_store == "gateway" else options.master_port)
         self._look_s, self._looked = options.close_timeout, False
         self._told_why = False
         self._news: str | None = None

@@ -257,16 +257,25 @@ PARAMETERS = (
     Parameter(
         ("worker_store",),
         "tcp",
-        one_of("tcp", "etcd"),
+        one_of("tcp", "etcd", "gateway"),
         "Where workers meet: `tcp` is torch's TCPStore at `MASTER_ADDR`, which a worker of rank 0 serves; "
-        "`etcd` is a store in etcd (docs/how-to/no-tcpstore.md).",
+        "`gateway` is a TCPStore that each agent serves to its own workers, with etcd behind it; `etcd` is a "
+        "store in etcd (docs/how-to/no-tcpstore.md).",
+    ),
+    Parameter(
+        ("gateway_admit",),
+        "user",
+        one_of("user", "any"),
+        "Whose processes the port of `worker_store=gateway` answers: those of the agent's own `user`, or of "
+        "`any` user of the host.",
     ),
     Parameter(
         ("master_port",),
         None,
         ports,
         "The port at which workers meet when this node is rank 0 (`MASTER_PORT`), or the first and the last "
-        "of several, such as `29500-29599`: at least one for each agent on a host. By default any free port.",
+        "of several, such as `29500-29599`: at least one for each agent on a host. By default any free port. "
+        "With `worker_store=gateway` each agent listens there.",
     ),
     Parameter(
         ("quorum",),
@@ -344,6 +353,7 @@ class Options:
     password_file: str | None
     read_timeout: float
     worker_store: str
+    gateway_admit: str
     master_port: range | None
     quorum: int
     quorum_peer_port: int | None
