@@ -26,7 +26,7 @@ from torchetcd.etcd import Client, EtcdException
 PATIENCE_S = 60.0
 
 _AGENT = """
-import logging
+import logging, select
 path, given = sys.argv[1:]
 log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(log, 2)
@@ -77,6 +77,9 @@ commands = {
 }
 answer(make)
 while True:
+    # A signal that comes just before a read blocks would not end it.
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        pass
     line = sys.stdin.readline()
     if not line:
         break
