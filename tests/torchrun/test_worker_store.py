@@ -263,7 +263,9 @@ def test_an_unknown_kind(etcd_server: EtcdServer, run_id: str) -> None:
     parameters = RendezvousParameters(
         "etcd-v3", etcd_server.get_endpoint(), run_id, 1, 1, worker_store="redis"
     )
-    with pytest.raises(ValueError, match="'worker_store' must be tcp or etcd, not 'redis'"):
+    with pytest.raises(
+        ValueError, match="'worker_store' must be tcp or etcd or gateway, not 'redis'"
+    ):
         create_rdzv_handler(parameters)
 
 
