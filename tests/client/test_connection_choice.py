@@ -263,7 +263,7 @@ class TestWrongPort:
             listener.shutdown(socket.SHUT_RDWR)
             answering.join()
         if protocol == "http":
-            # The answer is lost where the connection was reset before it was read, which the other hint is for.
+            # A connection that is reset before the answer is read gives the other hint.
             hints = ("is this the peer, metrics or HTTP-only port?", "does it want https?")
             assert any(hint in str(caught.value) for hint in hints)
             assert "2379" in str(caught.value)
