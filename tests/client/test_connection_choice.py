@@ -113,6 +113,12 @@ def _close_all(listener: socket.socket, answer: bytes = b"") -> None:
                 if answer:
                     near.recv(1 << 16)
                     near.sendall(answer)
+                    near.shutdown(socket.SHUT_WR)
+                    # What is left unread would reset the connection, and the answer would be lost with it.
+                    near.settimeout(2)
+                    with contextlib.suppress(OSError):
+                        while near.recv(1 << 16):
+                            pass
 
 
 class TestHanging:
@@ -219,8 +225,7 @@ class TestMesh:
             Client("127.0.0.1", mesh.port, read_timeout=6) as client,
             opened(client, "/store", timeout=6) as store,
         ):
-            # On a busy machine the last answer may not have come.
-            with pytest.raises(StoreOutcomeUnknownError, match="no healthy upstream|no answer yet"):
+            with pytest.raises(StoreOutcomeUnknownError, match="no healthy upstream"):
                 store.set("x", "y")
             assert mesh.requests < 60
             assert mesh.connections < 60
@@ -263,9 +268,7 @@ class TestWrongPort:
             listener.shutdown(socket.SHUT_RDWR)
             answering.join()
         if protocol == "http":
-            # A connection that is reset before the answer is read gives the other hint.
-            hints = ("is this the peer, metrics or HTTP-only port?", "does it want https?")
-            assert any(hint in str(caught.value) for hint in hints)
+            assert "is this the peer, metrics or HTTP-only port?" in str(caught.value)
             assert "2379" in str(caught.value)
         else:
             assert "(does it want http?)" in str(caught.value)

@@ -18,13 +18,13 @@ from torchetcd._rendezvous.local_address import host_name, interface_addresses
 class Material:
     """PEM files for both ports and for clients, in a folder that is deleted with this object."""
 
-    def __init__(self, ca: bytes, cert: bytes, key: bytes) -> None:
+    def __init__(self, ca: str, cert: str, key: str) -> None:
         folder = Path(tempfile.mkdtemp(prefix="torchetcd-tls-"))
         self.ca, self.cert, self.key = (
             str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem")
         )
         for path, text in ((self.ca, ca), (self.cert, cert), (self.key, key)):
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)
         self._delete = weakref.finalize(self, _delete, os.getpid(), folder)
 
@@ -86,8 +86,4 @@ def make_material(secret: bytes, own: Iterable[Entry] = ()) -> Material:
     hosts = ["localhost", "127.0.0.1", "::1", host_name(), *interface_addresses()]
     hosts += [entry.host for entry in own]
     ca, cert, key = _native.quorum_certificates(secret, list(dict.fromkeys(hosts)))
-    return Material(_encoded(ca), _encoded(cert), _encoded(key))
-
-
-def _encoded(pem: str | bytes) -> bytes:
-    return pem.encode() if isinstance(pem, str) else pem
+    return Material(ca, cert, key)

@@ -51,11 +51,6 @@ _WARN_S = 30.0
 _KEEPER_S = 5.0
 
 
-class _Place(NamedTuple):
-    entry: Entry
-    keeper: Keeper
-
-
 class _InUse(NamedTuple):
     """Why an entry cannot be taken."""
 
@@ -74,7 +69,7 @@ class Quorum:
             ValueError: if there can be no quorum of it.
         """
         secret_file = options.quorum_secret_file
-        self._secret = (
+        secret = (
             read_secret("The rendezvous parameter 'quorum_secret_file'", secret_file)
             if secret_file
             else None
@@ -83,15 +78,15 @@ class Quorum:
             endpoint,
             options.quorum,
             options.quorum_peer_port,
-            secure=self._secret is not None,
+            secure=secret is not None,
         )
         self._run_id, self._options = run_id, options
         self.token = self.entries.token(run_id)
         own = own_entries(self.entries.all)
         self.material: Material | None = None
-        if self._secret is not None:
+        if secret is not None:
             # Those that may turn out to be this host's, too: whoever has the secret can make any certificate.
-            self.material = make_material(self._secret, [*own, *looked_up(self.entries.all)])
+            self.material = make_material(secret, [*own, *looked_up(self.entries.all)])
         elif not all(is_loopback(entry.host) for entry in self.entries.all):
             _logger.warning(
                 "The quorum of %s has no secret: whoever reaches its ports %s can read and change all of it. "
@@ -105,7 +100,7 @@ class Quorum:
         self._owner = os.getpid()
         self._has_left = threading.Event()
         self._counts = Counts(run_id, self.entries.size)
-        self._place: _Place | None = None
+        self._place: Keeper | None = None
         #: The members as last seen, if this agent has seen them.
         self._members: list[Entry] = []
 
@@ -132,7 +127,7 @@ class Quorum:
         if self._place is None:
             return
         after_leaving(self._stop)
-        keeper = self._place.keeper
+        keeper = self._place
         began = warned = time.monotonic()
         while not keeper.settled.wait(0.5):
             now = time.monotonic()
@@ -162,15 +157,14 @@ class Quorum:
         if self._own:
             try:
                 find_binary()
+                delete_stale(private_folder(self._options.quorum_dir))
             except FileNotFoundError as exc:
                 message = f"{self.entries.endpoint} has a member of its quorum on this host. {exc}"
                 raise ValueError(message) from None
-        cleaned = not self._own
+            except FolderError as exc:
+                raise ValueError(str(exc)) from None
         while True:
             try:
-                if not cleaned:
-                    cleaned = True
-                    delete_stale(private_folder(self._options.quorum_dir))
                 foreign = self._try_places()
             except FolderError as exc:
                 raise ValueError(str(exc)) from None
@@ -260,7 +254,7 @@ class Quorum:
             except BaseException:
                 keeper.stop()
                 raise
-            self._place = _Place(entry, keeper)
+            self._place = keeper
             if taken is not None:
                 _logger.warning(
                     "The entry %s is used instead of another one: %s.", entry.name, taken.text
@@ -295,7 +289,7 @@ class Quorum:
         if seen is None:
             return ""
         place = self._place
-        here = f" At this agent: {place.keeper.trouble}" if place and place.keeper.trouble else ""
+        here = f" At this agent: {place.trouble}" if place and place.trouble else ""
         return (
             f"The quorum of {self.entries.endpoint} has no majority, {self.entries.majority} of "
             f"{self.entries.size} members. Gone: {'; '.join(gone_of(seen)) or 'none of those asked'}.{here}"
@@ -314,15 +308,15 @@ class Quorum:
             return
         place = self._give_up_place()
         if place is not None:
-            place.keeper.end(lambda: node.nodes_left() == 0, _LINGER_S)
+            place.end(lambda: node.nodes_left() == 0, _LINGER_S)
 
     def _stop(self) -> None:
         """End without the job: the data stays, and whoever comes next resumes it."""
         place = self._give_up_place()
         if place is not None:
-            place.keeper.stop()
+            place.stop()
 
-    def _give_up_place(self) -> _Place | None:
+    def _give_up_place(self) -> Keeper | None:
         if self._owner != os.getpid():
             # A forked child has this object, but not the member.
             return None
